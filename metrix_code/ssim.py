@@ -1,0 +1,51 @@
+"""SSIM of derained images against the clean ones, 1 at most.
+
+python metrix_code/ssim.py --res_path results/Rain200H --gt_path .../rain_data_test_Heavy/norain
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
+
+from metrix_code.protocol import in_protocol, size
+from utils import UserError
+
+RADIUS = 5  # an 11-tap window
+WINDOW = np.exp(-np.square(np.arange(-RADIUS, RADIUS + 1)) / (2 * 1.5**2))
+WINDOW /= WINDOW.sum()
+
+
+def ssim(derained: np.ndarray, clean: np.ndarray, protocol: str = "RGB", peak: float = 255.0) -> float:
+    """Mean structural similarity (Wang et al., 2004): Gaussian window of 11, sigma 1.5, K1 = 0.01, K2 = 0.03.
+
+    `derained` and `clean` are (H, W, 3) RGB, both uint8, or both float in [0, `peak`]: give peak=1.0
+    for what the network returns. "RGB" pads with zeros and averages over the three channels and all pixels, as the
+    training loss does; "Y" averages the luma's map where the window lies wholly inside ('valid').
+    Raises UserError where the two differ in shape or type, or, for "Y", are smaller than the window.
+    """
+    x, y, peak = in_protocol(derained, clean, protocol, peak)
+    mean_x, mean_y = _blur(x), _blur(y)
+    product, squares = mean_x * mean_y, np.square(mean_x) + np.square(mean_y)
+    covariance, variances = _blur(x * y) - product, _blur(x * x + y * y) - squares
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
+    if protocol == "Y":
+        similarity = similarity[RADIUS:-RADIUS, RADIUS:-RADIUS]
+        if not similarity.size:
+            raise UserError(f"{size(x)} pixels are too few for SSIM on Y: its window is 11x11")
+    return float(similarity.mean())
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    return cv2.sepFilter2D(image, cv2.CV_64F, WINDOW, WINDOW, borderType=cv2.BORDER_CONSTANT)
+
+
+if __name__ == "__main__":
+    from metrix_code.folders import score_pairs
+    from utils import run
+
+    run(lambda: score_pairs("SSIM", ssim, "{:.4f}", __doc__))
