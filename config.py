@@ -1,0 +1,242 @@
+"""One frozen record a dataset and stage: the numbers of the paper, each beside its source, and the command line.
+
+A record's fields are its script's options: `--help` shows that dataset's defaults. Sources: [readme] the
+authors' README, [script] their released scripts, [paper] the paper, [ours] chosen here, with the reason in
+REPRODUCTION.md where it touches the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+
+def option(
+    default: Any, help: str, choices: Sequence[str] | None = None, changes_result: bool = False
+) -> Any:
+    """A field that is an option. `changes_result`: a resumed run must have the value it began with."""
+    return field(
+        default=default, metadata={"help": help, "choices": choices, "changes_result": changes_result}
+    )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to run: of every script."""
+
+    use_GPU: bool = option(True, "use CUDA where there is any; False means the CPU, whatever there is")
+    gpu_id: tuple[int, ...] = option(
+        (0, 1), "CUDA devices, one process each; those that are absent are left out"
+    )
+    precision: str = option("float32", "bfloat16: the network's inner arithmetic", ("float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class Training(Machine):
+    """What both stages share."""
+
+    dataset: str = ""
+    stage: str = ""
+
+    data_path: Path = option(Path(), "the dataset, as unpacked: see datasets/README.md")
+    save_path: Path = option(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
+    resume: bool = option(False, "go on from save_path/net_latest, to the same weights as if never stopped")
+
+    batchSize: int = option(12, "pairs a step, over all processes", changes_result=True)
+    epochs: int = option(520, "a run is epochs * pairs / batchSize steps", changes_result=True)
+    steps: int = option(
+        0, "length of the run in steps, the milestones kept in proportion; 0: by epochs", changes_result=True
+    )
+    milestone: tuple[int, ...] = option(
+        (312, 416), "epochs after which the learning rate drops", changes_result=True
+    )
+    lr: float = option(5e-4, "learning rate of Adam", changes_result=True)
+    lr_factor: float = option(0.5, "what a milestone multiplies the learning rate by", changes_result=True)
+    patch_size: int = option(120, "side of the square crops, in pixels", changes_result=True)
+    augment: bool = option(False, "flip and rotate the crops; not in the paper", changes_result=True)
+    recombine: bool = option(
+        False, "swap streak layers between pairs (Rain200H/L only); not in the paper", changes_result=True
+    )
+    backgrounds: tuple[Path, ...] = option(
+        (), "with --recombine: folders of further clean images", changes_result=True
+    )
+    rainy_side: str = option(
+        "auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"), changes_result=True
+    )
+    channels: tuple[int, ...] = option(
+        (24, 32, 48), "channels at full, half and quarter resolution", changes_result=True
+    )
+    units: tuple[int, ...] = option(
+        (10, 4, 2), "unit applications a stage at full, half and quarter resolution", changes_result=True
+    )
+    seed: int = option(0, "of the first weights, the order, the crops", changes_result=True)
+
+    workers: int = option(2, "loader processes for each training process; 0: none")
+    cache: str = option("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
+    recompute: bool = option(False, "recompute the units in the backward pass: a third of the memory, slower")
+    compile: bool = option(False, "compile the units (CUDA): minutes at the start, faster steps")
+    log_every: int = option(10, "steps between log lines")
+    save_every: int = option(200, "steps between checkpoints; Ctrl-C saves too")
+    val_every: float = option(10.0, "epochs between validations on the test pairs; 0: never")
+    val_images: int = option(0, "validate on so many of the test pairs, spread evenly; 0: all")
+
+
+@dataclass(frozen=True)
+class Teacher(Training):
+    """Stage 1, SID: supervised by synthetic pairs."""
+
+    stage: str = "SID"
+    ssim_weight: float = option(1.0, "of minus SSIM to the clean image", changes_result=True)
+
+
+@dataclass(frozen=True)
+class Student(Training):
+    """Stage 2, SSID-KD: the teacher's weights, trained on with synthetic pairs and real rain."""
+
+    stage: str = "SSID-KD"
+    teacher: Path = option(Path(), "checkpoint to start from: a file, or a folder with net_latest")
+    real_path: tuple[Path, ...] = option((), "folders of unlabelled real rainy images", changes_result=True)
+
+    batchSize: int = option(2, "synthetic pairs a step, and as many real images", changes_result=True)
+    epochs: int = option(10, "a run is epochs * pairs / batchSize steps", changes_result=True)
+    milestone: tuple[int, ...] = option((), "epochs after which the learning rate drops", changes_result=True)
+    lr: float = option(1e-4, "learning rate of Adam", changes_result=True)
+    patch_size: int = option(128, "side of the crops and window of the dark channel", changes_result=True)
+    val_every: float = option(1.0, "epochs between validations on the test pairs; 0: never")
+
+    l1_weight: float = option(20.0, "of L1 to the clean image", changes_result=True)
+    dark_weight: float = option(1e-6, "of the dark channel's sum, synthetic and real", changes_result=True)
+    tv_weight: float = option(1e-6, "of the total variation's sum, synthetic and real", changes_result=True)
+    kl_weight: float = option(1e-6, "of the distillation, KL of the codes", changes_result=True)
+
+
+@dataclass(frozen=True)
+class Evaluation(Machine):
+    """What is scored with which model."""
+
+    dataset: str = ""
+    method: str = ""
+
+    logdir: Path = option(
+        Path(), "the model: a checkpoint, ours or the authors', or a folder with net_latest"
+    )
+    data_path: Path = option(Path(), "the dataset, as unpacked: see datasets/README.md")
+    save_path: Path = option(Path(), "where the derained images, scores.json and index.html go")
+    rainy_side: str = option("auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"))
+    niqe: bool = option(False, "score NIQE too, of the derained and the rainy images")
+    page: bool = option(True, "write index.html, with a before/after slider for each image")
+    workers: int = option(2, "processes that read ahead; 0: none")
+
+
+def _teacher(dataset: str, **numbers: Any) -> Teacher:
+    paths = {"data_path": Path("datasets") / dataset, "save_path": Path("trained_model") / dataset}
+    return Teacher(dataset=dataset, **paths, **numbers)
+
+
+def _student(dataset: str, **numbers: Any) -> Student:
+    return Student(
+        dataset=dataset,
+        data_path=Path("datasets") / dataset,
+        real_path=(Path("datasets/Real"),),  # SPA-Data and Real-275 [paper]; one folder Real/ [script]
+        teacher=Path("trained_model") / dataset,
+        save_path=Path("trained_model") / f"{dataset}+Real",
+        **numbers,
+    )
+
+
+def _evaluation(dataset: str, method: str, trained_on: str, **numbers: Any) -> Evaluation:
+    model = trained_on + ("+Real" if method == "SSID-KD" else "")
+    return Evaluation(
+        dataset=dataset,
+        method=method,
+        logdir=Path("trained_model") / model,
+        data_path=Path("datasets") / dataset,
+        save_path=Path("results") / dataset / method,
+        **numbers,
+    )
+
+
+# Milestones of Rain200H: 312 and 416 [readme]; the script drops at 312 alone.
+TEACHERS = {
+    "Rain200H": _teacher("Rain200H", lr=5e-4, epochs=520, milestone=(312, 416), lr_factor=0.5),  # [readme]
+    "Rain200L": _teacher("Rain200L", lr=5e-4, epochs=520, milestone=(312, 416), lr_factor=0.5),  # [script]
+    "Rain800": _teacher(
+        "Rain800"
+    ),  # trained on [paper], nothing released: the option table's defaults [readme]
+    "Rain1200": _teacher("Rain1200", lr=7e-5, epochs=800, milestone=(480, 640), lr_factor=0.1),  # [script]
+    "Rain1400": _teacher("Rain1400", lr=5e-4, epochs=800, milestone=(480, 640), lr_factor=0.1),  # [script]
+}
+
+STUDENTS = {
+    "Rain200H": _student("Rain200H"),  # the class's numbers [script]
+    "Rain200L": _student("Rain200L"),  # likewise [script]
+    "Rain800": _student("Rain800"),  # nothing released: as Rain200H [ours]
+    "Rain1200": _student("Rain1200", epochs=20, batchSize=4),  # [script]
+    "Rain1400": _student("Rain1400", epochs=20),  # [script]
+}
+
+EVALUATIONS = {
+    **{(name, "SID"): _evaluation(name, "SID", name) for name in TEACHERS},
+    **{(name, "SSID-KD"): _evaluation(name, "SSID-KD", name) for name in STUDENTS},
+    ("SPA", "SSID-KD"): _evaluation("SPA", "SSID-KD", "Rain200L", niqe=True),  # the Rain200L model [script]
+    ("Real275", "SSID-KD"): _evaluation("Real275", "SSID-KD", "Rain200L", niqe=True),  # as SPA [ours]
+}
+
+Record = TypeVar("Record", bound=Machine)
+
+
+def parse(record: Record, description: str, arguments: Sequence[str] | None = None) -> Record:
+    """`record` with what the command line says changed. Its options are the record's fields."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    kinds = get_type_hints(type(record))
+    for each in dataclasses.fields(record):
+        if "help" in each.metadata:
+            _add_option(parser, each, kinds[each.name], getattr(record, each.name))
+    given = vars(parser.parse_args(arguments))
+    changed = dataclasses.replace(record, **given)
+    _check(parser, changed)
+    return changed
+
+
+def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: Any, default: Any) -> None:
+    how: dict[str, Any] = {"help": each.metadata["help"].replace("%", "%%"), "default": default}
+    if get_origin(kind) is tuple:
+        how["type"] = _several(get_args(kind)[0])
+        how["metavar"] = "A,B,..."
+    elif kind is bool:
+        # a bare --flag switches on; --flag False, as the paper's commands write it, switches off
+        how |= {"type": _truth, "nargs": "?", "const": True, "metavar": "True|False"}
+    else:
+        how |= {"type": kind, "choices": each.metadata["choices"]}
+        how["metavar"] = None if how["choices"] else kind.__name__.upper()
+    parser.add_argument(f"--{each.name}", **how)
+
+
+def _several(kind: type) -> Any:
+    def read(text: str) -> tuple:
+        return tuple(kind(part) for part in text.replace(",", " ").split())
+
+    read.__name__ = f"list of {kind.__name__}"  # what argparse calls it in its error
+    return read
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() in ("true", "1", "yes")
+
+
+def _check(parser: argparse.ArgumentParser, record: Machine) -> None:
+    for name in ("batchSize", "epochs", "patch_size", "lr", "log_every", "save_every"):
+        if getattr(record, name, 1) <= 0:
+            parser.error(f"--{name} must be above 0")
+    for name in ("channels", "units"):
+        values = getattr(record, name, (1, 1, 1))
+        if len(values) != 3 or min(values) < 1:
+            parser.error(f"--{name} takes three numbers above 0, as 24,32,48")

@@ -1,0 +1,91 @@
+"""Reads the authors' released checkpoints into our network.
+
+Theirs is a `torch.save` of {'net': state_dict, 'clock_net': step, 'opt_net': ...}. Its keys may begin with
+'module.' (DataParallel), list a stage's one unit once for each position, hold five fusions that feed nothing,
+and belong to a network that saw BGR images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from utils import UserError
+
+# a released name (a regular expression, applied in this order) and ours
+NAMES = (
+    (r"^module\.", ""),
+    (r"^head\.convLayer_(\d)\.0", r"head\1"),
+    (r"^tail\.catLayer\.0", "tail"),
+    (r"^encoder_decoder_4\.enLayer_4", "quarter_branch"),
+    (r"^encoder_decoder_2\.catLayer_2\.0", "half_branch.down4"),
+    (r"^encoder_decoder_2\.catLayer_3\.0", "half_branch.up2"),
+    (r"^encoder_decoder_1\.catLayer_1\.0", "full_branch.down2"),
+    (r"^encoder_decoder_1\.catLayer_2\.0", "full_branch.down4"),
+    (r"^encoder_decoder_1\.catLayer_3\.0", "full_branch.up2"),
+    (r"^encoder_decoder_1\.catLayer_4\.0", "full_branch.up1"),
+    (r"^encoder_decoder_2\.", "half_branch."),
+    (r"^encoder_decoder_1\.", "full_branch."),
+    (r"\.enLayer_(\d)", r".encode\1"),
+    (r"\.deLayer_(\d)", r".decode\1"),
+    (r"\.conv1x1\.(\d+)\.0", r".fusions.\1"),
+    (r"\.units\.\d+\.unit\.", ".unit."),
+    (r"\.scale(\d)\.(\d)\.0", r".chain\1.\2"),
+    (r"\.fusion(\d\d)\.0", r".fuse\1"),
+    (r"\.fusion_all\.0", ".fuse_all"),
+    (r"\.conv_([35])_([12])", r".conv\1_\2"),
+    (r"\.confusion", ".fuse"),
+)
+# stages whose output nothing reads: their last fusion is dead (networks.DenseStage, gives_output)
+WITHOUT_OUTPUT = (
+    "half_branch.encode2",
+    "half_branch.encode4",
+    "full_branch.encode1",
+    "full_branch.encode2",
+    "full_branch.encode4",
+)
+
+
+def is_released(content: Mapping) -> bool:
+    """Whether a loaded checkpoint is the authors', told by its keys."""
+    net = content.get("net", content)
+    return isinstance(net, Mapping) and any("encoder_decoder_1." in str(key) for key in net)
+
+
+def from_released(content: Mapping) -> dict[str, Tensor]:
+    """A released checkpoint's weights under our names, for RGB images, without the dead fusions.
+
+    Raises UserError where a stage's tied positions hold different weights: that is another network.
+    """
+    weights: dict[str, Tensor] = {}
+    for released_name, value in content.get("net", content).items():
+        name = released_name
+        for pattern, ours in NAMES:
+            name = re.sub(pattern, ours, name)
+        if not torch.equal(weights.setdefault(name, value), value):
+            raise UserError(
+                f"{released_name} differs from its stage's other units, which are tied in SSID-KD"
+            )
+    for stage in WITHOUT_OUTPUT:
+        last = max((int(m[1]) for m in map(_fusion_of(stage).match, weights) if m), default=None)
+        for kind in ("weight", "bias"):
+            weights.pop(f"{stage}.fusions.{last}.{kind}", None)
+    for head in ("head1.weight", "head2.weight", "head4.weight"):
+        weights[head] = weights[head].flip(1)  # BGR in
+    for tail in ("tail.weight", "tail.bias"):
+        weights[tail] = weights[tail].flip(0)  # BGR out
+    return weights
+
+
+def _fusion_of(stage: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(stage)}\.fusions\.(\d+)\.weight$")
+
+
+def size_of(weights: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(channels, units) of the network that weights under our names belong to."""
+    channels = tuple(weights[f"head{scale}.weight"].shape[0] for scale in (1, 2, 4))
+    stages = ("full_branch.decode1", "half_branch.decode2", "quarter_branch")
+    return channels, tuple(sum(bool(_fusion_of(stage).match(key)) for key in weights) for stage in stages)
