@@ -1,0 +1,846 @@
+"""Rainy and clean images: which layout a folder has, its pairs, random crops, and their order.
+
+A user points at what was downloaded; `find_pairs` says what it is. Nothing is merged, renamed or written.
+A crop depends on (seed, epoch, index) alone, and the entries of a batch on (seed, step) alone, so neither
+depends on the number of workers or processes, and a run can be taken up again at any step.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils import UserError, list_images, natural_key, one_line, read_image, to_tensor
+
+# Pairs in the official downloads, as their papers state them.
+OFFICIAL: dict[str, dict[str, int]] = {
+    "Rain200H": {"train": 1800, "test": 200},
+    "Rain200L": {"train": 1800, "test": 200},
+    "Rain100H": {"train": 1800, "test": 100},
+    "Rain100L": {"train": 200, "test": 100},
+    "Rain800": {"train": 700, "test": 100},
+    "Rain1200": {"train": 12_000, "test": 1_200},
+    "Rain1400": {"train": 12_600, "test": 1_400},
+    "SPA": {"train": 638_492, "test": 1_000},
+    "Rain12": {"test": 12},
+    "Real275": {"test": 275},
+    "Internet": {"train": 147},
+}
+LIST_FILE = "real_world.txt"
+RAINY_FOLDERS = ("rain", "rainy", "rainy_image", "input")
+CLEAN_FOLDERS = ("norain", "clean", "ground_truth", "gt", "target")
+LOOKED_FOR = (
+    "rain/X2 or rain/ + norain/, rainy_image/ + ground_truth/, rain/ + gt/, input/ + target/, "
+    "rainy/ + clean/, rain-N + norain-N in one folder, Rain_{Light,Medium,Heavy}/, side-by-side images, "
+    f"{LIST_FILE}; alone or under train and test folders"
+)
+
+
+class Side(NamedTuple):
+    """One side of a pair: a whole image file, or its left or right half."""
+
+    path: Path
+    half: str = ""  # "", "left", "right"
+
+
+class Pair(NamedTuple):
+    """A rainy image and its clean one. Derained outputs are called `name`, unique within a set."""
+
+    name: str
+    rainy: Side
+    clean: Side | None  # None: a real photograph, nobody knows it without the rain
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder turned out to hold. `root` is the folder in which the pairs themselves lie."""
+
+    layout: str
+    root: Path
+    pairs: Sequence[Pair]
+    warnings: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """One line: the layout, how many, from where."""
+        what = "real images" if self.pairs[0].clean is None else "pairs"
+        return f"{self.layout}: {len(self.pairs):,} {what} from {self.root}"
+
+
+# --------------------------------------------------------------------------------- names that belong together
+
+
+def _undecorated(stem: str) -> str:
+    """norain-57x2, rain-57, 57gt, 57 -> 57: what the sets hang on a name to tell the two sides apart."""
+    stem = re.sub(r"^(no)?rain[-_]?(?=.)", "", stem.lower())
+    return re.sub(r"(?<=.)([-_]?(x2|gt)|[-_](rain|norain|rainy|clean|input|target))$", "", stem)
+
+
+def _numbers(stem: str) -> str:
+    return "-".join(str(int(number)) for number in re.findall(r"\d+", _undecorated(stem)))
+
+
+def _without_variant(stem: str) -> str:
+    """901_14 -> 901: the fourteenth rain on scene 901 of Rain1400."""
+    return re.sub(r"_\d+$", "", _undecorated(stem))
+
+
+# (key of a rainy stem, key of a clean stem), from the strictest to the loosest
+_MATCHES: tuple[tuple[Callable[[str], str], Callable[[str], str]], ...] = (
+    (str, str),
+    (_undecorated, _undecorated),
+    (_without_variant, _undecorated),
+    (_numbers, _numbers),
+)
+
+
+class Matched(NamedTuple):
+    """Which rainy file goes with which clean one, and what is left over on either side."""
+
+    pairs: list[tuple[Path, Path]]
+    lone_rainy: list[Path]
+    lone_clean: list[Path]
+
+
+def match_files(rainy: Sequence[Path], clean: Sequence[Path]) -> Matched:
+    """Finds each rainy file's clean one: by name, by name without its decoration, by number.
+
+    One rule is used for the whole set, the strictest of those that match most: with a rule per file, a file
+    whose partner is missing would get some other file's.
+    """
+    best: dict[Path, Path] = {}
+    for rainy_key, clean_key in _MATCHES:
+        counts = Counter(clean_key(path.stem) for path in clean)
+        by_key = {key: path for path in clean if counts[key := clean_key(path.stem)] == 1 and key}
+        found = {path: by_key[key] for path in rainy if (key := rainy_key(path.stem)) in by_key}
+        if len(found) > len(best):
+            best = found
+    used = set(best.values())
+    return Matched(
+        list(best.items()), [path for path in rainy if path not in best], [p for p in clean if p not in used]
+    )
+
+
+def _distinct_names(files: Sequence[Path], root: Path) -> list[str]:
+    """Stems where they differ, else paths below `root`: two inputs must not be written to one output."""
+    for name in (lambda p: p.stem, lambda p: _below(p, root).with_suffix("").as_posix()):
+        names = [name(path) for path in files]
+        if len(set(names)) == len(names):
+            return names
+    return [_below(path, root).as_posix() for path in files]
+
+
+def _below(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else Path(*path.parts[1:])
+
+
+# ----------------------------------------------------------------------------------------- which layout it is
+
+
+class Spot(NamedTuple):
+    """A folder that was recognised, and how its pairs are put together."""
+
+    folder: Path
+    layout: str
+    gather: Callable[[], tuple[Sequence[Pair], list[Path], list[Path]]]  # pairs, lone rainy, lone clean
+
+
+def find_pairs(data_path: Path, split: str, dataset: str = "", rainy_side: str = "auto") -> Found:
+    """Recognises the layout of `data_path` and returns its `split` ("train" or "test").
+
+    `data_path` is a set's own folder, its split's, or one that holds it; or a list file. `dataset` (a key of
+    OFFICIAL, or "") chooses where a folder holds several sets, and gives the count to expect. `rainy_side`
+    is the rainy half of side-by-side images, "left" or "right"; "auto" goes by the set, else by measuring.
+    Raises UserError that names the file: nothing recognised, several sets, a rainy image without its clean
+    one, an empty folder.
+    """
+    spot, warnings = locate(Path(data_path), split, dataset, rainy_side)
+    pairs, lone_rainy, lone_clean = spot.gather()
+    if lone_rainy:
+        more = f" (and {len(lone_rainy) - 1} more)" if len(lone_rainy) > 1 else ""
+        raise UserError(
+            f"{lone_rainy[0]} has no clean image of that name or number{more}: fetch the set again"
+        )
+    if not pairs:
+        raise UserError(f"{spot.folder} holds no image pairs")
+    if lone_clean:
+        warnings.append(f"clean images without a rainy one, not used: {one_line(p.name for p in lone_clean)}")
+    expected = OFFICIAL.get(dataset, {}).get(split)
+    if expected and len(pairs) != expected:
+        warnings.append(
+            f"{spot.folder} holds {len(pairs):,} pairs; {dataset}'s official {split} set has {expected:,}"
+        )
+    return Found(spot.layout, spot.folder, pairs, tuple(warnings))
+
+
+def locate(
+    data_path: Path, split: str, dataset: str = "", rainy_side: str = "auto"
+) -> tuple[Spot, list[str]]:
+    """The one recognised folder of a split, with warnings; its images are not paired yet."""
+    if data_path.is_file():
+        return _listed(data_path), []
+    if not data_path.is_dir():
+        raise UserError(f"{data_path} does not exist: --data_path takes the folder of a dataset")
+    warnings: list[str] = []
+    spots = _spots(data_path, split, dataset, rainy_side)
+    if not spots and _split_of(data_path) == _other(split):
+        beside = [
+            p for p in _folders(data_path.parent) if _split_of(p) == split and _kind(p) == _kind(data_path)
+        ]
+        spots = [spot for path in beside for spot in _spots(path, split, dataset, rainy_side)]
+        warnings = [
+            f"{data_path} is a {_other(split)} folder: for {split}, {s.folder} beside it is taken"
+            for s in spots
+        ]
+    spots = _of_dataset(spots, dataset, data_path)
+    if not spots:
+        raise UserError(f"no {split} pairs recognised in {data_path}; looked for {LOOKED_FOR}")
+    if len(spots) > 1:
+        several = one_line(spot.folder for spot in spots)
+        raise UserError(f"{data_path} holds several sets ({several}): point --data_path at one of them")
+    if dataset and {_kind(spots[0].folder), _kind(Path(dataset))} == {"heavy", "light"}:
+        warnings.append(f"{spots[0].folder} is called {_kind(spots[0].folder)}, which {dataset} is not")
+    return spots[0], warnings
+
+
+def _other(split: str) -> str:
+    return "test" if split == "train" else "train"
+
+
+def _split_of(folder: Path) -> str:
+    """rain_data_train_Heavy, DID-MDN-training, RainTrainH: train; test_syn, Testing: test."""
+    for split in ("train", "test"):
+        if re.search(rf"(?:^|[^A-Za-z])(?:{split}|{split.upper()})|{split.title()}", folder.name):
+            return split
+    return ""
+
+
+def _kind(path: Path) -> str:
+    """Heavy or light rain, as far as the last two names of a path say: Rain200H, rain_data_test_Light."""
+    for name in (path.name, path.parent.name):
+        if found := re.search(r"(heavy|\d+h$)|(light|\d+l$)", name.lower()):
+            return "heavy" if found[1] else "light"
+    return ""
+
+
+def _of_dataset(spots: list[Spot], dataset: str, data_path: Path) -> list[Spot]:
+    """Where several sets lie in one folder: those whose names below it speak of `dataset`."""
+    aliases = {
+        "Rain1200": "rain1200|did",
+        "Rain1400": "rain1400|ddn",
+        "SPA": "spa|real_?world",
+        "Real275": "real-?275",
+    }
+    kind = _kind(Path(dataset))
+    for pattern in (aliases.get(dataset, dataset.lower()), rf"200{dataset[-1:].lower()}", kind):
+        if len(spots) > 1 and dataset and pattern:
+            named = [s for s in spots if re.search(pattern, _below(s.folder, data_path).as_posix().lower())]
+            spots = named or spots
+    return spots
+
+
+def _folders(folder: Path) -> list[Path]:
+    names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def _spots(folder: Path, split: str, dataset: str, rainy_side: str, depth: int = 2) -> list[Spot]:
+    """Recognised folders: those below named for the split, else this one, else those in its children."""
+    listed = (folder / LIST_FILE).is_file()
+    if listed and split == "train":
+        return [_listed(folder / LIST_FILE)]
+    children = _folders(folder)
+
+    def search(paths: Iterable[Path]) -> list[Spot]:
+        return (
+            [s for path in paths for s in _spots(path, split, dataset, rainy_side, depth - 1)]
+            if depth
+            else []
+        )
+
+    if spots := search(child for child in children if _split_of(child) == split):
+        return spots
+    if _split_of(folder) != _other(split) and (spot := _recognise(folder, children, dataset, rainy_side)):
+        return [spot]
+    # below a list file lie hundreds of thousands of images: nothing there is worth listing
+    return [] if listed else search(child for child in children if not _split_of(child))
+
+
+def _recognise(folder: Path, children: list[Path], dataset: str, rainy_side: str) -> Spot | None:
+    named = {child.name.lower(): child for child in children}
+    rainy = next((named[name] for name in RAINY_FOLDERS if name in named), None)
+    clean = next((named[name] for name in CLEAN_FOLDERS if name in named), None)
+    if rainy and clean:
+        return _two_folders(folder, rainy, clean)
+    if strengths := [named[n] for n in ("rain_light", "rain_medium", "rain_heavy") if n in named]:
+        return _did_training(folder, strengths, rainy_side)
+    files = list_images(folder)
+    rainy_files = [path for path in files if re.match(r"rain[-_]", path.name.lower())]
+    clean_files = [path for path in files if re.match(r"norain[-_]", path.name.lower())]
+    if rainy_files and clean_files:
+        return Spot(
+            folder, "rain-N + norain-N in one folder", lambda: _paired(folder, rainy_files, clean_files)
+        )
+    return _side_by_side(folder, files, dataset, rainy_side) if files else None
+
+
+def _two_folders(folder: Path, rainy: Path, clean: Path) -> Spot:
+    if inner := [child for child in _folders(rainy) if child.name.lower() == "x2"]:
+        rainy = inner[0]
+    layout = f"{rainy.relative_to(folder)}/ + {clean.name}/"
+    if rainy.name == "rainy_image":
+        layout = f"Rain1400 (DDN), {layout}"
+    elif rainy.name.lower() == "x2":
+        layout = f"Rain200 ({folder.name}), {layout}"
+    elif clean.name == "gt":
+        layout = f"SPA test, {layout}"
+    return Spot(
+        folder, layout, lambda: _paired(folder, list_images(rainy), list_images(clean), (rainy, clean))
+    )
+
+
+def _paired(
+    root: Path, rainy: list[Path], clean: list[Path], folders: Sequence[Path] = ()
+) -> tuple[list[Pair], list[Path], list[Path]]:
+    for path, files in zip(folders, (rainy, clean), strict=False):
+        if not files:
+            raise UserError(f"{path} holds no images")
+    matched = match_files(rainy, clean)
+    names = _distinct_names([r for r, _ in matched.pairs], root)
+    pairs = [Pair(name, Side(r), Side(c)) for name, (r, c) in zip(names, matched.pairs, strict=True)]
+    return pairs, matched.lone_rainy, matched.lone_clean
+
+
+def _did_training(folder: Path, strengths: list[Path], rainy_side: str) -> Spot:
+    """Rain1200: Rain_{Light,Medium,Heavy}/train2018new/N.jpg, rainy left."""
+
+    def files() -> list[Path]:
+        found: list[Path] = []
+        for strength in strengths:
+            images = [path for place in (strength, *_folders(strength)) for path in list_images(place)]
+            if not images:
+                raise UserError(f"{strength} holds no images")
+            found += images
+        return found
+
+    side = "left" if rainy_side == "auto" else rainy_side
+    layout = f"Rain1200 (DID-MDN) {', '.join(p.name for p in strengths)}, side by side, rainy {side}"
+    return Spot(folder, layout, lambda: (_halves(folder, files(), side), [], []))
+
+
+def _halves(root: Path, files: list[Path], rainy_side: str) -> list[Pair]:
+    other = "right" if rainy_side == "left" else "left"
+    names = _distinct_names(files, root)
+    return [Pair(n, Side(p, rainy_side), Side(p, other)) for n, p in zip(names, files, strict=True)]
+
+
+def _side_by_side(folder: Path, files: list[Path], dataset: str, rainy_side: str) -> Spot | None:
+    """One image a pair. The name says which half is rainy; where it does not, the pixels are asked."""
+    if not _halves_agree(files):
+        return None
+    name = f"{folder.parent.name}/{folder.name}".lower()
+    if all(path.name.lower().startswith("norain") for path in files):
+        layout, side = "released merged layout", "right"
+    elif dataset == "Rain1200" or re.search(r"did-?(mdn|data)|train2018new|rain1200", name):
+        layout, side = "Rain1200 (DID-MDN)", "left"
+    elif dataset == "Rain12" or re.search(r"rain12$", name) or name.startswith("rain12/"):
+        layout, side = "Rain12", "left"
+    elif dataset == "Rain800" or "rain800" in name or folder.name == "test_syn":
+        layout, side = "Rain800", "right"
+    else:
+        layout, side = "images of unknown origin", ""
+    reason = ""
+    if rainy_side != "auto":
+        side, reason = rainy_side, " as asked"
+    elif not side:
+        side, reason = ("right" if looks_swapped(_halves(folder, files, "left")) else "left"), " as measured"
+    layout = f"{layout}, side by side, rainy {side}{reason}"
+    return Spot(folder, layout, lambda: (_halves(folder, files, side), [], []))
+
+
+def _listed(list_file: Path) -> Spot:
+    layout = f"SPA list {list_file.name}"
+    return Spot(list_file.parent, layout, lambda: (ListedPairs(list_file), [], []))
+
+
+class ListedPairs(Sequence[Pair]):
+    """The pairs of a list file, 'rainy clean' a line. Neither folders nor images are looked at.
+
+    The list's paths begin with folders of its makers' machine: as many as must go before the first line's
+    files lie below the list's own folder go from every line. Only where lines begin is kept in memory.
+    """
+
+    def __init__(self, list_file: Path, labelled: bool = True) -> None:
+        self.list_file, self.labelled = list_file, labelled
+        if not list_file.stat().st_size:
+            raise UserError(f"{list_file} is empty: fetch it again")
+        self._bytes = np.memmap(list_file, np.uint8, "r")
+        ends = np.append(np.flatnonzero(self._bytes == ord("\n")), len(self._bytes))
+        starts = np.append(0, ends[:-1] + 1)
+        lines = ends - starts > 1  # blank ones, and a lone carriage return, are none
+        self._starts, self._ends = starts[lines], ends[lines]
+        self._drop = [0, 0]
+        if len(self):
+            self._drop = [self._leading(name) for name in self._names(0)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ListedPairs, (self.list_file, self.labelled)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        rainy, clean = (
+            self.list_file.parent.joinpath(*parts[drop:])
+            for parts, drop in zip(self._names(index), self._drop, strict=True)
+        )
+        return Pair(rainy.stem, Side(rainy), Side(clean) if self.labelled else None)
+
+    def _names(self, index: int) -> list[list[str]]:
+        line = self._bytes[self._starts[index] : self._ends[index]].tobytes().decode("utf-8", "replace")
+        names = line.split()
+        if len(names) != 2:
+            raise UserError(f"{self.list_file}: '{line.strip()}' is not a rainy and a clean file name")
+        return [[part for part in re.split(r"[/\\]", name) if part not in ("", ".")] for name in names]
+
+    def _leading(self, parts: list[str]) -> int:
+        for drop in range(len(parts)):
+            if self.list_file.parent.joinpath(*parts[drop:]).is_file():
+                return drop
+        raise UserError(
+            f"{self.list_file} lists {'/'.join(parts)}, which is not below {self.list_file.parent}"
+        )
+
+
+def find_images(folders: Sequence[Path], dataset: str = "") -> Found:
+    """Unlabelled real images of any size: files, folders with all below them, or a list file's rainy column.
+
+    Of a folder of pairs only the rainy side is taken. Raises UserError for a folder without images.
+    """
+    warnings: list[str] = []
+    paths = [Path(folder) for folder in folders]
+    lists = [path / LIST_FILE if (path / LIST_FILE).is_file() else path for path in paths]
+    if len(paths) == 1 and lists[0].suffix == ".txt" and lists[0].is_file():
+        return Found(
+            f"rainy images of {lists[0].name}", lists[0].parent, ListedPairs(lists[0], labelled=False)
+        )
+    files: list[Path] = []
+    for path in paths:
+        found = [path] if path.is_file() else _images_below(path, warnings)
+        if not found:
+            raise UserError(f"{path} holds no images")
+        files += found
+    if not files:
+        raise UserError("no folder of real images was given")
+    files = list(dict.fromkeys(files))  # a folder given twice, or inside another
+    root = Path(os.path.commonpath([path.parent for path in files]))
+    names = _distinct_names(files, root)
+    expected = sum(OFFICIAL.get(dataset, {}).values())
+    if expected and len(files) != expected:
+        warnings.append(f"{root} holds {len(files):,} images; {dataset} officially has {expected:,}")
+    pairs = [Pair(name, Side(path), None) for name, path in zip(names, files, strict=True)]
+    return Found("unlabelled", root, pairs, tuple(warnings))
+
+
+def _images_below(folder: Path, warnings: list[str]) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist")
+    files = list_images(folder)
+    children = _folders(folder)
+    if any(child.name.lower() in RAINY_FOLDERS for child in children):
+        clean = [child for child in children if child.name.lower() in CLEAN_FOLDERS]
+        warnings += [f"{child} is the clean side of pairs: not taken as rainy images" for child in clean]
+        children = [child for child in children if child not in clean]
+    for child in children:
+        files += _images_below(child, warnings)
+    return files
+
+
+# -------------------------------------------------------------------------------------------- what pairs hold
+
+
+def read_pair(
+    pair: Pair, read: Callable[[Path], np.ndarray] = read_image
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rainy and clean, uint8 RGB (H, W, 3); clean is None for a real image.
+
+    Raises UserError that names the file: unreadable, two sizes in a pair, an odd width of two halves.
+    """
+    rainy = _side(pair.rainy, read)
+    clean = _side(pair.clean, read) if pair.clean else None
+    if pair.clean and clean is not None and clean.shape != rainy.shape:
+        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (rainy, clean))
+        raise UserError(f"{pair.rainy.path} and {pair.clean.path} have two sizes, {sizes}: fetch them again")
+    return rainy, clean
+
+
+def _side(side: Side, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+    image = read(side.path)
+    if not side.half:
+        return image
+    middle, odd = divmod(image.shape[1], 2)
+    if odd or not middle:
+        raise UserError(
+            f"{side.path} is {image.shape[1]} pixels wide: not two images of one width side by side"
+        )
+    return image[:, :middle] if side.half == "left" else image[:, middle:]
+
+
+def _sample(count: int, most: int) -> list[int]:
+    """Up to `most` indices, evenly spread."""
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
+
+
+def _halves_agree(files: Sequence[Path], most: int = 4) -> bool:
+    """Whether both halves show one picture: coarse brightness correlates, with whatever rain on it."""
+    votes = []
+    for index in _sample(len(files), most):
+        image = read_image(files[index]).mean(axis=2)
+        height, half = image.shape[0], image.shape[1] // 2
+        rows, columns = (np.linspace(0, n, min(n, 16) + 1).astype(int)[:-1] for n in (height, half))
+        coarse = (
+            [
+                np.add.reduceat(np.add.reduceat(part, rows, 0), columns, 1).ravel()
+                for part in (image[:, :half], image[:, half : 2 * half])
+            ]
+            if half
+            else [np.zeros(1)] * 2
+        )
+        spread = [part.std() for part in coarse]
+        votes.append(min(spread) == 0 or np.corrcoef(*coarse)[0, 1] > 0.5)
+    return 2 * sum(votes) > len(votes)
+
+
+def cleaner_score(rainy: np.ndarray, clean: np.ndarray) -> float:
+    """How much more rain the first of two uint8 images shows than the second; negative: they look swapped."""
+
+    def busy(image: np.ndarray) -> float:
+        grey = image.astype(np.float32).mean(axis=2)
+        return float(np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=0)).mean())
+
+    return float(np.log((busy(rainy) + 1e-3) / (busy(clean) + 1e-3)))
+
+
+def looks_swapped(pairs: Sequence[Pair], sample: int = 8) -> bool:
+    """Whether in most of the sampled pairs the rainy side looks cleaner than the clean one."""
+    votes = []
+    for index in _sample(len(pairs), sample):
+        rainy, clean = read_pair(pairs[index])
+        votes.append(clean is not None and cleaner_score(rainy, clean) < 0)
+    return 2 * sum(votes) > len(votes)
+
+
+def check_pairs(found: Found, sample: int = 8) -> list[str]:
+    """Every suspicion about a set: those found with its names, and sides that look swapped in its pixels."""
+    suspicions = list(found.warnings)
+    if looks_swapped(found.pairs, sample):
+        first = found.pairs[0].rainy
+        remedy = (
+            f"--rainy_side {'right' if first.half == 'left' else 'left'}"
+            if first.half
+            else "the folders' names"
+        )
+        suspicions.append(
+            f"{first.path}: the rainy side looks cleaner than the clean one; swapped? Mend: {remedy}"
+        )
+    return suspicions
+
+
+def why_not_additive(rainy: np.ndarray, clean: np.ndarray) -> str:
+    """What speaks against rainy = min(255, clean + one grey layer >= 0), uint8 (H, W, 3); "" if nothing."""
+    layer = rainy.astype(np.int16) - clean
+    open_ = rainy < 255  # a clipped value only says that the layer is at least so strong
+    if (layer < 0).any():
+        return f"{(layer < 0).mean():.1%} of its values are darker than the clean ones"
+    lowest = np.where(open_, layer, 256).min(axis=2)
+    highest = np.where(open_, layer, -1).max(axis=2)
+    coloured = highest > np.minimum(lowest, 255)
+    clipped_too_low = (~open_ & (layer > lowest[..., None])).any(axis=2)
+    if (wrong := coloured | clipped_too_low).any():
+        return f"the channels of {wrong.mean():.1%} of its pixels got different additions"
+    return ""
+
+
+def refuse_unless_additive(found: Found, sample: int = 16) -> None:
+    """Raises UserError where layers cannot be swapped: a sampled pair's rain is no exact grey addition."""
+    for index in _sample(len(found.pairs), sample):
+        rainy, clean = read_pair(found.pairs[index])
+        if clean is None:
+            raise UserError(f"--recombine needs pairs, and {found.root} holds real images")
+        if why := why_not_additive(rainy, clean):
+            path = found.pairs[index].rainy.path
+            raise UserError(f"--recombine needs rain that is an exact grey addition; {path} is not: {why}")
+
+
+# ------------------------------------------------------------------------------------------------------ crops
+
+# What a random draw is for: two draws with one (seed, epoch, index) must not be the same.
+_CROP, _PARTNER, _REAL, _ORDER = range(4)
+_MOST_FILES = 50_000  # more are not even looked at: reading so many headers takes minutes on a network disk
+
+
+class ImageCache:
+    """Decoded images in one piece of memory that forked workers share; who needs an image first fills it in.
+
+    `mode` is "auto" (cached where all of it takes at most half of the memory available), "on" or "off".
+    `note` says in a line what was decided.
+    """
+
+    def __init__(self, files: Sequence[Path] | None, mode: str = "auto") -> None:
+        self._slots: dict[Path, int] = {}
+        self._memory: np.ndarray | None = None
+        if mode == "off" or files is None or (mode == "auto" and len(files) > _MOST_FILES):
+            self.note = "images are not cached: " + ("as asked" if mode == "off" else "too many files")
+            return
+        sizes = [_decoded_bytes(path) for path in files]
+        share = psutil.virtual_memory().available // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed = f"{sum(sizes) / 1e9:.2f} GB decoded, {share / 1e9:.2f} GB of memory may be used"
+        if mode == "auto" and sum(sizes) > share:
+            self.note = f"images are not cached: {needed}"
+            return
+        self.note = f"images are cached in memory: {needed}"
+        self._slots = {path: i for i, path in enumerate(files)}
+        self._starts = np.append(0, np.cumsum(sizes))
+        self._memory = np.frombuffer(mmap.mmap(-1, max(1, sum(sizes))), np.uint8)
+        # height and width of what lies in each slot; height 0: nothing yet
+        self._shapes = np.frombuffer(mmap.mmap(-1, max(1, 8 * len(sizes))), np.int32)[
+            : 2 * len(sizes)
+        ].reshape(-1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a spawned worker would get a copy of its own: it decodes instead
+        return {"_slots": {}, "_memory": None, "note": self.note}
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """The image, uint8 RGB (H, W, 3); not to be written to."""
+        slot = self._slots.get(path)
+        if slot is None or self._memory is None:
+            return read_image(path)
+        start, end = self._starts[slot : slot + 2]
+        height, width = self._shapes[slot]
+        if height:
+            return self._memory[start : start + 3 * int(height) * int(width)].reshape(height, width, 3)
+        image = read_image(path)
+        if image.size <= end - start:
+            self._memory[start : start + image.size] = image.ravel()
+            self._shapes[slot, 1] = image.shape[1]
+            self._shapes[slot, 0] = image.shape[0]  # last: from here on the slot counts as filled
+        return image
+
+
+def _decoded_bytes(path: Path) -> int:
+    try:
+        with Image.open(path) as image:  # reads the header only
+            return 3 * image.width * image.height
+    except OSError:
+        return 0  # whoever reads it will say what is wrong with it
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.default_rng(key)
+
+
+def _crop(images: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """One random (size, size, 3) window of images of one size; what is smaller is reflected."""
+    height, width = images[0].shape[:2]
+    top, left = (int(rng.integers(max(1, length - size + 1))) for length in (height, width))
+    return [_extend(image[top : top + size, left : left + size], size) for image in images]
+
+
+def _extend(image: np.ndarray, size: int) -> np.ndarray:
+    for axis in (0, 1):
+        if missing := size - image.shape[axis]:
+            widths = [(0, missing if axis == i else 0) for i in range(3)]
+            image = np.pad(image, widths, mode="reflect" if image.shape[axis] > 1 else "edge")
+    return image
+
+
+def _turn(image: np.ndarray, which: int) -> np.ndarray:
+    """One of the eight flips and rotations of a square."""
+    image = np.rot90(image, which % 4)
+    return image[:, ::-1] if which >= 4 else image
+
+
+class PairCrops(Dataset):
+    """Random crops of pairs: (epoch, index) -> {"rainy", "clean"}, float32 (3, patch, patch) in [0, 1].
+
+    `augment` flips and rotates. `recombine` lays the streaks of pair `index` on the clean side of another
+    pair, or on one of the images `backgrounds`; raises UserError unless the rain is an exact grey addition.
+    """
+
+    tag = _CROP
+
+    def __init__(
+        self,
+        found: Found,
+        patch_size: int,
+        seed: int,
+        augment: bool = False,
+        recombine: bool = False,
+        backgrounds: Found | None = None,
+        cache: str = "auto",
+    ) -> None:
+        self.pairs, self.patch_size, self.seed = found.pairs, patch_size, seed
+        self.augment, self.recombine = augment, recombine
+        self.backgrounds: Sequence[Pair] = backgrounds.pairs if backgrounds else ()
+        if recombine:
+            refuse_unless_additive(found)
+        self.read = ImageCache(_files(self.pairs, self.backgrounds), cache)
+        self.note = self.read.note
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        rng = _generator(self.seed, epoch, index, self.tag)
+        rainy, clean = read_pair(self.pairs[index], self.read)
+        if clean is None:
+            raise UserError(f"{self.pairs[index].rainy.path} has no clean side to train with")
+        rainy, clean = _crop((rainy, clean), self.patch_size, rng)
+        turn = int(rng.integers(8))  # drawn in any case: the options must not shift each other's draws
+        if self.recombine:
+            background = self._background(_generator(self.seed, epoch, index, _PARTNER))
+            rainy, clean = (
+                np.minimum(background.astype(np.int16) + rainy - clean, 255).astype(np.uint8),
+                background,
+            )
+        if self.augment:
+            rainy, clean = _turn(rainy, turn), _turn(clean, turn)
+        return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
+
+    def _background(self, rng: np.random.Generator) -> np.ndarray:
+        choice = int(rng.integers(len(self.pairs) + len(self.backgrounds)))
+        if choice < len(self.pairs):
+            side = self.pairs[choice].clean
+        else:
+            side = self.backgrounds[choice - len(self.pairs)].rainy  # an unlabelled image: its only side
+        assert side is not None
+        return _crop((_side(side, self.read),), self.patch_size, rng)[0]
+
+
+class RealCrops(Dataset):
+    """Random crops of unlabelled images: (epoch, index) -> {"real_rainy"}, float32 (3, patch, patch) in [0, 1]."""
+
+    tag = _REAL
+
+    def __init__(
+        self, found: Found, patch_size: int, seed: int, augment: bool = False, cache: str = "auto"
+    ) -> None:
+        self.images, self.patch_size, self.seed, self.augment = found.pairs, patch_size, seed, augment
+        self.read = ImageCache(_files(self.images), cache)
+        self.note = self.read.note
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        rng = _generator(self.seed, epoch, index, self.tag)
+        crop = _crop((_side(self.images[index].rainy, self.read),), self.patch_size, rng)[0]
+        turn = int(rng.integers(8))
+        return {"real_rainy": to_tensor(_turn(crop, turn) if self.augment else crop)}
+
+
+def _files(*sets: Sequence[Pair]) -> list[Path] | None:
+    """Every file of the sets once; None for a list that must not be walked through."""
+    if any(isinstance(pairs, ListedPairs) and len(pairs) > _MOST_FILES for pairs in sets):
+        return None
+    sides = (side for pairs in sets for pair in pairs for side in (pair.rainy, pair.clean) if side)
+    return list(dict.fromkeys(side.path for side in sides))
+
+
+# ------------------------------------------------------------------------------------------------------ order
+
+
+class BatchStream(Sampler[list[tuple[int, int]]]):
+    """The batches of steps `start` to `stop` - 1, as lists of (epoch, index).
+
+    Step s draws positions s * batch_size and on of an endless stream; position q is entry q % count of epoch
+    q // count's own permutation. So a set smaller than a batch repeats with another epoch's crops. Process
+    `rank` of `world_size` takes its even share of each batch, in order.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        stop: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        tag: int = 0,
+    ) -> None:
+        if batch_size % world_size:
+            works = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+            raise UserError(
+                f"--batchSize {batch_size} does not split over {world_size} processes; {works} do"
+            )
+        self.count, self.batch_size, self.seed, self.tag = count, batch_size, seed, tag
+        self.steps = range(start, stop)
+        share = batch_size // world_size
+        self.mine = range(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        shuffled, order = -1, np.empty(0, int)
+        for step in self.steps:
+            batch = []
+            for position in self.mine:
+                epoch, entry = divmod(step * self.batch_size + position, self.count)
+                if epoch != shuffled:
+                    shuffled, order = (
+                        epoch,
+                        _generator(self.seed, epoch, self.tag, _ORDER).permutation(self.count),
+                    )
+                batch.append((epoch, int(order[entry])))
+            yield batch
+
+
+class _Loader(DataLoader):
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except UserError as error:  # from a worker it comes wrapped in the worker's traceback
+            raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
+
+
+def loader(
+    dataset: PairCrops | RealCrops,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches of steps `start` to `stop` - 1 for one process; `batch_size` is that of all together."""
+    stream = BatchStream(len(dataset), batch_size, seed, start, stop, rank, world_size, dataset.tag)
+    return _Loader(
+        dataset,
+        batch_sampler=stream,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin_memory,
+    )
