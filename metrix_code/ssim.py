@@ -23,8 +23,9 @@ def ssim(derained: np.ndarray, clean: np.ndarray, protocol: str = "RGB", peak: f
     """Mean structural similarity (Wang et al., 2004): Gaussian window of 11, sigma 1.5, K1 = 0.01, K2 = 0.03.
 
     `derained` and `clean` are (H, W, 3) RGB, both uint8, or both float in [0, `peak`]: give peak=1.0
-    for what the network returns. "RGB" pads with zeros and averages over the three channels and all pixels, as the
-    training loss does; "Y" averages the luma's map where the window lies wholly inside ('valid').
+    for what the network returns. "RGB" pads with zeros and averages over the three channels and all
+    pixels, as the training loss does; "Y" averages the luma's map where the window lies wholly inside
+    ('valid').
     Raises UserError where the two differ in shape or type, or, for "Y", are smaller than the window.
     """
     x, y, peak = in_protocol(derained, clean, protocol, peak)
@@ -45,7 +46,7 @@ def _blur(image: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    from metrix_code.folders import score_pairs
+    from metrix_code.folders import main
     from utils import run
 
-    run(lambda: score_pairs("SSIM", ssim, "{:.4f}", __doc__))
+    run(lambda: main("SSIM", ssim, digits=4, about=__doc__))
