@@ -68,6 +68,8 @@ def read_scores(path: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(scores, dict) or not isinstance(scores.get(key), kind):
             raise UserError(f"{path} has no {key!r} as an evaluation writes it: {remedy}")
+    if not all(isinstance(image, dict) for image in scores["images"]):
+        raise UserError(f"{path}: an image is no record: {remedy}")
     for key in METRICS:
         if not isinstance(scores["mean"].get(key), float | int | None):
             raise UserError(f"{path}: the mean of {key!r} is no number: {remedy}")
