@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Found:
 
 def _undecorated(stem: str) -> str:
     """norain-57x2, rain-57, 57gt, 57 -> 57: what the sets hang on a name to tell the two sides apart."""
-    stem = re.sub(r"^(no)?rain[-_]?(?=.)", "", stem.lower())
+    stem = re.sub(r"^(no)?rain(y)?[-_]?(?=.)", "", stem.lower())
     return re.sub(r"(?<=.)([-_]?(x2|gt)|[-_](rain|norain|rainy|clean|input|target))$", "", stem)
 
 
@@ -188,30 +189,41 @@ def locate(
     data_path: Path, split: str, dataset: str = "", rainy_side: str = "auto"
 ) -> tuple[Spot, list[str]]:
     """The one recognised folder of a split, with warnings; its images are not paired yet."""
-    if data_path.is_file():
+    if data_path.suffix == ".txt" and data_path.is_file():
         return _listed(data_path), []
     if not data_path.is_dir():
-        raise UserError(f"{data_path} does not exist: --data_path takes the folder of a dataset")
+        raise UserError(f"{data_path} is not a folder: --data_path takes the folder of a dataset")
     warnings: list[str] = []
     spots = _spots(data_path, split, dataset, rainy_side)
     if not spots and _split_of(data_path) == _other(split):
         beside = [
-            p for p in _folders(data_path.parent) if _split_of(p) == split and _kind(p) == _kind(data_path)
+            path
+            for path in _folders(data_path.parent)
+            if _split_of(path) == split and _kind(path) == _kind(data_path)
         ]
         spots = [spot for path in beside for spot in _spots(path, split, dataset, rainy_side)]
-        warnings = [
-            f"{data_path} is a {_other(split)} folder: for {split}, {s.folder} beside it is taken"
-            for s in spots
-        ]
+        if spots:
+            warnings.append(f"{data_path} is a {_other(split)} folder: took the {split} folder beside it")
     spots = _of_dataset(spots, dataset, data_path)
     if not spots:
-        raise UserError(f"no {split} pairs recognised in {data_path}; looked for {LOOKED_FOR}")
+        raise UserError(f"no {split} pairs in {data_path}{_hint(data_path, split)}; looked for {LOOKED_FOR}")
     if len(spots) > 1:
         several = one_line(spot.folder for spot in spots)
         raise UserError(f"{data_path} holds several sets ({several}): point --data_path at one of them")
-    if dataset and {_kind(spots[0].folder), _kind(Path(dataset))} == {"heavy", "light"}:
-        warnings.append(f"{spots[0].folder} is called {_kind(spots[0].folder)}, which {dataset} is not")
+    kind = _kind(spots[0].folder)
+    if kind and _kind(Path(dataset)) not in ("", kind):
+        warnings.append(f"{spots[0].folder} is {kind} rain by its name, and {dataset} is not")
     return spots[0], warnings
+
+
+def _hint(data_path: Path, split: str) -> str:
+    """What a person most likely wants to hear about a folder in which nothing was recognised."""
+    for folder in (data_path, *(path for path in _folders(data_path) if _split_of(path) == split)):
+        if not any(folder.iterdir()):
+            return f": {folder} is empty"
+        if images := list_images(folder):
+            return f": the {len(images):,} images in {folder} are not two of one picture side by side"
+    return ""
 
 
 def _other(split: str) -> str:
@@ -227,26 +239,23 @@ def _split_of(folder: Path) -> str:
 
 
 def _kind(path: Path) -> str:
-    """Heavy or light rain, as far as the last two names of a path say: Rain200H, rain_data_test_Light."""
+    """Heavy or light rain, as a path's last two names say: Rain200H, RainTrainL, rain_data_test_Light."""
     for name in (path.name, path.parent.name):
-        if found := re.search(r"(heavy|\d+h$)|(light|\d+l$)", name.lower()):
+        if found := re.search(r"(heavy|(?:\d|train|test)h$)|light|(?:\d|train|test)l$", name.lower()):
             return "heavy" if found[1] else "light"
     return ""
 
 
 def _of_dataset(spots: list[Spot], dataset: str, data_path: Path) -> list[Spot]:
-    """Where several sets lie in one folder: those whose names below it speak of `dataset`."""
-    aliases = {
-        "Rain1200": "rain1200|did",
-        "Rain1400": "rain1400|ddn",
-        "SPA": "spa|real_?world",
-        "Real275": "real-?275",
-    }
-    kind = _kind(Path(dataset))
-    for pattern in (aliases.get(dataset, dataset.lower()), rf"200{dataset[-1:].lower()}", kind):
-        if len(spots) > 1 and dataset and pattern:
-            named = [s for s in spots if re.search(pattern, _below(s.folder, data_path).as_posix().lower())]
-            spots = named or spots
+    """Where several sets were recognised, those that speak of `dataset` below `data_path`."""
+    other_names = {"Rain1200": "did", "Rain1400": "ddn", "SPA": "real_?world", "Real275": "real-275"}
+    patterns = (dataset.lower(), other_names.get(dataset), dataset[-4:].lower())  # 200h of Simulated200H
+    for pattern in patterns:
+        if len(spots) > 1 and pattern:
+            names = [_below(spot.folder, data_path).as_posix().lower() for spot in spots]
+            spots = [s for s, name in zip(spots, names, strict=True) if re.search(pattern, name)] or spots
+    if len(spots) > 1 and dataset:
+        spots = [s for s in spots if _kind(s.folder) == _kind(Path(dataset))] or spots
     return spots
 
 
@@ -278,6 +287,8 @@ def _spots(folder: Path, split: str, dataset: str, rainy_side: str, depth: int =
 
 
 def _recognise(folder: Path, children: list[Path], dataset: str, rainy_side: str) -> Spot | None:
+    if folder.name == "test_nature":  # Rain800's real photographs, which have no clean side
+        return None
     named = {child.name.lower(): child for child in children}
     rainy = next((named[name] for name in RAINY_FOLDERS if name in named), None)
     clean = next((named[name] for name in CLEAN_FOLDERS if name in named), None)
@@ -383,8 +394,8 @@ class ListedPairs(Sequence[Pair]):
 
     def __init__(self, list_file: Path, labelled: bool = True) -> None:
         self.list_file, self.labelled = list_file, labelled
-        if not list_file.stat().st_size:
-            raise UserError(f"{list_file} is empty: fetch it again")
+        if not list_file.is_file() or not list_file.stat().st_size:
+            raise UserError(f"{list_file} is empty or missing: fetch it again")
         self._bytes = np.memmap(list_file, np.uint8, "r")
         ends = np.append(np.flatnonzero(self._bytes == ord("\n")), len(self._bytes))
         starts = np.append(0, ends[:-1] + 1)
@@ -433,15 +444,16 @@ def find_images(folders: Sequence[Path], dataset: str = "") -> Found:
     Of a folder of pairs only the rainy side is taken. Raises UserError for a folder without images.
     """
     warnings: list[str] = []
-    paths = [Path(folder) for folder in folders]
-    lists = [path / LIST_FILE if (path / LIST_FILE).is_file() else path for path in paths]
-    if len(paths) == 1 and lists[0].suffix == ".txt" and lists[0].is_file():
-        return Found(
-            f"rainy images of {lists[0].name}", lists[0].parent, ListedPairs(lists[0], labelled=False)
-        )
+    paths = [path / LIST_FILE if (path / LIST_FILE).is_file() else path for path in map(Path, folders)]
+    lists = {path: ListedPairs(path, labelled=False) for path in paths if path.suffix == ".txt"}
+    if len(paths) == len(lists) == 1:
+        return Found(f"rainy images of {paths[0].name}", paths[0].parent, lists[paths[0]])
     files: list[Path] = []
     for path in paths:
-        found = [path] if path.is_file() else _images_below(path, warnings)
+        if path in lists:
+            found = [pair.rainy.path for pair in lists[path]]
+        else:
+            found = [path] if path.is_file() else _images_below(path, warnings)
         if not found:
             raise UserError(f"{path} holds no images")
         files += found
@@ -506,43 +518,49 @@ def _sample(count: int, most: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
 
 
-def _halves_agree(files: Sequence[Path], most: int = 4) -> bool:
-    """Whether both halves show one picture: coarse brightness correlates, with whatever rain on it."""
-    votes = []
-    for index in _sample(len(files), most):
-        image = read_image(files[index]).mean(axis=2)
-        height, half = image.shape[0], image.shape[1] // 2
-        rows, columns = (np.linspace(0, n, min(n, 16) + 1).astype(int)[:-1] for n in (height, half))
-        coarse = (
-            [
-                np.add.reduceat(np.add.reduceat(part, rows, 0), columns, 1).ravel()
-                for part in (image[:, :half], image[:, half : 2 * half])
-            ]
-            if half
-            else [np.zeros(1)] * 2
-        )
-        spread = [part.std() for part in coarse]
-        votes.append(min(spread) == 0 or np.corrcoef(*coarse)[0, 1] > 0.5)
-    return 2 * sum(votes) > len(votes)
+def _halves_agree(files: Sequence[Path], sample: int = 8) -> bool:
+    """Whether left and right show one picture. Coarse brightness correlates, with whatever rain on it.
+
+    Measured, as the median of a folder: pairs 0.93 (Rain200H) to 1.00, halves of single photographs 0.3.
+    """
+    return (
+        float(np.median([_halves_correlation(read_image(files[i])) for i in _sample(len(files), sample)]))
+        > 0.7
+    )
 
 
-def cleaner_score(rainy: np.ndarray, clean: np.ndarray) -> float:
-    """How much more rain the first of two uint8 images shows than the second; negative: they look swapped."""
+def _halves_correlation(image: np.ndarray) -> float:
+    height, half = image.shape[0], image.shape[1] // 2
+    if not half:
+        return 0.0
+    rows, columns = (np.unique(np.linspace(0, length, 17)[:-1].astype(int)) for length in (height, half))
+    left, right = (
+        np.add.reduceat(np.add.reduceat(side.mean(axis=2), rows, 0), columns, 1).ravel()
+        for side in (image[:, :half], image[:, half : 2 * half])
+    )
+    if min(left.std(), right.std()) < 1e-6:  # plain colour correlates with nothing
+        return float(np.allclose(left, right))
+    return float(np.corrcoef(left, right)[0, 1])
 
-    def busy(image: np.ndarray) -> float:
-        grey = image.astype(np.float32).mean(axis=2)
-        return float(np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=0)).mean())
 
-    return float(np.log((busy(rainy) + 1e-3) / (busy(clean) + 1e-3)))
+def rain_excess(rainy: np.ndarray, clean: np.ndarray) -> float:
+    """Log ratio of the gradients of two uint8 images: positive where the first has the streaks.
+
+    Of 198 true pairs of Rain200H/L, Rain800, Rain1400, SPA and Rain12, 195 are above 0; brightness
+    and the skewness of the difference were tried as well, and err more often.
+    """
+    return float(np.log((_busyness(rainy) + 1e-3) / (_busyness(clean) + 1e-3)))
+
+
+def _busyness(image: np.ndarray) -> float:
+    grey = image.astype(np.float32).mean(axis=2)
+    return float(sum(np.abs(np.diff(grey, axis=axis)).mean() for axis in (0, 1) if grey.shape[axis] > 1))
 
 
 def looks_swapped(pairs: Sequence[Pair], sample: int = 8) -> bool:
-    """Whether in most of the sampled pairs the rainy side looks cleaner than the clean one."""
-    votes = []
-    for index in _sample(len(pairs), sample):
-        rainy, clean = read_pair(pairs[index])
-        votes.append(clean is not None and cleaner_score(rainy, clean) < 0)
-    return 2 * sum(votes) > len(votes)
+    """Whether, over the sampled pairs, the rainy sides look cleaner than the clean ones."""
+    sides = (read_pair(pairs[index]) for index in _sample(len(pairs), sample))
+    return sum(rain_excess(rainy, clean) for rainy, clean in sides if clean is not None) < 0
 
 
 def check_pairs(found: Found, sample: int = 8) -> list[str]:
@@ -647,7 +665,7 @@ def _decoded_bytes(path: Path) -> int:
     try:
         with Image.open(path) as image:  # reads the header only
             return 3 * image.width * image.height
-    except OSError:
+    except (OSError, Image.DecompressionBombError):
         return 0  # whoever reads it will say what is wrong with it
 
 
@@ -716,10 +734,8 @@ class PairCrops(Dataset):
         turn = int(rng.integers(8))  # drawn in any case: the options must not shift each other's draws
         if self.recombine:
             background = self._background(_generator(self.seed, epoch, index, _PARTNER))
-            rainy, clean = (
-                np.minimum(background.astype(np.int16) + rainy - clean, 255).astype(np.uint8),
-                background,
-            )
+            layer = rainy.astype(np.int16) - clean
+            rainy, clean = np.clip(background + layer, 0, 255).astype(np.uint8), background
         if self.augment:
             rainy, clean = _turn(rainy, turn), _turn(clean, turn)
         return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
@@ -735,7 +751,7 @@ class PairCrops(Dataset):
 
 
 class RealCrops(Dataset):
-    """Random crops of unlabelled images: (epoch, index) -> {"real_rainy"}, float32 (3, patch, patch) in [0, 1]."""
+    """Random crops of unlabelled images: (epoch, index) -> {"real_rainy"}, float32 (3, patch, patch)."""
 
     tag = _REAL
 
@@ -843,4 +859,7 @@ def loader(
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # the loader's own: torch's global one is left to the training
+        # forked workers share the cache; elsewhere they are spawned, and decode for themselves
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
