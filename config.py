@@ -1,4 +1,4 @@
-"""One frozen record a dataset and stage: the numbers of the paper, each beside its source, and the command line.
+"""One frozen record a dataset and stage: the paper's numbers, each beside its source, and the command line.
 
 A record's fields are its script's options: `--help` shows that dataset's defaults. Sources: [readme] the
 authors' README, [script] their released scripts, [paper] the paper, [ours] chosen here, with the reason in
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,8 +134,12 @@ class Evaluation(Machine):
 
 
 def _teacher(dataset: str, **numbers: Any) -> Teacher:
-    paths = {"data_path": Path("datasets") / dataset, "save_path": Path("trained_model") / dataset}
-    return Teacher(dataset=dataset, **paths, **numbers)
+    return Teacher(
+        dataset=dataset,
+        data_path=Path("datasets") / dataset,
+        save_path=Path("trained_model") / dataset,
+        **numbers,
+    )
 
 
 def _student(dataset: str, **numbers: Any) -> Student:
@@ -191,24 +196,25 @@ Record = TypeVar("Record", bound=Machine)
 
 def parse(record: Record, description: str, arguments: Sequence[str] | None = None) -> Record:
     """`record` with what the command line says changed. Its options are the record's fields."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description)
     kinds = get_type_hints(type(record))
     for each in dataclasses.fields(record):
         if "help" in each.metadata:
             _add_option(parser, each, kinds[each.name], getattr(record, each.name))
     given = vars(parser.parse_args(arguments))
+    # an option that takes several values comes as a list of tuples: "24,32 48" is ((24, 32), (48,))
+    given = {k: tuple(itertools.chain(*v)) if isinstance(v, list) else v for k, v in given.items()}
     changed = dataclasses.replace(record, **given)
     _check(parser, changed)
     return changed
 
 
 def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: Any, default: Any) -> None:
-    how: dict[str, Any] = {"help": each.metadata["help"].replace("%", "%%"), "default": default}
+    shown = " ".join(map(str, default)) or "none" if isinstance(default, tuple) else default
+    how: dict[str, Any] = {"help": f"{each.metadata['help']} (default: {shown})", "default": default}
     if get_origin(kind) is tuple:
-        how["type"] = _several(get_args(kind)[0])
-        how["metavar"] = "A,B,..."
+        inner = get_args(kind)[0]
+        how |= {"type": _several(inner), "nargs": "*", "metavar": inner.__name__.upper()}
     elif kind is bool:
         # a bare --flag switches on; --flag False, as the paper's commands write it, switches off
         how |= {"type": _truth, "nargs": "?", "const": True, "metavar": "True|False"}
@@ -220,7 +226,7 @@ def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: 
 
 def _several(kind: type) -> Any:
     def read(text: str) -> tuple:
-        return tuple(kind(part) for part in text.replace(",", " ").split())
+        return tuple(kind(part) for part in ([text] if kind is Path else text.split(",")))
 
     read.__name__ = f"list of {kind.__name__}"  # what argparse calls it in its error
     return read

@@ -5,7 +5,7 @@ One network serves as teacher and as student. Images are RGB, (N, 3, H, W), floa
 n4 how often a stage applies its unit there (10, 4, 2); both are arguments, so that a test can be small.
 
 Two formulations here differ from the paper's figures and give the same function at less cost:
-a 1x1 fusion of concatenated maps is the sum of each map's slice of it (see `fuse`), and the five fusions
+a 1x1 fusion of concatenated maps is the sum of each map's slice of it (`Fusion`), and the five fusions
 whose output the released network throws away are left out.
 """
 
@@ -44,19 +44,24 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
-def fuse(fusion: nn.Conv2d, maps: Sequence[Tensor]) -> Tensor:
-    """1x1 convolution of the concatenated `maps`, each upsampled (nearest) to the size of the first.
+class Fusion(nn.Conv2d):
+    """1x1 convolution of several maps, concatenated, all brought to the size of the first (nearest).
 
-    A 1x1 convolution commutes with nearest upsampling and is a sum over its input channels: so each map meets
-    its own slice of the weights at its own resolution, and the wide concatenated tensor is never built.
+    It commutes with nearest upsampling and is a sum over its input channels: so each map meets its own slice
+    of the weights at its own resolution, and the wide concatenated tensor is never built.
     """
-    size = maps[0].shape[-2:]
-    slices = fusion.weight.split([m.shape[1] for m in maps], dim=1)
-    fused = F.conv2d(maps[0], slices[0], fusion.bias)
-    for level, weight in zip(maps[1:], slices[1:], strict=True):
-        part = F.conv2d(level, weight)
-        fused += part if part.shape[-2:] == size else F.interpolate(part, size)
-    return fused
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+        size = maps[0].shape[-2:]
+        slices = self.weight.split([m.shape[1] for m in maps], dim=1)
+        fused = F.conv2d(maps[0], slices[0], self.bias)
+        for level, weight in zip(maps[1:], slices[1:], strict=True):
+            part = F.conv2d(level, weight)
+            fused += part if part.shape[-2:] == size else F.interpolate(part, size)
+        return fused
 
 
 class Conv(nn.Conv2d):
@@ -79,17 +84,17 @@ class PyramidFusion(nn.Module):
             return nn.Sequential(*(Conv(channels, channels) for _ in range(4)))
 
         self.chain1, self.chain2, self.chain4, self.chain8 = chain(), chain(), chain(), chain()
-        self.fuse84 = nn.Conv2d(2 * channels, channels, 1)
-        self.fuse42 = nn.Conv2d(2 * channels, channels, 1)
-        self.fuse21 = nn.Conv2d(2 * channels, channels, 1)
-        self.fuse_all = nn.Conv2d(4 * channels, channels, 1)
+        self.fuse84 = Fusion(2 * channels, channels)
+        self.fuse42 = Fusion(2 * channels, channels)
+        self.fuse21 = Fusion(2 * channels, channels)
+        self.fuse_all = Fusion(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         s8 = self.chain8(F.max_pool2d(x, 8))
-        s4 = self.chain4(activate(fuse(self.fuse84, [F.max_pool2d(x, 4), s8])))
-        s2 = self.chain2(activate(fuse(self.fuse42, [F.max_pool2d(x, 2), s4])))
-        s1 = self.chain1(activate(fuse(self.fuse21, [x, s2])))
-        return activate(fuse(self.fuse_all, [s1, s2, s4, s8])) + x
+        s4 = self.chain4(activate(self.fuse84([F.max_pool2d(x, 4), s8])))
+        s2 = self.chain2(activate(self.fuse42([F.max_pool2d(x, 2), s4])))
+        s1 = self.chain1(activate(self.fuse21([x, s2])))
+        return activate(self.fuse_all([s1, s2, s4, s8])) + x
 
 
 class MultiScaleFusion(nn.Module):
@@ -101,11 +106,11 @@ class MultiScaleFusion(nn.Module):
         self.conv5_1 = Conv(channels, channels, 5)
         self.conv3_2 = Conv(2 * channels, 2 * channels, 3)
         self.conv5_2 = Conv(2 * channels, 2 * channels, 5)
-        self.fuse = nn.Conv2d(4 * channels, channels, 1)
+        self.fuse = Fusion(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         both = torch.cat([self.conv3_1(x), self.conv5_1(x)], 1)  # (N, 2C, H, W)
-        return fuse(self.fuse, [self.conv3_2(both), self.conv5_2(both)]) + x  # no activation here
+        return self.fuse([self.conv3_2(both), self.conv5_2(both)]) + x  # no activation here
 
 
 class DenseStage(nn.Module):
@@ -119,7 +124,7 @@ class DenseStage(nn.Module):
         super().__init__()
         self.unit = nn.Sequential(PyramidFusion(channels), MultiScaleFusion(channels))
         self.fusions = nn.ModuleList(
-            nn.Conv2d((i + 1) * channels, channels, 1) for i in range(1, n + int(gives_output))
+            Fusion((i + 1) * channels, channels) for i in range(1, n + int(gives_output))
         )
         self.n = n
         self.recompute = False  # the unit's inner maps in the backward pass: slower, and far smaller
@@ -138,7 +143,7 @@ class DenseStage(nn.Module):
             else:
                 features.append(self.unit(unit_in))
             if i < len(self.fusions):
-                out = activate(fuse(self.fusions[i], [x, *features]))
+                out = activate(self.fusions[i]([x, *features]))
         return features, out
 
 
@@ -219,6 +224,12 @@ class DerainNet(nn.Module):
         for stage in self.modules():
             if isinstance(stage, DenseStage):
                 stage.recompute = recompute
+
+    def compile_units(self) -> None:
+        """Has torch compile each stage's unit, not the network: one small graph a stage compiles fast."""
+        for stage in self.modules():
+            if isinstance(stage, DenseStage):
+                stage.unit.compile()
 
     def forward(self, rainy: Tensor) -> Derained:
         height, width = rainy.shape[-2:]

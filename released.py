@@ -82,10 +82,3 @@ def from_released(content: Mapping) -> dict[str, Tensor]:
 
 def _fusion_of(stage: str) -> re.Pattern[str]:
     return re.compile(rf"{re.escape(stage)}\.fusions\.(\d+)\.weight$")
-
-
-def size_of(weights: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(channels, units) of the network that weights under our names belong to."""
-    channels = tuple(weights[f"head{scale}.weight"].shape[0] for scale in (1, 2, 4))
-    stages = ("full_branch.decode1", "half_branch.decode2", "quarter_branch")
-    return channels, tuple(sum(bool(_fusion_of(stage).match(key)) for key in weights) for stage in stages)

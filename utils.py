@@ -11,13 +11,15 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 import torch
 
 cv2.setNumThreads(0)  # the loader's workers and torch already share the cores out
+# a progress bar is redrawn often where someone watches, and once a minute in a log file
+BAR: dict[str, Any] = {"mininterval": 0.1 if sys.stderr.isatty() else 60}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 

@@ -1,0 +1,136 @@
+"""Derained images and their scores: what every eval script does."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from datetime import date
+from typing import Any
+
+import numpy as np
+import torch
+from metrix_code.page import PageWriter
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+import distributed
+import utils
+from checkpoints import open_network
+from config import Evaluation, parse
+from DerainDataset import OFFICIAL, Found, check_pairs, find_pairs, read_pair
+from inference import derain, hardware, place
+from metrix_code.niqe import niqe
+from metrix_code.psnr import psnr
+from metrix_code.scores import average, write_scores
+from metrix_code.ssim import ssim
+from utils import to_tensor, to_uint8
+
+
+def evaluate(record: Evaluation) -> None:
+    """What an eval script is: derains and scores, with the command line's changes, and exits the process."""
+
+    def main() -> None:
+        options = parse(record, sys.modules["__main__"].__doc__ or "")
+        score(options, distributed.devices(options)[0])
+
+    utils.run(main)
+
+
+def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
+    """Writes derained images under their input's name, scores.json and index.html; prints and returns scores.
+
+    PSNR and SSIM are of the 8-bit images as saved (RGB, the protocol of record), and besides of the float
+    output and of Y. A set without clean images has none of them.
+    """
+    script = "_real" if options.method == "SSID-KD" else ""
+    remedy = f"train one with train_{options.dataset}{script}.py, or give --logdir"
+    net, content = open_network(options.logdir, remedy)
+    place(net, device)
+    found = find_pairs(options.data_path, "test", options.dataset, options.rainy_side)
+    print(f"model: {content['path']}, step {content.get('step', 0)}")
+    print(found.describe())
+    for warning in check_pairs(found):
+        print(f"warning: {warning}")
+    page = PageWriter(options.save_path, f"{options.dataset}, {options.method}") if options.page else None
+    images = []
+    ahead = DataLoader(WholePairs(found), batch_size=None, num_workers=options.workers)
+    for pair, (rainy, clean) in zip(found.pairs, tqdm(ahead, unit="image"), strict=True):
+        began = time.perf_counter()
+        output = derain(net, to_tensor(rainy), options, device).derained[0]
+        seconds = time.perf_counter() - began
+        derained = to_uint8(output)
+        path = options.save_path / f"{pair.name}.png"
+        utils.write_image(path, derained)
+        row = {"name": pair.name, "file": path.name, "seconds": seconds}
+        row |= scores_of(output, derained, rainy, clean, options.niqe)
+        images.append(row)
+        tqdm.write(in_words(row))
+        if page:
+            page.add(row, rainy, derained, clean)
+    result = {
+        "dataset": options.dataset,
+        "method": options.method,
+        "protocol": "RGB",
+        "simulated": "simulated" in str(options.data_path).lower(),
+        "images_expected": OFFICIAL.get(options.dataset, {}).get("test"),
+        "checkpoint": str(content["path"]),
+        "checkpoint_step": content.get("step", 0),
+        "data_path": str(options.data_path),
+        "command": shlex.join(["python", *sys.argv]),
+        "hardware": hardware(device),
+        "date": date.today().isoformat(),
+        "images": images,
+        "mean": average(images),
+    }
+    print(f"average of {len(images)}: {in_words(result['mean'])}")
+    print(f"written: {write_scores(options.save_path, result)}")
+    if page:
+        print(f"to look at: {page.finish()}")
+    return result
+
+
+class WholePairs(Dataset):
+    """Whole pairs, for workers to read ahead."""
+
+    def __init__(self, found: Found) -> None:
+        self.pairs = found.pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return read_pair(self.pairs[index])
+
+
+def scores_of(
+    output: Tensor, derained: np.ndarray, rainy: np.ndarray, clean: np.ndarray | None, with_niqe: bool
+) -> dict[str, float | None]:
+    """An image's scores by the names that scores.json has for them."""
+    values: dict[str, float | None] = {}
+    if clean is not None:
+        as_float = output.permute(1, 2, 0).numpy(), clean.astype(np.float32) / 255
+        values |= {
+            "psnr": psnr(derained, clean),
+            "ssim": ssim(derained, clean),
+            "psnr_float": psnr(*as_float, peak=1.0),
+            "ssim_float": ssim(*as_float, peak=1.0),
+            "psnr_y": psnr(derained, clean, "Y"),
+            "ssim_y": ssim(derained, clean, "Y"),
+            "rainy_psnr": psnr(rainy, clean),
+            "rainy_ssim": ssim(rainy, clean),
+        }
+    if with_niqe:
+        values |= {"niqe": niqe(derained), "rainy_niqe": niqe(rainy)}
+    return values
+
+
+def in_words(row: dict[str, Any]) -> str:
+    parts = [row["name"]] if "name" in row else []
+    if row.get("psnr") is not None:
+        parts.append(f"PSNR {row['psnr']:.4f} dB (rainy {row['rainy_psnr']:.4f})")
+        parts.append(f"SSIM {row['ssim']:.5f} (rainy {row['rainy_ssim']:.5f})")
+    if row.get("niqe") is not None:
+        parts.append(f"NIQE {row['niqe']:.4f} (rainy {row['rainy_niqe']:.4f})")
+    return "  ".join(parts)
