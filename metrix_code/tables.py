@@ -126,13 +126,14 @@ def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
 def gather(results: Path) -> tuple[list[Cell], list[Cell]]:
     """The cells of every scores.json below `results`: of true benchmarks, then of simulated rain.
 
-    A broken file is named on stderr and passed over. Raises UserError where `results` is no folder.
+    A broken file is named on stderr and passed over.
     """
-    if not results.is_dir():
-        raise UserError(f"{results} is not a folder: give the one your evaluations wrote into as --results")
+    paths = sorted(results.rglob(FILE))
+    if not paths:
+        print(f"no evaluation below {results} has left a {FILE}: nothing measured", file=sys.stderr)
     benchmarks: list[Cell] = []
     simulated: list[Cell] = []
-    for path in sorted(results.rglob(FILE)):
+    for path in paths:
         try:
             scores = read_scores(path)
         except UserError as error:
