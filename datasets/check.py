@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Checks a downloaded dataset against the official counts and says what is missing, by name. Changes nothing.
+
+    python datasets/check.py Rain200H path/to/Rain200H
+    python datasets/check.py SPA path/to/SPA --split test --deep
+
+Exit status: 0 complete, 1 something is missing or wrong, 2 not recognised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
+
+from DerainDataset import OFFICIAL, Found, ListedPairs, Pair, check_pairs, find_images, locate, read_pair
+from utils import UserError, one_line, run
+
+UNLABELLED = ("Real275", "Internet")
+# How many times the official sets count through: fourteen rains on each scene, three strengths
+SERIES = {("Rain1400", "train"): 14, ("Rain1400", "test"): 14, ("Rain1200", "train"): 3}
+FIRST = {("Rain1400", "test"): 901}
+
+
+def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
+    """What the official numbering has and the rainy `names` have not; [] where they are not numbered."""
+    series: dict[tuple[str, str], dict[int, int]] = {}
+    for name in names:
+        if numbered := re.fullmatch(r"(.*/)?(\D*)(\d+)(.*)", name):
+            folder, head, number, tail = numbered.groups(default="")
+            width = len(number) if number.startswith("0") else 0  # 001 is padded, 1 is not
+            series.setdefault((folder + head, tail), {})[int(number)] = width
+    times = SERIES.get((dataset, split), 1)
+    each = OFFICIAL[dataset][split] // times
+    missing = []
+    for (head, tail), present in sorted(series.items(), key=lambda item: -len(item[1]))[:times]:
+        first = FIRST.get((dataset, split), 0 if 0 in present else 1)
+        width = max(present.values())
+        missing += [f"{head}{n:0{width}}{tail}" for n in range(first, first + each) if n not in present]
+    return missing
+
+
+def check_split(dataset: str, split: str, options: argparse.Namespace) -> list[str]:
+    """Prints what was recognised; returns what is wrong with it. Raises UserError where nothing was."""
+    lone_rainy: list[Path] = []
+    if dataset in UNLABELLED:
+        found = find_images([options.path])
+    else:
+        spot, warnings = locate(options.path, split, dataset, options.rainy_side)
+        pairs, lone_rainy, lone_clean = spot.gather()
+        warnings += [f"no rainy image to the clean {path}" for path in lone_clean]
+        found = Found(spot.layout, spot.folder, pairs, tuple(warnings))
+    if not found.pairs:
+        return [f"{found.root} holds no pairs: {one_line(lone_rainy) or 'no images'}"]
+    expected = OFFICIAL[dataset][split]
+    print(f"{dataset} {split}: {found.describe()}, officially {expected:,}")
+    wrong = [f"no clean image to the rainy {path}" for path in lone_rainy]
+    try:
+        wrong += check_pairs(found)
+    except UserError as error:
+        wrong.append(str(error))
+    if isinstance(found.pairs, ListedPairs):
+        wrong += listed_but_absent(found.pairs)
+        if len(found.pairs) != expected:
+            wrong.append(f"{found.pairs.list_file} has {len(found.pairs):,} lines, not {expected:,}")
+    else:
+        names = [pair.name for pair in found.pairs] + [path.stem for path in lone_rainy]
+        missing = missing_names(dataset, split, names)
+        if len(names) + len(missing) != expected:
+            wrong.append(
+                f"{len(names):,} rainy images, and {len(missing):,} missing below; {expected:,} expected"
+            )
+        wrong += [f"missing: {name}" for name in missing]
+    if options.deep:
+        wrong += [text for text in unreadable(found.pairs) if text not in wrong]
+    return wrong
+
+
+def listed_but_absent(pairs: ListedPairs) -> Iterator[str]:
+    for pair in tqdm(pairs, desc="looking for listed files", unit="pair", leave=False):
+        for side in (pair.rainy, pair.clean):
+            if side and not side.path.is_file():
+                yield f"missing: {side.path}"
+
+
+def unreadable(pairs: Sequence[Pair]) -> Iterator[str]:
+    def problem(pair: Pair) -> str:
+        try:
+            read_pair(pair)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPool() as pool:
+        problems = pool.imap(problem, pairs, chunksize=8)
+        yield from filter(None, tqdm(problems, "opening images", len(pairs), unit="pair", leave=False))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", choices=OFFICIAL, help="which set it is meant to be")
+    parser.add_argument("path", type=Path, help="where it was unpacked")
+    parser.add_argument(
+        "--split", choices=("train", "test"), help="check only this one (default: all it has)"
+    )
+    parser.add_argument("--deep", action="store_true", help="also open every image (default: names only)")
+    parser.add_argument(
+        "--all", action="store_true", help="print everything that is wrong (default: 20 lines)"
+    )
+    parser.add_argument(
+        "--rainy_side",
+        choices=("auto", "left", "right"),
+        default="auto",
+        help="of side-by-side images: which half is rainy (default: auto, by the set)",
+    )
+    options = parser.parse_args()
+    splits = [split for split in OFFICIAL[options.dataset] if options.split in (None, split)]
+    if not splits:
+        raise UserError(f"{options.dataset} has no {options.split} set")
+    problems: dict[str, list[str]] = {}
+    errors: list[UserError] = []
+    for split in splits:
+        try:
+            problems[split] = check_split(options.dataset, split, options)
+        except UserError as error:
+            errors.append(error)
+            problems[split] = [str(error)]
+    if len(errors) == len(splits):
+        raise errors[0]
+    for split, wrong in problems.items():
+        report(f"{options.dataset} {split}", wrong, len(wrong) if options.all else 20)
+    sys.exit(1 if any(problems.values()) else 0)
+
+
+def report(what: str, wrong: Sequence[str], most: int) -> None:
+    print(f"{what}: {f'{len(wrong):,} problems' if wrong else 'complete'}")
+    for text in wrong[:most]:
+        print(f"  {text}")
+    if len(wrong) > most:
+        print(f"  and {len(wrong) - most:,} more; --all prints them")
+
+
+if __name__ == "__main__":
+    run(main)
