@@ -1,0 +1,136 @@
+"""The authors' released network and losses, run on a CPU in float32, are what ours must give.
+
+The files in tests/golden were made with weights that are a function of each released key (`released_weights`),
+on images in the released network's own channel order, BGR.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from losses import (
+    StudentCriterion,
+    TeacherCriterion,
+    dark_channel,
+    distillation,
+    ssim,
+    total_variation,
+)
+from networks import DerainNet
+from released import from_released
+
+GOLDEN = Path(__file__).parent / "golden"
+NETWORK, LOSSES, TRAINING = (np.load(GOLDEN / f"{name}.npz") for name in ("network", "losses", "training"))
+
+
+def released_weights() -> dict[str, torch.Tensor]:
+    """A released state_dict, 2,204 entries, keys prefixed as DataParallel does."""
+    shapes = json.loads(gzip.decompress((GOLDEN / "released_state_dict.json.gz").read_bytes()))
+    drawn: dict[str, torch.Tensor] = {}
+    weights = {}
+    for key, shape in shapes.items():
+        canonical = re.sub(r"units\.\d+\.", "units.0.", key)
+        if canonical not in drawn:
+            r = np.random.RandomState(zlib.crc32(f"a{canonical}".encode()))
+            scale = 0.9 / np.sqrt(np.prod(shape[1:])) if len(shape) == 4 else 0.02
+            drawn[canonical] = torch.from_numpy((r.standard_normal(shape) * scale).astype(np.float32))
+        weights[f"module.{key}"] = drawn[canonical]
+    return weights
+
+
+def golden_network() -> DerainNet:
+    net = DerainNet()
+    net.load_state_dict(from_released({"net": released_weights()}))
+    return net
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.copy())
+
+
+def swapped(array: np.ndarray) -> torch.Tensor:
+    """Between BGR and RGB."""
+    return tensor(array[:, ::-1])
+
+
+def test_the_network_has_the_papers_size():
+    weights = released_weights()
+    assert len(weights) == 2204
+    assert sum(p.numel() for p in golden_network().parameters()) == 4_403_195
+
+
+@pytest.mark.parametrize("case", ["even", "odd", "small", "mod4"])
+def test_network(case):
+    with torch.no_grad():
+        output = golden_network()(swapped(NETWORK[f"{case}_in"]))
+    for name, ours in (("derained", output.derained.flip(1)), ("streaks", output.streaks.flip(1))):
+        assert np.abs(ours.numpy() - NETWORK[f"{case}_{name}"]).max() < 1e-4
+    assert np.abs(output.code.numpy() - NETWORK[f"{case}_code"]).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("ssim", lambda x: ssim(x, tensor(LOSSES["y"]))),
+        ("dark16", lambda x: dark_channel(x, 16)),
+        ("dark48", lambda x: dark_channel(x, 48)),
+        ("tv", total_variation),
+    ],
+)
+def test_losses(name, term):
+    x = tensor(LOSSES["x"]).requires_grad_()
+    value = term(x)
+    value.backward()
+    assert value.item() == pytest.approx(float(LOSSES[name]), rel=1e-4)
+    expected = LOSSES[f"{name}_grad"]
+    assert np.abs(x.grad.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_distillation():
+    code_syn, code_real = (tensor(LOSSES[f"code_{kind}"]).requires_grad_() for kind in ("syn", "real"))
+    value = distillation(code_syn, code_real)
+    value.backward()
+    assert value.item() == pytest.approx(float(LOSSES["kl"]), rel=1e-4)
+    for code, kind in ((code_syn, "syn"), (code_real, "real")):
+        expected = LOSSES[f"kl_grad_{kind}"]
+        assert np.abs(code.grad.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_teacher_steps():
+    net = golden_network()
+    rainy, clean = swapped(TRAINING["rainy"]), swapped(TRAINING["clean"])
+    criterion = TeacherCriterion({"ssim": 1.0})
+    optimizer = torch.optim.Adam(net.parameters(), 5e-4)
+    for expected in TRAINING["teacher_losses"]:
+        total = criterion(net(rainy), clean)["total"]
+        assert total.item() == pytest.approx(float(expected), rel=2e-3)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    with torch.no_grad():
+        derained = net(rainy).derained.flip(1).numpy()
+    assert np.abs(derained - TRAINING["teacher_derained"]).max() < 1e-2
+
+
+def test_student_steps():
+    net = golden_network()
+    rainy, clean, real = (swapped(TRAINING[name]) for name in ("rainy", "clean", "real"))
+    criterion = StudentCriterion({"l1": 20.0, "dark": 1e-6, "tv": 1e-6, "kl": 1e-6}, window=64)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+    for row in TRAINING["student_terms"]:
+        terms = criterion(net(torch.cat([rainy, real])), clean)
+        expected = dict(zip(TRAINING["student_term_names"].tolist(), row.tolist(), strict=True))
+        del expected["ssim"]  # for reading only: no term of this stage
+        assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=2e-3)
+        optimizer.zero_grad()
+        terms["total"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        derained = net(rainy).derained.flip(1).numpy()
+    assert np.abs(derained - TRAINING["student_derained"]).max() < 1e-3
