@@ -397,7 +397,9 @@ class ListedPairs(Sequence[Pair]):
         if not list_file.is_file() or not list_file.stat().st_size:
             raise UserError(f"{list_file} is empty or missing: fetch it again")
         self._bytes = np.memmap(list_file, np.uint8, "r")
-        ends = np.append(np.flatnonzero(self._bytes == ord("\n")), len(self._bytes))
+        blocks = range(0, len(self._bytes), 1 << 22)
+        breaks = [np.flatnonzero(self._bytes[at : at + (1 << 22)] == ord("\n")) + at for at in blocks]
+        ends = np.append(np.concatenate(breaks), len(self._bytes))
         starts = np.append(0, ends[:-1] + 1)
         lines = ends - starts > 1  # blank ones, and a lone carriage return, are none
         self._starts, self._ends = starts[lines], ends[lines]
