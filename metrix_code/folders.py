@@ -174,9 +174,7 @@ def _pairs(derained: list[Path], res_path: Path, gt_path: Path) -> list[tuple[Pa
         (unused, "clean images not derained"),
     ):
         if paths:
-            print(
-                f"{len(paths)} {what}, not scored: {', '.join(path.name for path in paths)}", file=sys.stderr
-            )
+            print(f"{what}, not scored ({len(paths)}): {', '.join(p.name for p in paths)}", file=sys.stderr)
     return list(pairs)
 
 

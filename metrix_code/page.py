@@ -1,8 +1,8 @@
 """index.html beside the derained images: before and after for each of them, worst first, to open from disk.
 
     page = PageWriter(Path("results/Rain200H"), "Rain200H, SSID-KD", "RGB protocol")
-    page.add({"name": "norain-1x2", "derained": "norain-1x2.png", "rainy": rainy, "clean": clean,
-              "psnr": 28.9, "rainy_psnr": 19.1})
+    page.add({"name": "norain-1x2", "file": "norain-1x2.png", "psnr": 28.9, "rainy_psnr": 19.1},
+             rainy, derained, clean)
     page.finish()
 
 Nothing is fetched from a network. The dataset may move, or hold two images in a file, so the page keeps
@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from metrix_code.scores import average
-from utils import UserError, natural_key, read_image, write_atomically
+from utils import UserError, natural_key, write_atomically
 
 THUMBNAIL_WIDTH = 360
 # name, key of the derained image's score, digits, and whether more is better
@@ -36,28 +36,27 @@ class PageWriter:
         self.folder, self.title, self.note = folder, title, note
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, row: dict[str, Any]) -> None:
-        """One image: "name", "derained" (path below the folder), "rainy" and, if there is one, "clean".
+    def add(
+        self, row: dict[str, Any], rainy: np.ndarray, derained: np.ndarray, clean: np.ndarray | None = None
+    ) -> None:
+        """One image: uint8 RGB (H, W, 3) of one size, and its record in scores.json.
 
-        Rainy and clean are uint8 RGB (H, W, 3) of the derained image's size, or paths to such. Scores, each
-        optional: psnr, ssim, niqe, and the rainy image's own, rainy_psnr, rainy_ssim, rainy_niqe.
-        Raises UserError where an image cannot be read, or one differs from the derained one in size.
+        Of `row`, "name" is shown and "file" is where the derained image lies below the folder; its scores,
+        each optional, are psnr, ssim, niqe, and the rainy image's own rainy_psnr, rainy_ssim, rainy_niqe.
+        Raises UserError where the images differ in size.
         """
-        images = {"derained": read_image(self.folder / row["derained"])}
-        for side in ("rainy", "clean"):
-            if row.get(side) is not None:
-                images[side] = row[side] if isinstance(row[side], np.ndarray) else read_image(Path(row[side]))
-                if images[side].shape != images["derained"].shape:
-                    raise UserError(f"{row['name']}: the {side} image is not of the derained one's size")
-        number = len(self._rows)
-        kept = {key: value for key, value in row.items() if key not in images}
-        height, width = images["derained"].shape[:2]
-        files = {"derained": str(row["derained"])}
-        for side, image in images.items():
-            files[f"{side}_small"] = self._write(f"{number:05}_{side}_small.jpg", _thumbnail(image), 82)
+        height, width = derained.shape[:2]
+        files = {"derained": row["file"]}
+        for side, image in (("rainy", rainy), ("derained", derained), ("clean", clean)):
+            if image is None:
+                continue
+            if image.shape != derained.shape:
+                raise UserError(f"{row['name']}: the {side} image is not of the derained one's size")
+            name = f"{len(self._rows):05}_{side}"
+            files[f"{side}_small"] = self._write(f"{name}_small.jpg", _thumbnail(image), 82)
             if side != "derained":
-                files[side] = self._write(f"{number:05}_{side}.jpg", image, 90)
-        self._rows.append(kept | {"files": files, "width": width, "height": height})
+                files[side] = self._write(f"{name}.jpg", image, 90)
+        self._rows.append(row | {"files": files, "width": width, "height": height})
 
     def finish(self) -> Path:
         """Writes index.html, of the images added so far, and returns its path."""
@@ -161,7 +160,7 @@ def _score_table(row: dict[str, Any]) -> str:
             cells = [
                 f"{before:.{digits}f}",
                 cells[1],
-                f'<span class="{mood}">{sign * gain:+.{digits}f}</span>',
+                f'<span class="{mood}">{sign * gain + 0.0:+.{digits}f}</span>',
             ]
         lines.append(
             f"<tr><th scope=row>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
