@@ -264,7 +264,7 @@ def _folders(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names, key=natural_key)]
 
 
-def _spots(folder: Path, split: str, dataset: str, rainy_side: str, depth: int = 2) -> list[Spot]:
+def _spots(folder: Path, split: str, dataset: str, rainy_side: str, depth: int = 3) -> list[Spot]:
     """Recognised folders: those below named for the split, else this one, else those in its children."""
     listed = (folder / LIST_FILE).is_file()
     if listed and split == "train":
@@ -808,7 +808,7 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
         if batch_size % world_size:
             works = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
             raise UserError(
-                f"--batchSize {batch_size} does not split over {world_size} processes; {works} do"
+                f"--batchSize {batch_size} does not split over {world_size} processes; {one_line(works, 99)} do"
             )
         self.count, self.batch_size, self.seed, self.tag = count, batch_size, seed, tag
         self.steps = range(start, stop)

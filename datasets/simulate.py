@@ -134,7 +134,7 @@ def simulate(out: Path, seed: int, sets: Sequence[Set] = SETS) -> dict[str, floa
     jobs = [(made, split, i) for made in sets for split, count in made.count.items() for i in range(count)]
     errors: dict[str, list[float]] = {}
     for made, split, i in tqdm(jobs, desc="simulated images", unit="image", leave=False):
-        rng = np.random.default_rng((seed, SETS.index(made), split == "test", i))
+        rng = np.random.default_rng((seed, *made.name.encode(), split == "test", i))
         photograph = getattr(skimage.data, PHOTOGRAPHS[split][i % len(PHOTOGRAPHS[split])])()
         clean = clean_image(photograph, rng)
         rainy = rainy_image(clean, made.rain, rng)

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real samples and golden values beside the project; tests that need it are skipped without."""
+    """The real samples and golden values beside the project; a test that needs them is skipped without."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("needs the real samples in ../shared")

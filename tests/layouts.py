@@ -142,7 +142,7 @@ def merged(root: Path, train: int = 3, test: int = 2) -> Path:
 
 
 def plain(root: Path, rainy: str, clean: str, count: int = 3) -> Path:
-    """rain/ + norain/, input/ + target/ and the like, with the same names on both sides; root is the split."""
+    """rain/ + norain/, input/ + target/ and the like: the same names on both sides; `root` is the split."""
     for n in range(1, count + 1):
         write_pair(root / rainy / f"{n}.png", root / clean / f"{n}.png", n)
     return root

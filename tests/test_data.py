@@ -1,0 +1,645 @@
+"""Layouts, their errors and warnings, crops, order, cache, recombination, and the scripts in datasets/."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import os
+import pickle
+import shutil
+import sys
+import tracemalloc
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import layouts
+import numpy as np
+import pytest
+import torch
+
+import DerainDataset as data
+from DerainDataset import BatchStream, Found, PairCrops, RealCrops, find_images, find_pairs, loader, read_pair
+from utils import UserError, read_image, write_image
+
+
+def script(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "datasets" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_clean_is_clean(found: Found) -> None:
+    """Rain was only added, so every rainy side is brighter and busier than its clean one."""
+    for pair in found.pairs:
+        rainy, clean = read_pair(pair)
+        assert clean is not None
+        assert rainy.shape == clean.shape == (*layouts.SIZE, 3)
+        assert rainy.mean() > clean.mean()
+        assert data.rain_excess(rainy, clean) > 0
+
+
+# ---------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize(
+    ("dataset", "train", "test"),
+    [
+        ("Rain200H", 4, 2),
+        ("Rain200L", 4, 2),
+        ("Rain800", 4, 2),
+        ("Rain1200", 6, 2),
+        ("Rain1400", 28, 14),
+        ("SPA", 3, 2),
+    ],
+)
+def test_official_layouts(tmp_path: Path, dataset: str, train: int, test: int) -> None:
+    root = layouts.OFFICIAL_LAYOUT[dataset](tmp_path / "downloads" / dataset)
+    for split, count in (("train", train), ("test", test)):
+        found = find_pairs(root, split, dataset)
+        assert len(found.pairs) == len({pair.name for pair in found.pairs}) == count
+        assert f"{count} pairs" in found.describe()
+        assert str(found.root) in found.describe()
+        assert_clean_is_clean(found)
+        for place in (root.parent, found.root):  # one that holds the set, and the split's own folder
+            assert list(find_pairs(place, split, dataset).pairs) == list(found.pairs)
+
+
+@pytest.mark.parametrize(
+    ("rainy", "clean"),
+    [("rain", "norain"), ("input", "target"), ("rainy", "clean"), ("Rain/X2", "NoRain"), ("rain", "gt")],
+)
+@pytest.mark.parametrize("divided", [True, False])
+def test_plain_folders(tmp_path: Path, rainy: str, clean: str, divided: bool) -> None:
+    root = tmp_path / "set"
+    for split in ("train", "test"):
+        layouts.plain(root / split if divided else root, rainy, clean)
+    for split in ("train", "test"):
+        found = find_pairs(root, split)
+        assert found.root == (root / split if divided else root)
+        assert [pair.name for pair in found.pairs] == ["1", "2", "3"]
+        assert_clean_is_clean(found)
+
+
+def test_rain100_and_x2_in_the_name_only(tmp_path: Path) -> None:
+    found = find_pairs(layouts.rain100(tmp_path / "Rain100H"), "train")
+    assert [pair.name for pair in found.pairs] == ["rain-001", "rain-002", "rain-003", "rain-004"]
+    assert_clean_is_clean(found)
+    found = find_pairs(layouts.rain200(tmp_path / "RainHeavy", inner="."), "test")
+    assert [pair.name for pair in found.pairs] == ["norain-1x2", "norain-2x2"]
+    assert_clean_is_clean(found)
+
+
+def test_heavy_and_light_in_one_folder(tmp_path: Path) -> None:
+    root = layouts.rain200(layouts.rain200_light(tmp_path / "Rain200"))
+    assert find_pairs(root, "train", "Rain200H").root.name == "rain_data_train_Heavy"
+    assert find_pairs(root, "test", "Rain200L").root.name == "rain_data_test_Light"
+    with pytest.raises(UserError, match="several sets"):
+        find_pairs(root, "train")
+
+
+def test_archives_by_their_names(tmp_path: Path) -> None:
+    for name in ("RainHeavy", "RainLight"):
+        layouts.plain(tmp_path / name, "rain/X2", "norain")
+    assert find_pairs(tmp_path, "test", "Rain200H").root.name == "RainHeavy"
+    assert find_pairs(tmp_path, "test", "Rain200L").root.name == "RainLight"
+
+
+def test_many_sets_in_one_folder(tmp_path: Path) -> None:
+    for dataset, write in layouts.OFFICIAL_LAYOUT.items():
+        write(tmp_path / dataset)
+    for dataset in ("Rain200H", "Rain200L", "Rain800", "Rain1200", "Rain1400", "SPA"):
+        assert find_pairs(tmp_path, "test", dataset).root.is_relative_to(tmp_path / dataset)
+
+
+def test_released_merged_layout_leaves_real_images_aside(tmp_path: Path) -> None:
+    root = layouts.merged(tmp_path / "set")
+    found = find_pairs(root, "train", "Rain1200")  # whose own layout has the rainy half left
+    assert "merged" in found.describe()
+    assert len(found.pairs) == 3
+    assert_clean_is_clean(found)
+    assert len(find_images([root / "Real"]).pairs) == 3
+
+
+def test_unknown_side_by_side_is_measured_and_said(tmp_path: Path) -> None:
+    for side in ("left", "right"):
+        folder = tmp_path / side
+        for n in range(4):
+            layouts.write_side_by_side(folder / f"{n}.png", n, side)
+        found = find_pairs(folder, "train")
+        assert f"rainy {side} as measured" in found.describe()
+        assert_clean_is_clean(found)
+
+
+def test_single_photographs_are_not_taken_for_pairs(tmp_path: Path) -> None:
+    for n in range(4):
+        write_image(tmp_path / f"photos/{n}.png", layouts.clean_image(n))
+    with pytest.raises(UserError, match=r"the 4 images in .*photos are not two of one picture side by side"):
+        find_pairs(tmp_path / "photos", "train")
+
+
+def test_matching_goes_by_name_then_by_number(tmp_path: Path) -> None:
+    files = [Path(name) for name in ("a-1.png", "a-2.png", "a-10.png")]
+    assert data.match_files(files, list(files)).pairs == [(f, f) for f in files]
+    numbered = [Path(name) for name in ("c_0010.jpg", "c_0002.jpg", "c_0001.jpg")]
+    assert dict(data.match_files(files, numbered).pairs)[files[2]] == numbered[0]
+    # number 2 is missing: nobody else's image is taken for it
+    matched = data.match_files(files, [numbered[0], numbered[2], Path("d_2_2.jpg")])
+    assert (matched.lone_rainy, matched.lone_clean) == ([files[1]], [Path("d_2_2.jpg")])
+
+
+def test_train_folder_given_for_test(tmp_path: Path) -> None:
+    root = layouts.rain200(layouts.rain200_light(tmp_path / "Rain200"))
+    found = find_pairs(root / "rain_data_train_Light", "test")
+    assert found.root.name == "rain_data_test_Light"
+    assert "took the test folder beside it" in found.warnings[0]
+    shutil.rmtree(root / "rain_data_test_Light")
+    with pytest.raises(UserError, match=r"no test pairs in .*rain_data_train_Light"):
+        find_pairs(root / "rain_data_train_Light", "test")
+
+
+def test_real_images_of_any_size_from_several_folders(tmp_path: Path) -> None:
+    one = layouts.real_images(tmp_path / "one")
+    two = layouts.real275(tmp_path / "Real275")
+    found = find_images([one, two, one / "2.jpg"])
+    assert len({pair.name for pair in found.pairs}) == len(found.pairs) == 6
+    assert all(pair.clean is None and read_pair(pair)[1] is None for pair in found.pairs)
+    assert "6 real images" in found.describe()
+
+
+def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path: Path) -> None:
+    root = layouts.plain(tmp_path / "set", "rain", "gt")
+    found = find_images([root])
+    assert {pair.rainy.path.parent.name for pair in found.pairs} == {"rain"}
+    assert "not taken as rainy" in found.warnings[0]
+    listed = find_images([layouts.spa(tmp_path / "SPA")])
+    assert len(listed.pairs) == 3
+    assert listed.pairs[0].clean is None
+    assert {tuple(RealCrops(listed, 16, 0)[(0, i)]["real_rainy"].shape) for i in range(3)} == {(3, 16, 16)}
+
+
+# ------------------------------------------------------------------------------------------------ list of SPA
+
+
+def test_long_list_opens_without_listing_or_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = layouts.spa(tmp_path / "SPA", train=1)
+    line = "/media/data/real_world/{0}/{0}.png /media/data/real_world_gt/{0}/{0}gt.png\r\n"
+    with (root / data.LIST_FILE).open("a") as listed:  # of all these files only the first is there
+        listed.writelines(line.format(n) for n in range(1, 638_492))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a folder was listed")
+
+    for name in ("scandir", "listdir", "walk"):
+        monkeypatch.setattr(os, name, refuse)
+    tracemalloc.start()
+    found = find_pairs(root, "train", "SPA")
+    crops = PairCrops(found, 8, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found.pairs) == len(crops) == 638_492
+    assert found.warnings == ()
+    assert "not cached" in crops.note
+    assert peak < 50e6
+    last = found.pairs[-1]
+    assert last.name == "638491"
+    assert last.rainy.path == root / "real_world/638491/638491.png"
+    assert last.clean is not None
+    assert last.clean.path == root / "real_world_gt/638491/638491gt.png"
+    assert crops[(0, 0)]["rainy"].shape == (3, 8, 8)
+    assert len(pickle.loads(pickle.dumps(found)).pairs) == 638_492
+
+
+def test_bad_lists(tmp_path: Path) -> None:
+    root = layouts.spa(tmp_path / "SPA")
+    listed = root / data.LIST_FILE
+    listed.write_text(listed.read_text() + "\n/only/one.png\n")
+    with pytest.raises(UserError, match=r"'/only/one.png' is not a rainy and a clean file name"):
+        find_pairs(listed, "train").pairs[3]
+    listed.write_text("/a/b.png /c/d.png\n")
+    with pytest.raises(UserError, match=r"lists a/b.png, which is not below"):
+        find_pairs(root, "train")
+    listed.write_text("")
+    with pytest.raises(UserError, match="empty"):
+        find_pairs(root, "train")
+    listed.write_text("\n\n")
+    with pytest.raises(UserError, match="no image pairs"):
+        find_pairs(root, "train")
+
+
+# ---------------------------------------------------------------------------------------- errors and warnings
+
+
+def test_rainy_without_clean_names_the_file(tmp_path: Path) -> None:
+    root = layouts.rain200(tmp_path / "Rain200H")
+    (root / "rain_data_train_Heavy/norain/norain-3.png").unlink()
+    with pytest.raises(UserError, match=r"norain-3x2.png has no clean image"):
+        find_pairs(root, "train")
+
+
+def test_clean_without_rainy_is_a_warning(tmp_path: Path) -> None:
+    root = layouts.rain200(tmp_path / "Rain200H")
+    (root / "rain_data_train_Heavy/rain/X2/norain-3x2.png").unlink()
+    assert "without a rainy one, not used: norain-3.png" in find_pairs(root, "train").warnings[0]
+
+
+def test_two_sizes_name_the_file(tmp_path: Path) -> None:
+    root = layouts.plain(tmp_path / "set", "rain", "norain")
+    write_image(root / "norain/2.png", layouts.clean_image(2, (40, 56)))
+    with pytest.raises(UserError, match=r"rain/2.png and .*norain/2.png have two sizes, 56x48 and 56x40"):
+        read_pair(find_pairs(root, "train").pairs[1])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_names_the_file_in_one_line(tmp_path: Path, workers: int) -> None:
+    root = layouts.plain(tmp_path / "set", "rain", "norain")
+    whole = (root / "rain/2.png").read_bytes()
+    (root / "rain/2.png").write_bytes(whole[:20])
+    crops = PairCrops(find_pairs(root, "train"), 16, 0)
+    with pytest.raises(UserError) as caught:
+        list(loader(crops, 3, 0, 0, 1, workers))
+    assert str(caught.value).startswith(f"{root / 'rain/2.png'} is not an image")
+    assert "\n" not in str(caught.value)
+
+
+def test_odd_width_names_the_file(tmp_path: Path) -> None:
+    root = layouts.rain800(tmp_path / "Rain800")
+    odd = root / "training/3.jpg"
+    write_image(odd, read_image(odd)[:, :-1])
+    with pytest.raises(UserError, match=r"training/3.jpg is 111 pixels wide"):
+        read_pair(find_pairs(root, "train", "Rain800").pairs[2])
+
+
+def test_folders_that_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        find_pairs(tmp_path / "nowhere", "train")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="empty is empty; looked for rain/X2"):
+        find_pairs(empty, "train")
+    with pytest.raises(UserError, match="empty holds no images"):
+        find_images([empty])
+    for name in ("rain", "norain"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="set/rain holds no images"):
+        find_pairs(tmp_path / "set", "train")
+    (tmp_path / "DID" / "Rain_Light").mkdir(parents=True)
+    with pytest.raises(UserError, match="Rain_Light holds no images"):
+        find_pairs(tmp_path / "DID", "train")
+
+
+def test_counts_are_checked_only_of_a_named_set(tmp_path: Path) -> None:
+    root = layouts.rain200(tmp_path / "set")
+    assert find_pairs(root, "train").warnings == ()
+    assert (
+        "holds 4 pairs; Rain200H's official train set has 1,800"
+        in find_pairs(root, "train", "Rain200H").warnings[0]
+    )
+    assert any("heavy rain by its name" in w for w in find_pairs(root, "train", "Rain200L").warnings)
+    real = layouts.real275(tmp_path / "Real275")
+    assert "officially has 275" in find_images([real], "Real275").warnings[0]
+
+
+def test_swapped_sides_are_noticed(tmp_path: Path) -> None:
+    root = layouts.rain12(tmp_path / "Rain12")
+    assert data.check_pairs(find_pairs(root, "test")) == []
+    (warning,) = data.check_pairs(find_pairs(root, "test", rainy_side="right"))
+    assert "looks cleaner" in warning
+    assert "--rainy_side left" in warning
+    swapped = layouts.plain(tmp_path / "set", "target", "input")
+    (warning,) = data.check_pairs(find_pairs(swapped, "test"))
+    assert "the folders' names" in warning
+
+
+# ----------------------------------------------------------------------------------------------- real samples
+
+PIECES = [
+    ("Rain200H", "train", 2),
+    ("Rain200H", "test", 5),
+    ("Rain200L", "train", 1),
+    ("Rain200L", "test", 2),
+    ("Rain800", "train", 12),
+    ("Rain800", "test", 8),
+    ("Rain1400", "test", 2),
+    ("SPA", "train", 2),
+    ("SPA", "test", 2),
+    ("Rain12", "test", 1),
+]
+
+
+@pytest.mark.parametrize(("dataset", "split", "count"), PIECES)
+def test_real_pieces_load_with_the_right_side_as_clean(
+    shared: Path, dataset: str, split: str, count: int
+) -> None:
+    found = find_pairs(shared / "data" / dataset, split, dataset)
+    assert len(found.pairs) == count
+    assert not data.looks_swapped(found.pairs)
+    swapped = [data.Pair(pair.name, pair.clean, pair.rainy) for pair in found.pairs if pair.clean]
+    assert len(swapped) == count
+    assert data.looks_swapped(swapped)
+
+
+def test_rain12_given_as_clean_left_is_noticed(shared: Path) -> None:
+    given = find_pairs(shared / "data/Rain12", "test", "Rain800", rainy_side="right")
+    assert any("--rainy_side left" in warning for warning in data.check_pairs(given))
+
+
+def test_real_photographs(shared: Path) -> None:
+    assert len(find_images([shared / "data/Real"]).pairs) == 44
+    assert len(find_images([shared / "data/Real275"]).pairs) == 3
+    for folder in ("Real", "Real275"):
+        with pytest.raises(UserError, match="no test pairs"):
+            find_pairs(shared / "data" / folder, "test")
+
+
+# ------------------------------------------------------------------------------------------------------ crops
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Found:
+    return find_pairs(layouts.plain(tmp_path / "set", "rain", "norain", count=5), "train")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("recombine", [False, True])
+@pytest.mark.parametrize("augment", [False, True])
+def test_crops_are_a_function_of_seed_epoch_index(pairs: Found, augment: bool, recombine: bool) -> None:
+    def crops(seed: int) -> PairCrops:
+        return PairCrops(pairs, 16, seed, augment, recombine)
+
+    one, again = crops(7), crops(7)
+    keys = [(epoch, index) for epoch in range(3) for index in range(5)]
+    forwards = [one[key] for key in keys]
+    backwards = [again[key] for key in reversed(keys)][::-1]
+    assert all(same(a, b) for a, b in zip(forwards, backwards, strict=True))
+    assert all(item[side].shape == (3, 16, 16) for item in forwards for side in ("rainy", "clean"))
+    assert not all(same(one[(0, i)], one[(1, i)]) for i in range(5))
+    assert not all(same(one[(0, i)], crops(8)[(0, i)]) for i in range(5))
+
+
+def as_uint8(crop: torch.Tensor) -> np.ndarray:
+    return np.round(crop.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_crops_are_windows_of_both_sides_at_one_place(pairs: Found, augment: bool) -> None:
+    crops, turned = PairCrops(pairs, 20, 3, augment), 0
+    for key in itertools.product(range(4), range(5)):
+        both = np.dstack([image for image in read_pair(pairs.pairs[key[1]]) if image is not None])
+        windows = {
+            both[top : top + 20, left : left + 20].tobytes()
+            for top in range(both.shape[0] - 19)
+            for left in range(both.shape[1] - 19)
+        }
+        crop = np.dstack([as_uint8(crops[key][side]) for side in ("rainy", "clean")])
+        eight = [np.rot90(crop, k)[:, ::flip] for k in range(4) for flip in (1, -1)]
+        matches = [view.tobytes() in windows for view in (eight if augment else eight[:1])]
+        assert any(matches)
+        turned += not matches[0]
+    assert (turned > 10) == augment
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (5, 3), (40, 9)])
+def test_small_images_are_reflected(tmp_path: Path, size: tuple[int, int]) -> None:
+    image = layouts.clean_image(1, size)
+    write_image(tmp_path / "real/1.png", image)
+    crop = RealCrops(find_images([tmp_path / "real"]), 24, 0)[(0, 0)]["real_rainy"]
+    assert crop.shape == (3, 24, 24)
+    expected = cv2.copyMakeBorder(image, 0, 100, 0, 100, cv2.BORDER_REFLECT_101)
+    where = np.round(crop.permute(1, 2, 0).numpy() * 255)
+    assert any(
+        np.array_equal(where, expected[top : top + 24, :24]) for top in range(max(1, size[0] - 23))
+    ) or any(np.array_equal(where, expected[:24, left : left + 24]) for left in range(max(1, size[1] - 23)))
+
+
+def test_cache_and_workers_change_nothing(pairs: Found, tmp_path: Path) -> None:
+    real = find_images([layouts.real_images(tmp_path / "real")])
+    for make in (
+        lambda cache: PairCrops(pairs, 16, 0, recombine=True, backgrounds=real, cache=cache),
+        lambda cache: RealCrops(real, 16, 0, cache=cache),
+    ):
+        plain = list(loader(make("off"), 4, 0, 0, 6, 0))
+        assert len(plain) == 6
+        for cache, workers in (("on", 0), ("on", 2), ("off", 2)):
+            for batch, expected in zip(loader(make(cache), 4, 0, 0, 6, workers), plain, strict=True):
+                assert same(batch, expected)
+
+
+def test_cache_is_filled_by_workers_and_said(pairs: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    crops = PairCrops(pairs, 16, 0)
+    assert "images are cached in memory: 0.00 GB" in crops.note
+    list(loader(crops, 5, 0, 0, 2, 1))
+    monkeypatch.setattr(data, "read_image", lambda path: pytest.fail(f"{path} was decoded again"))
+    assert crops[(0, 0)]["rainy"].shape == (3, 16, 16)  # in this process, from what the worker decoded
+    assert "as asked" in PairCrops(pairs, 16, 0, cache="off").note
+
+
+def test_cache_only_where_it_fits(pairs: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = 10 * 3 * layouts.SIZE[0] * layouts.SIZE[1]
+
+    class Memory:
+        available = 2 * decoded
+
+    monkeypatch.setattr(data.psutil, "virtual_memory", Memory)
+    assert "cached in memory" in PairCrops(pairs, 16, 0).note
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes on this machine share it
+    assert "not cached" in PairCrops(pairs, 16, 0).note
+    assert "cached in memory" in PairCrops(pairs, 16, 0, cache="on").note
+
+
+def test_crops_survive_pickling_without_their_cache(pairs: Found) -> None:
+    crops = PairCrops(pairs, 16, 0)
+    packed = pickle.dumps(crops)
+    assert len(packed) < 10_000
+    assert same(pickle.loads(packed)[(1, 2)], crops[(1, 2)])
+
+
+# ------------------------------------------------------------------------------------------------------ order
+
+
+def stream(count: int, batch: int, start: int, stop: int, rank: int = 0, world: int = 1) -> list:
+    return list(BatchStream(count, batch, 5, start, stop, rank, world))
+
+
+def test_every_epoch_has_each_entry_once_in_another_order() -> None:
+    drawn = [key for batch in stream(10, 4, 0, 10) for key in batch]  # four epochs
+    for epoch in range(4):
+        assert sorted(index for e, index in drawn if e == epoch) == list(range(10))
+    orders = {tuple(index for e, index in drawn if e == epoch) for epoch in range(4)}
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("count", [3, 10, 50])
+def test_order_does_not_depend_on_start_or_processes(count: int) -> None:
+    whole = stream(count, 8, 0, 9)
+    assert stream(count, 8, 4, 9) == whole[4:]
+    for world in (2, 4):
+        shares = [stream(count, 8, 2, 9, rank, world) for rank in range(world)]
+        assert [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == whole[2:]
+
+
+def test_uneven_split_is_refused_with_what_works() -> None:
+    with pytest.raises(
+        UserError, match=r"--batchSize 12 does not split over 5 processes; 1, 2, 3, 4, 6, 12 do"
+    ):
+        stream(10, 12, 0, 1, 0, 5)
+
+
+def test_a_set_smaller_than_a_batch_repeats_with_other_crops(pairs: Found) -> None:
+    (batch,) = loader(PairCrops(pairs, 16, 0), 12, 0, 0, 1, 0)
+    assert batch["rainy"].shape == (12, 3, 16, 16)
+    assert len({crop.numpy().tobytes() for crop in batch["clean"]}) == 12
+
+
+def test_pairs_and_real_images_are_shuffled_apart(pairs: Found) -> None:
+    orders = [list(BatchStream(50, 50, 0, 0, 1, tag=each.tag)) for each in (PairCrops, RealCrops)]
+    assert orders[0] != orders[1]
+
+
+# ---------------------------------------------------------------------------------------------- recombination
+
+
+def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_path: Path) -> None:
+    backgrounds = tmp_path / "backgrounds"
+    for n in range(5):
+        write_image(backgrounds / f"{n}.png", layouts.clean_image(100 + n))
+    usual = PairCrops(pairs, 24, 0)
+    crops = PairCrops(pairs, 24, 0, recombine=True, backgrounds=find_images([backgrounds]))
+    other_background = 0
+    for key in [(epoch, index) for epoch in range(6) for index in range(5)]:
+        true = {side: np.round(crop.numpy() * 255).astype(int) for side, crop in usual[key].items()}
+        made = {side: np.round(crop.numpy() * 255).astype(int) for side, crop in crops[key].items()}
+        layer = true["rainy"] - true["clean"]
+        assert np.array_equal(made["rainy"], np.minimum(255, made["clean"] + layer))
+        other_background += not np.array_equal(made["clean"], true["clean"])
+    assert other_background > 20
+
+
+def test_additive_or_not() -> None:
+    rainy, clean = layouts.pair(1)
+    assert (rainy == 255).any()
+    assert data.why_not_additive(rainy, clean) == ""
+    assert "darker" in data.why_not_additive(clean, rainy)
+    tinted = rainy.copy()
+    tinted[3, 4] = clean[3, 4] + np.array([5, 5, 6], np.uint8)
+    assert "different additions" in data.why_not_additive(tinted, clean)
+    clipped = np.full((1, 1, 3), 250, np.uint8)
+    assert data.why_not_additive(np.array([[[255, 255, 255]]], np.uint8), clipped) == ""
+    assert (
+        data.why_not_additive(np.array([[[255, 252, 252]]], np.uint8), clipped) != ""
+    )  # clipped by an addition of 2
+
+
+def test_recombination_is_refused_where_rain_is_not_additive(tmp_path: Path) -> None:
+    found = find_pairs(layouts.rain800(tmp_path / "Rain800"), "train", "Rain800")
+    with pytest.raises(UserError, match=r"exact grey addition; .*training/1.jpg is not: \d"):
+        PairCrops(found, 16, 0, recombine=True)
+    real = find_images([layouts.real_images(tmp_path / "Real")])
+    with pytest.raises(UserError, match="holds real images"):
+        PairCrops(real, 16, 0, recombine=True)
+
+
+def test_real_sets_that_are_additive_and_those_that_are_not(shared: Path) -> None:
+    for dataset in ("Rain200H", "Rain200L"):
+        data.refuse_unless_additive(find_pairs(shared / "data" / dataset, "train"))
+    for dataset in ("Rain800", "Rain1400", "SPA"):
+        with pytest.raises(UserError, match="exact grey addition"):
+            data.refuse_unless_additive(find_pairs(shared / "data" / dataset, "test"))
+
+
+# -------------------------------------------------------------------------------------------------- datasets/
+
+
+def tree(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def run_check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> tuple[int, str]:
+    monkeypatch.setattr("sys.argv", ["check.py", *words])
+    with pytest.raises(SystemExit) as exit_:
+        script("check").main()
+    return int(exit_.value.code or 0), capsys.readouterr().out
+
+
+def test_check_names_what_is_missing_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = layouts.rain200(tmp_path / "Rain200H", train=12, test=3)
+    monkeypatch.setitem(data.OFFICIAL, "Rain200H", {"train": 12, "test": 3})
+    before = tree(root)
+    status, said = run_check(monkeypatch, capsys, "Rain200H", str(root), "--deep")
+    assert status == 0
+    assert said.count("complete") == 2
+    assert tree(root) == before
+
+    folder = root / "rain_data_train_Heavy"
+    (folder / "norain/norain-5.png").unlink()
+    for path in (folder / "norain/norain-7.png", folder / "rain/X2/norain-7x2.png"):
+        path.unlink()
+    (folder / "rain/X2/norain-9x2.png").write_bytes(b"cut short")
+    status, said = run_check(monkeypatch, capsys, "Rain200H", str(root), "--deep")
+    assert status == 1
+    assert "missing: norain-7x2\n" in said
+    assert f"no clean image to the rainy {folder / 'rain/X2/norain-5x2.png'}" in said
+    assert f"{folder / 'rain/X2/norain-9x2.png'} is not an image" in said
+    assert "Rain200H train: 3 problems" in said
+    assert "Rain200H test: complete" in said
+
+
+def test_check_knows_each_numbering(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = script("check").missing_names
+    monkeypatch.setitem(data.OFFICIAL, "Rain1400", {"train": 28, "test": 42})
+    names = [f"{scene}_{k}" for scene in (901, 902, 903) for k in range(1, 15)]
+    assert missing("Rain1400", "test", names) == []
+    assert missing("Rain1400", "test", [n for n in names if n != "902_7"]) == ["902_7"]
+    monkeypatch.setitem(data.OFFICIAL, "Rain1200", {"train": 9, "test": 3})
+    assert missing("Rain1200", "test", ["0", "2"]) == ["1"]
+    names = [f"Rain_{s}/train2018new/{n}" for s in ("Light", "Medium", "Heavy") for n in (1, 2, 3)]
+    assert missing("Rain1200", "train", names[1:]) == ["Rain_Light/train2018new/1"]
+    assert missing("Rain12", "test", [f"{n:03}" for n in range(1, 12)]) == ["012"]
+    assert missing("Rain12", "test", ["a", "b"]) == []
+
+
+def test_check_of_a_list_names_absent_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = layouts.spa(tmp_path / "SPA")
+    monkeypatch.setitem(data.OFFICIAL, "SPA", {"train": 3, "test": 2})
+    assert run_check(monkeypatch, capsys, "SPA", str(root))[0] == 0
+    (root / "real_world_gt/0/2gt.png").unlink()
+    status, said = run_check(monkeypatch, capsys, "SPA", str(root), "--split", "train")
+    assert status == 1
+    assert f"missing: {root / 'real_world_gt/0/2gt.png'}" in said
+
+
+def test_simulated_sets(tmp_path: Path) -> None:
+    simulate = script("simulate")
+    few = [dataclasses.replace(made, count={"train": 2, "test": 2}) for made in simulate.SETS]
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        simulate.simulate(tmp_path / name, seed, few)
+    first, again, other = (
+        {path.relative_to(tmp_path / name): content for path, content in tree(tmp_path / name).items()}
+        for name in ("one", "again", "other")
+    )
+    assert first == again
+    assert first.keys() == other.keys()
+    assert all(first[path] != other[path] for path in first)
+    for dataset in ("Rain200H", "Rain200L"):
+        for split in ("train", "test"):
+            found = find_pairs(tmp_path / "one", split, dataset)
+            assert found.root.parent.name == f"Simulated{dataset[4:]}"
+            assert len(found.pairs) == 2
+            data.refuse_unless_additive(found)
+            assert not data.looks_swapped(found.pairs)
+    real = tmp_path / "one/SimulatedReal"
+    assert len(find_images([real / "train"]).pairs) == len(find_pairs(real, "test").pairs) == 2
+    with pytest.raises(UserError, match="exact grey addition"):
+        data.refuse_unless_additive(find_pairs(real, "test"))
