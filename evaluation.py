@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from metrix_code.page import PageWriter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from config import Evaluation, parse
 from DerainDataset import OFFICIAL, Found, check_pairs, find_pairs, read_pair
 from inference import derain, hardware, place
 from metrix_code.niqe import niqe
+from metrix_code.page import PageWriter
 from metrix_code.psnr import psnr
 from metrix_code.scores import average, write_scores
 from metrix_code.ssim import ssim
@@ -53,10 +53,13 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     print(found.describe())
     for warning in check_pairs(found):
         print(f"warning: {warning}")
-    page = PageWriter(options.save_path, f"{options.dataset}, {options.method}") if options.page else None
+    about = f"{content['path']}, step {content.get('step', 0)}. PSNR and SSIM: RGB, 8 bits, as saved."
+    page = (
+        PageWriter(options.save_path, f"{options.dataset}: {options.method}", about) if options.page else None
+    )
     images = []
-    ahead = DataLoader(WholePairs(found), batch_size=None, num_workers=options.workers)
-    for pair, (rainy, clean) in zip(found.pairs, tqdm(ahead, unit="image"), strict=True):
+    ahead = DataLoader(WholePairs(found), batch_size=None, collate_fn=tuple, num_workers=options.workers)
+    for pair, (rainy, clean) in zip(found.pairs, tqdm(ahead, unit="image", **utils.BAR), strict=True):
         began = time.perf_counter()
         output = derain(net, to_tensor(rainy), options, device).derained[0]
         seconds = time.perf_counter() - began

@@ -1,7 +1,7 @@
 """The authors' released network and losses, run on a CPU in float32, are what ours must give.
 
-The files in tests/golden were made with weights that are a function of each released key (`released_weights`),
-on images in the released network's own channel order, BGR.
+The files in tests/golden were made with weights that are a function of each released key, see
+`released_weights`, on images in the released network's own channel order, BGR.
 """
 
 import gzip

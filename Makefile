@@ -1,0 +1,29 @@
+# Two commands: `make demo` runs the whole method on a small simulated set; `make test` passes the tests.
+# Both set everything up first, in .venv. Without make: the lines of the recipes, by hand.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test check bench clean
+
+demo: .venv/ready
+	$(PY) demo.py
+
+# a process a core, one thread each: small networks gain nothing from a second thread
+test: .venv/ready
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+check: .venv/ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy .
+
+bench: .venv/ready
+	$(PY) benchmarks/run.py
+
+.venv/ready: requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv results datasets/simulated trained_model/demo

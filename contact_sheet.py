@@ -1,0 +1,76 @@
+"""One picture of several folders of images side by side: a row an image, a column a folder.
+
+    python contact_sheet.py --out sheet.png rainy=FOLDER teacher=results/A student=results/B clean=FOLDER
+
+Images belong to each other by name, as in the metric scripts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from metrix_code.folders import match
+from utils import UserError, list_images, read_image, run, write_image
+
+GAP, CAPTION = 6, 24  # pixels, white
+
+
+def contact_sheet(columns: Mapping[str, Sequence[np.ndarray]], height: int = 160) -> np.ndarray:
+    """Columns of uint8 RGB images, as many in each, under their captions; each image `height` pixels high."""
+    strips = []
+    for caption, images in columns.items():
+        scaled = [_scaled(image, height) for image in images]
+        width = max(image.shape[1] for image in scaled)
+        strip = np.full((CAPTION, width, 3), 255, np.uint8)
+        cv2.putText(strip, caption, (2, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        parts = [strip]
+        for image in scaled:
+            right = width - image.shape[1] + GAP
+            parts.append(cv2.copyMakeBorder(image, 0, GAP, 0, right, cv2.BORDER_CONSTANT, value=[255] * 3))
+        parts[0] = cv2.copyMakeBorder(strip, 0, 0, 0, GAP, cv2.BORDER_CONSTANT, value=[255] * 3)
+        strips.append(np.concatenate(parts))
+    return np.concatenate(strips, axis=1)[:-GAP, :-GAP]
+
+
+def _scaled(image: np.ndarray, height: int) -> np.ndarray:
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    shrinks = height < image.shape[0]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("columns", nargs="+", metavar="CAPTION=FOLDER", help="from left to right")
+    parser.add_argument("--out", type=Path, required=True, help="the picture to write")
+    parser.add_argument("--most", type=int, default=8, help="rows at the most (default: 8)")
+    parser.add_argument("--height", type=int, default=160, help="of each image, in pixels (default: 160)")
+    options = parser.parse_args()
+    folders = dict(column.partition("=")[::2] for column in options.columns)
+    write_image(options.out, from_folders(folders, options.most, options.height))
+    print(f"written: {options.out}")
+
+
+def from_folders(folders: Mapping[str, str | Path], most: int = 8, height: int = 160) -> np.ndarray:
+    """The sheet of the first `most` images that every folder has. Raises UserError where none is in all."""
+    first, *others = [list_images(Path(folder)) for folder in folders.values()]
+    partners = [dict(match(first, files)[0]) for files in others]
+    shown = [path for path in first if all(path in each for each in partners)][:most]
+    if not shown:
+        raise UserError(f"no image is in all of {', '.join(map(str, folders.values()))}")
+    rows = [[path, *(each[path] for each in partners)] for path in shown]
+    columns = zip(*rows, strict=True)
+    images = {
+        name: [read_image(path) for path in column] for name, column in zip(folders, columns, strict=True)
+    }
+    return contact_sheet(images, height)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,95 @@
+"""The quick start: the whole method on a small simulated dataset, by the very scripts of the true ones.
+
+It makes the dataset, trains a small teacher, distils a small student, derains with both, and ends with a
+table and a picture. The rain is rendered on photographs that ship with scikit-image, so no number here is a
+benchmark's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from contact_sheet import from_folders
+from metrix_code.scores import FILE, read_scores
+from utils import UserError, run, write_image
+
+DATA, MODELS, RESULTS = Path("datasets/simulated"), Path("trained_model/demo"), Path("results/demo")
+PAIRS, REAL = DATA / "Simulated200H", DATA / "SimulatedReal"
+SMALL = "--channels 12,16,24 --units 3,2,1 --batchSize 8 --patch_size 64 --use_GPU False --workers 1"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--steps", type=int, default=260, help="of the teacher; the student takes a fifth (default: 260)"
+    )
+    steps = parser.parse_args().steps
+    began = time.perf_counter()
+    teacher, student = MODELS / "teacher", MODELS / "student"
+    call(f"datasets/simulate.py --out {DATA}")
+    call(f"train_Rain200H.py --data_path {PAIRS} --save_path {teacher} --steps {steps} --lr 0.001 {SMALL}")
+    call(
+        f"train_Rain200H_real.py --data_path {PAIRS} --real_path {REAL}/train/rain --teacher {teacher} "
+        f"--save_path {student} --steps {max(1, steps // 5)} {SMALL}"
+    )
+    for folder, name in ((PAIRS, "pairs"), (REAL, "real")):
+        for script, model in (("eval_Rain200H.py", teacher), ("eval_Rain200H_real.py", student)):
+            call(
+                f"{script} --logdir {model} --data_path {folder} --save_path {RESULTS}/{name}/{model.name} "
+                "--use_GPU False"
+            )
+    print(table())
+    print(f"to look at: {picture()}, and index.html beside the images in {RESULTS}")
+    print(f"to browse: tensorboard --logdir {MODELS}")
+    print(f"{time.perf_counter() - began:.0f} s")
+
+
+def call(command: str) -> None:
+    """Prints a script's command line and runs it. Raises UserError where it fails."""
+    print(f"\n$ python {command}", flush=True)
+    done = subprocess.run([sys.executable, *shlex.split(command)])
+    if done.returncode:
+        raise UserError(f"{command.split()[0]} ended with exit code {done.returncode}: see above")
+
+
+def table() -> str:
+    """PSNR and SSIM of the rainy input, the teacher and the student, from what the eval scripts wrote."""
+    lines = [
+        "",
+        "simulated rain, test photographs; RGB PSNR (dB) / SSIM",
+        f"{'':32}rainy input     teacher         student",
+    ]
+    for name, caption in (("pairs", "pairs like Rain200H"), ("real", "'real': other streaks, haze")):
+        means = [read_scores(RESULTS / name / model / FILE)["mean"] for model in ("teacher", "student")]
+        cells = [shown(means[0], "rainy_"), *(shown(mean) for mean in means)]
+        lines.append(f"{caption:32}" + "".join(f"{cell:16}" for cell in cells))
+    return "\n".join(lines)
+
+
+def shown(mean: dict[str, Any], of: str = "") -> str:
+    return f"{mean[f'{of}psnr']:.2f} / {mean[f'{of}ssim']:.4f}"
+
+
+def picture() -> Path:
+    """The contact sheet of the paired test photographs and the simulated real ones."""
+    path = RESULTS / "contact_sheet.png"
+    test = PAIRS / "rain_data_test_Heavy"
+    folders = {
+        "rainy": test / "rain/X2",
+        "teacher": RESULTS / "pairs/teacher",
+        "student": RESULTS / "pairs/student",
+    }
+    write_image(path, from_folders({**folders, "clean": test / "norain"}))
+    return path
+
+
+if __name__ == "__main__":
+    run(main)
