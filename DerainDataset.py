@@ -806,9 +806,9 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
         tag: int = 0,
     ) -> None:
         if batch_size % world_size:
-            works = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+            works = one_line((n for n in range(1, batch_size + 1) if batch_size % n == 0), most=99)
             raise UserError(
-                f"--batchSize {batch_size} does not split over {world_size} processes; {one_line(works, 99)} do"
+                f"--batchSize {batch_size} does not split over {world_size} processes; {works} do"
             )
         self.count, self.batch_size, self.seed, self.tag = count, batch_size, seed, tag
         self.steps = range(start, stop)

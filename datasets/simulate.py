@@ -50,8 +50,8 @@ class Rain:
 
 # Opacity and cover are set so that rainy PSNR comes near Rain200H's 12.3 and Rain200L's 25.9 dB (the means
 # of 118 and 50 true training pairs).
-HEAVY = Rain((4, 7), (-35, 35), 5, (20, 80), (0.7, 1.6), (0.1, 0.25), (0.15, 0.42))
-LIGHT = Rain((3, 5), (-30, 30), 3, (10, 35), (0.6, 1.2), (0.004, 0.016), (0.2, 0.52))
+HEAVY = Rain((4, 7), (-35, 35), 5, (20, 80), (0.7, 1.6), (0.1, 0.25), (0.14, 0.38))
+LIGHT = Rain((3, 5), (-30, 30), 3, (10, 35), (0.6, 1.2), (0.004, 0.016), (0.22, 0.6))
 REAL = Rain((5, 8), (-15, 15), 2, (6, 60), (0.4, 1.4), (0.01, 0.04), (0.06, 0.35), veil=(0.15, 0.4))
 
 
@@ -157,6 +157,8 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other crops and rain (default: 0)")
     options = parser.parse_args()
+    if options.seed < 0:
+        parser.error("--seed must not be negative")
     for name, psnr in simulate(options.out, options.seed).items():
         print(f"{name:20s} rainy PSNR {psnr:5.2f} dB (simulated rain, RGB)")
     print(f"written to {options.out}")
