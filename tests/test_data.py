@@ -14,13 +14,13 @@ from pathlib import Path
 from types import ModuleType
 
 import cv2
-import layouts
 import numpy as np
 import pytest
 import torch
 
 import DerainDataset as data
 from DerainDataset import BatchStream, Found, PairCrops, RealCrops, find_images, find_pairs, loader, read_pair
+from tests import layouts
 from utils import UserError, read_image, write_image
 
 
