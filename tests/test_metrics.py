@@ -169,6 +169,10 @@ def test_the_exact_name_goes_first_and_a_clean_image_is_given_once():
     assert partners(["1.png", "1x2.png"], ["1.png"]) == {"1.png": "1.png"}
 
 
+def test_the_x2_of_rain200_is_no_number():
+    assert partners(["norain-1x2.png"], ["1.png", "1_2.png"]) == {"norain-1x2.png": "1.png"}
+
+
 def test_two_candidates_decide_nothing():
     assert partners(["a_1.png"], ["b_1.png", "c_1.png"]) == {}
 

@@ -105,13 +105,23 @@ def test_the_scores_and_their_means_are_shown(page):
 
 def test_without_a_clean_side_the_gain_is_in_niqe_where_less_is_better(tmp_path, picture):
     writer = PageWriter(tmp_path, "Real-275")
-    for name, after in (("better", 3.0), ("worse", 5.0), ("same", 4.0)):
+    for name, after in (("better", 2.0), ("worse", 5.0), ("same", 4.0)):
         writer.add({"name": name, "file": "1.png", "niqe": after, "rainy_niqe": 4.0}, picture, picture)
     elements = Elements(writer.finish())
-    assert [entry["data-gain"] for entry in elements.all("article")] == ["-1.0", "0.0", "1.0"]
+    assert [entry["data-gain"] for entry in elements.all("article")] == ["-1.0", "0.0", "2.0"]
     assert "gain in NIQE" in elements.text
     assert [span["class"] for span in elements.all("span") if "class" in span] == ["worse", "same", "better"]
     assert "+0.000" in elements.text
+
+
+def test_equal_gains_stand_by_name(tmp_path, picture):
+    writer = PageWriter(tmp_path, "t")
+    for name in ("10", "9", "2"):
+        writer.add({"name": name, "file": "1.png", "psnr": 21.0, "rainy_psnr": 20.0}, picture, picture)
+    shown = [
+        compare["data-title"] for compare in Elements(writer.finish()).all("div") if "data-title" in compare
+    ]
+    assert shown == ["2", "9", "10"]
 
 
 def test_infinite_scores_are_counted_and_sort(tmp_path, picture):
