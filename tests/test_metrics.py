@@ -152,6 +152,7 @@ def partners(derained: list[str], clean: list[str]) -> dict[str, str]:
         ("438.png", "438gt.png"),  # SPA
         ("rain-001.png", "norain-001.png"),  # Rain100
         ("7_derained.jpg", "7.png"),
+        ("castle_derained.png", "castle-gt.png"),
         ("im_0007_out3.png", "im_0007_out3_clean.png"),
         ("img_0007.png", "norain-7.png"),  # by number
         ("901_14.png", "901.jpg"),  # Rain1400
