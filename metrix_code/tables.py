@@ -108,7 +108,7 @@ def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
                 continue
             cells.append(
                 Cell(
-                    dataset=_canonical(scores["dataset"]),
+                    dataset=_dataset(scores),
                     method=f"{who} (ours)" if not prefix else who,
                     kind="measured",
                     protocol=protocol,
@@ -169,9 +169,13 @@ def _table(
     return Table(title, [*datasets, *dict.fromkeys(others)], chosen, notes)
 
 
-def _canonical(dataset: str) -> str:
-    known = {name.replace("-", "").lower(): name for name in (*QUALITY_SETS, *NIQE_SETS)}
-    return known.get(dataset.replace("-", "").lower(), dataset)
+def _dataset(scores: dict[str, Any]) -> str:
+    """Its name as the paper writes it. Simulated rain goes by its folder, not by the set it imitates."""
+    name = scores["dataset"]
+    if scores["simulated"]:
+        return Path(scores.get("data_path") or name).name
+    known = {known.replace("-", "").lower(): known for known in (*QUALITY_SETS, *NIQE_SETS)}
+    return known.get(name.replace("-", "").lower(), name)
 
 
 def _repeats(cell: Cell, cells: list[Cell]) -> bool:
@@ -187,7 +191,8 @@ def _repeats(cell: Cell, cells: list[Cell]) -> bool:
 def _images(scores: dict[str, Any], name: str) -> str:
     """'5 of 200 images', where the paper's test set has 200; and how many of them the mean leaves out."""
     found = sum(image.get(name) is not None for image in scores["images"])
-    expected = scores.get("images_expected") or len(scores["images"])
+    official = None if scores["simulated"] else scores.get("images_expected")
+    expected = official or len(scores["images"])
     infinite = sum(image.get(name) == math.inf for image in scores["images"])
     count = f"{found} images" if found == expected else f"{found} of {expected} images"
     return count + (f", {infinite} infinite" if infinite else "")

@@ -367,12 +367,14 @@ def test_measured_rows_say_so_and_how_many_images(tmp_path):
 
 
 def test_simulated_rain_is_never_among_the_benchmarks(tmp_path):
-    scored(tmp_path, "made up", "SID", [{"psnr": 77.0, "ssim": 0.9, "niqe": 4.0}], simulated=True)
-    quality, quality_of_real, apart, apart_niqe = tables.tables(tmp_path)
-    assert "77.000" not in tables.as_plain(quality) and "made up" not in tables.as_plain(quality_of_real)
-    assert "SIMULATED" in apart.title and "77.000" in tables.as_plain(apart)
-    assert "published" not in tables.as_plain(apart)
-    assert "SIMULATED" in apart_niqe.title and "4.0000" in tables.as_markdown(apart_niqe)
+    made = {"simulated": True, "data_path": "datasets/Made200H", "images_expected": 200}
+    scored(tmp_path, "Rain200H", "SID", [{"psnr": 77.0, "ssim": 0.9, "niqe": 4.0}], **made)
+    quality, quality_of_real, apart, apart_niqe = (table.rows() for table in tables.tables(tmp_path))
+    assert not any("77.000" in cell or "4.0000" in cell for row in quality + quality_of_real for cell in row)
+    assert apart == [["method", "Made200H"], ["SID (ours)", "77.000 / 0.9000\nmeasured, RGB\n1 images"]]
+    assert apart_niqe == [["method", "Made200H"], ["SID (ours)", "4.0000\nmeasured, Y\n1 images"]]
+    titles = [table.title for table in tables.tables(tmp_path)]
+    assert ["SIMULATED" in title for title in titles] == [False, False, True, True]
 
 
 def test_what_a_mean_leaves_out_is_shown(tmp_path):
