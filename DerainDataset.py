@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils import UserError, list_images, natural_key, one_line, read_image, to_tensor
 
@@ -260,7 +260,10 @@ def _of_dataset(spots: list[Spot], dataset: str, data_path: Path) -> list[Spot]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    try:
+        names = [each.name for each in os.scandir(folder) if each.is_dir() and not each.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
     return [folder / name for name in sorted(names, key=natural_key)]
 
 
@@ -272,11 +275,8 @@ def _spots(folder: Path, split: str, dataset: str, rainy_side: str, depth: int =
     children = _folders(folder)
 
     def search(paths: Iterable[Path]) -> list[Spot]:
-        return (
-            [s for path in paths for s in _spots(path, split, dataset, rainy_side, depth - 1)]
-            if depth
-            else []
-        )
+        deeper = paths if depth else ()
+        return [s for path in deeper for s in _spots(path, split, dataset, rainy_side, depth - 1)]
 
     if spots := search(child for child in children if _split_of(child) == split):
         return spots
@@ -388,8 +388,8 @@ def _listed(list_file: Path) -> Spot:
 class ListedPairs(Sequence[Pair]):
     """The pairs of a list file, 'rainy clean' a line. Neither folders nor images are looked at.
 
-    The list's paths begin with folders of its makers' machine: as many as must go before the first line's
-    files lie below the list's own folder go from every line. Only where lines begin is kept in memory.
+    The list's paths begin with folders of its makers' machine: as many as must go before the files of one
+    line lie below the list's own folder go from every line. Only where lines begin is kept in memory.
     """
 
     def __init__(self, list_file: Path, labelled: bool = True) -> None:
@@ -405,7 +405,7 @@ class ListedPairs(Sequence[Pair]):
         self._starts, self._ends = starts[lines], ends[lines]
         self._drop = [0, 0]
         if len(self):
-            self._drop = [self._leading(name) for name in self._names(0)]
+            self._drop = self._leading()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ListedPairs, (self.list_file, self.labelled)
@@ -431,12 +431,16 @@ class ListedPairs(Sequence[Pair]):
             raise UserError(f"{self.list_file}: '{line.strip()}' is not a rainy and a clean file name")
         return [[part for part in re.split(r"[/\\]", name) if part not in ("", ".")] for name in names]
 
-    def _leading(self, parts: list[str]) -> int:
-        for drop in range(len(parts)):
-            if self.list_file.parent.joinpath(*parts[drop:]).is_file():
-                return drop
+    def _leading(self) -> list[int]:
+        """How many leading folders must go, of the rainy and the clean column."""
+        root = self.list_file.parent
+        for index in _sample(len(self), 100):  # the first is there, unless the download is not complete
+            names = self._names(index)
+            drops = [(n for n in range(len(parts)) if root.joinpath(*parts[n:]).is_file()) for parts in names]
+            if None not in (found := [next(drop, None) for drop in drops]):
+                return [drop for drop in found if drop is not None]
         raise UserError(
-            f"{self.list_file} lists {'/'.join(parts)}, which is not below {self.list_file.parent}"
+            f"{self.list_file} lists {'/'.join(self._names(0)[0])} and more, none of it below {root}"
         )
 
 
@@ -696,7 +700,16 @@ def _turn(image: np.ndarray, which: int) -> np.ndarray:
     return image[:, ::-1] if which >= 4 else image
 
 
-class PairCrops(Dataset):
+class _Crops(Dataset):
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, torch.Tensor]] | UserError:
+        # raised in a worker, it would reach the user as a traceback of many lines
+        try:
+            return [self[key] for key in keys]
+        except UserError as error:
+            return error
+
+
+class PairCrops(_Crops):
     """Random crops of pairs: (epoch, index) -> {"rainy", "clean"}, float32 (3, patch, patch) in [0, 1].
 
     `augment` flips and rotates. `recombine` lays the streaks of pair `index` on the clean side of another
@@ -752,7 +765,7 @@ class PairCrops(Dataset):
         return _crop((_side(side, self.read),), self.patch_size, rng)[0]
 
 
-class RealCrops(Dataset):
+class RealCrops(_Crops):
     """Random crops of unlabelled images: (epoch, index) -> {"real_rainy"}, float32 (3, patch, patch)."""
 
     tag = _REAL
@@ -835,10 +848,16 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
 
 class _Loader(DataLoader):
     def __iter__(self) -> Any:
-        try:
-            yield from super().__iter__()
-        except UserError as error:  # from a worker it comes wrapped in the worker's traceback
-            raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                # a new one: `batch`, raised, would hold this frame and be held by it, and a loader that is
+                # left to the cycle collector waits five seconds for each worker
+                raise UserError(str(batch))
+            yield batch
+
+
+def _collate(items: list[dict[str, torch.Tensor]] | UserError) -> Any:
+    return items if isinstance(items, UserError) else default_collate(items)
 
 
 def loader(
@@ -858,6 +877,7 @@ def loader(
         dataset,
         batch_sampler=stream,
         num_workers=workers,
+        collate_fn=_collate,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,

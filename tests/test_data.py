@@ -221,8 +221,11 @@ def test_bad_lists(tmp_path: Path) -> None:
     listed.write_text(listed.read_text() + "\n/only/one.png\n")
     with pytest.raises(UserError, match=r"'/only/one.png' is not a rainy and a clean file name"):
         find_pairs(listed, "train").pairs[3]
+    incomplete = "/media/data/real_world/0/7.png /media/data/real_world_gt/0/7gt.png\n"
+    listed.write_text(incomplete + "/media/data/real_world/0/1.png /media/data/real_world_gt/0/1gt.png\n")
+    assert read_pair(find_pairs(root, "train").pairs[1])[0].shape == (*layouts.SIZE, 3)
     listed.write_text("/a/b.png /c/d.png\n")
-    with pytest.raises(UserError, match=r"lists a/b.png, which is not below"):
+    with pytest.raises(UserError, match=r"lists a/b.png and more, none of it below"):
         find_pairs(root, "train")
     listed.write_text("")
     with pytest.raises(UserError, match="empty"):
