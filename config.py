@@ -48,10 +48,9 @@ class Training(Machine):
     resume: bool = option(False, "go on from save_path/net_latest, to the same weights as if never stopped")
 
     batchSize: int = option(12, "pairs a step, over all processes", changes_result=True)
-    epochs: int = option(520, "a run is epochs * pairs / batchSize steps", changes_result=True)
-    steps: int = option(
-        0, "length of the run in steps, the milestones kept in proportion; 0: by epochs", changes_result=True
-    )
+    # a resumed run may be given another length: the learning rate then follows the new one
+    epochs: int = option(520, "a run is epochs * pairs / batchSize steps")
+    steps: int = option(0, "length of the run in steps, the milestones kept in proportion; 0: by epochs")
     milestone: tuple[int, ...] = option(
         (312, 416), "epochs after which the learning rate drops", changes_result=True
     )
@@ -103,7 +102,7 @@ class Student(Training):
     real_path: tuple[Path, ...] = option((), "folders of unlabelled real rainy images", changes_result=True)
 
     batchSize: int = option(2, "synthetic pairs a step, and as many real images", changes_result=True)
-    epochs: int = option(10, "a run is epochs * pairs / batchSize steps", changes_result=True)
+    epochs: int = option(10, "a run is epochs * pairs / batchSize steps")
     milestone: tuple[int, ...] = option((), "epochs after which the learning rate drops", changes_result=True)
     lr: float = option(1e-4, "learning rate of Adam", changes_result=True)
     patch_size: int = option(128, "side of the crops and window of the dark channel", changes_result=True)

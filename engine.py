@@ -45,7 +45,10 @@ def train(recipe: Teacher | Student) -> None:
         distributed.launch(options)
         world = distributed.start(options)
         try:
-            Run(options, world).go()
+            training = Run(options, world)
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, training.on_signal)
+            training.go()
         finally:
             distributed.stop()
 
@@ -185,10 +188,8 @@ class Run:
     # -------------------------------------------------------------------------------------------- the loop
 
     def go(self) -> None:
-        """Trains to the end of the schedule, or to Ctrl-C or SIGTERM; either way the last step is saved."""
+        """Trains to the end of the schedule, or until a signal asks to stop; either way it saves."""
         recipe, world = self.recipe, self.world
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, self._on_signal)
         if world.is_first and not recipe.resume:
             set_earlier_run_aside(recipe.save_path, self.say)
         first, steps = world.is_first, self.schedule.steps
@@ -215,7 +216,7 @@ class Run:
                 if last or self._is_validation_step():
                     self._validate()
                     self._start_watch()
-        if self.stop_signal or (self.step < steps):
+        if self.step < steps:
             self._leave()
         self.say(f"done: {self.latest}")
 
@@ -335,7 +336,8 @@ class Run:
 
     # --------------------------------------------------------------------------------------------- leaving
 
-    def _on_signal(self, number: int, frame: object) -> None:
+    def on_signal(self, number: int, frame: object) -> None:
+        """Ctrl-C or SIGTERM: the step under way is finished and saved first; a second one does not wait."""
         if self.stop_signal:
             raise KeyboardInterrupt  # asked twice: now
         self.stop_signal = number

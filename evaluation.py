@@ -25,7 +25,7 @@ from metrix_code.page import PageWriter
 from metrix_code.psnr import psnr
 from metrix_code.scores import average, write_scores
 from metrix_code.ssim import ssim
-from utils import to_tensor, to_uint8
+from utils import UserError, to_tensor, to_uint8
 
 
 def evaluate(record: Evaluation) -> None:
@@ -53,6 +53,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     print(found.describe())
     for warning in check_pairs(found):
         print(f"warning: {warning}")
+    simulated = "simulated" in str(options.data_path).lower()
     about = f"{content['path']}, step {content.get('step', 0)}. PSNR and SSIM: RGB, 8 bits, as saved."
     page = (
         PageWriter(options.save_path, f"{options.dataset}: {options.method}", about) if options.page else None
@@ -76,7 +77,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
         "dataset": options.dataset,
         "method": options.method,
         "protocol": "RGB",
-        "simulated": "simulated" in str(options.data_path).lower(),
+        "simulated": simulated,
         "images_expected": OFFICIAL.get(options.dataset, {}).get("test"),
         "checkpoint": str(content["path"]),
         "checkpoint_step": content.get("step", 0),
@@ -125,8 +126,17 @@ def scores_of(
             "rainy_ssim": ssim(rainy, clean),
         }
     if with_niqe:
-        values |= {"niqe": niqe(derained), "rainy_niqe": niqe(rainy)}
+        values |= {"niqe": niqe_or_none(derained), "rainy_niqe": niqe_or_none(rainy)}
     return values
+
+
+def niqe_or_none(image: np.ndarray) -> float | None:
+    """NIQE, or None where the image is too small or too plain for it: the rest of the set is still scored."""
+    try:
+        return niqe(image)
+    except UserError as error:
+        tqdm.write(f"no NIQE: {error}")
+        return None
 
 
 def in_words(row: dict[str, Any]) -> str:

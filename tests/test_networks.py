@@ -5,12 +5,10 @@ import torch
 
 from networks import DenseStage, DerainNet
 
-SMALL = {"channels": (4, 6, 8), "units": (2, 2, 1)}
 
-
-def small_network(**options) -> DerainNet:
+def small_network(recompute: bool = False) -> DerainNet:
     torch.manual_seed(0)
-    return DerainNet(**SMALL, **options)
+    return DerainNet((4, 6, 8), (2, 2, 1), recompute)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (7, 5), (31, 33), (32, 32), (37, 51), (40, 64)])

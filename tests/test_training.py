@@ -1,0 +1,283 @@
+"""Both stages' loop: what it writes, how it stops, resumes and refuses."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import engine
+from checkpoints import load_checkpoint, save_checkpoint
+from config import STUDENTS, TEACHERS
+from engine import Run, Schedule
+from tests.small import ALONE, SMALL, arguments, student, teacher, trained
+from utils import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def lines(folder: Path) -> list[dict]:
+    """The log without what a clock decides."""
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in logged]
+
+
+def assert_same_weights(one: Path, other: Path, within: float = 0) -> None:
+    ours, theirs = (load_checkpoint(folder / "net_latest")["net"] for folder in (one, other))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=within)
+
+
+def run_script(script: str, recipe, *launcher: str, **changes) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(script, recipe, *launcher, **changes), capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def command(script: str, recipe, *launcher: str, **changes) -> list[str]:
+    given = {
+        field.name: getattr(recipe, field.name)
+        for field in dataclasses.fields(recipe)
+        if field.name in SMALL or field.name.endswith("_path") or field.name == "teacher"
+    }
+    given["backgrounds"] = ()
+    words = [w for name, value in (given | changes).items() for w in words_of(name, value)]
+    return [sys.executable, *launcher, script, *words]
+
+
+def words_of(name: str, value) -> list[str]:
+    if isinstance(value, tuple) and not value:
+        return []
+    return arguments({name: value})
+
+
+# ------------------------------------------------------------------------------------------ the schedule
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pairs", "steps", "drops"),
+    [
+        (TEACHERS["Rain200H"], 1800, 78_000, (46_800, 62_400)),
+        (TEACHERS["Rain800"], 700, 30_333, (18_199, 24_266)),
+        (TEACHERS["Rain1200"], 12_000, 800_000, (480_000, 640_000)),
+        (STUDENTS["Rain200H"], 1800, 9_000, ()),
+        (STUDENTS["Rain1200"], 12_000, 60_000, ()),
+    ],
+)
+def test_length_and_milestones_are_the_papers(recipe, pairs, steps, drops):
+    schedule = Schedule.of(recipe, pairs)
+    assert (schedule.steps, schedule.drops) == (steps, drops)
+
+
+def test_a_shorter_run_keeps_the_shape():
+    schedule = Schedule.of(dataclasses.replace(TEACHERS["Rain200H"], steps=1000), 1800)
+    assert (schedule.steps, schedule.drops) == (1000, (600, 800))
+
+
+def test_learning_rate_drops(tmp_path):
+    trained(teacher(tmp_path, epochs=10, milestone=(5,), steps=6))
+    assert [line["lr"] for line in lines(tmp_path / "teacher")] == [
+        5e-4,
+        5e-4,
+        2.5e-4,
+        2.5e-4,
+        2.5e-4,
+        2.5e-4,
+    ]
+
+
+# ------------------------------------------------------------------------------------- what a run writes
+
+
+def test_both_stages_write_their_logs_and_checkpoints(tmp_path):
+    trained(teacher(tmp_path, val_every=1))
+    run = trained(student(tmp_path, val_every=1))
+    expected = {"SID": {"ssim"}, "SSID-KD": {"l1", "dark_syn", "dark_real", "tv_syn", "tv_real", "kl"}}
+    for folder, stage in ((tmp_path / "teacher", "SID"), (tmp_path / "student", "SSID-KD")):
+        steps = [line for line in lines(folder) if "total" in line]
+        assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+        assert set(steps[0]) == expected[stage] | {"step", "total", "lr"}
+        board = EventAccumulator(str(folder)).Reload()
+        assert {"total", "lr", "images_per_second", "validation/psnr", "validation/ssim"} <= set(
+            board.Tags()["scalars"]
+        )
+        assert "rainy|derained|streaks|clean" in board.Tags()["images"]
+        for name in ("net_latest", "net_best"):
+            content = load_checkpoint(folder / name)
+            assert {"net", "optimizer", "scheduler", "step", "recipe"} <= set(content)
+            assert content["recipe"]["stage"] == stage
+        assert not list(folder.glob(".*"))
+    assert "real rainy|derained" in board.Tags()["images"]
+    assert run.teacher == f"{tmp_path / 'teacher' / 'net_latest'}, step 6"
+
+
+def test_the_first_student_loss_is_the_teachers(tmp_path):
+    trained(teacher(tmp_path))
+    run = Run(student(tmp_path), ALONE)
+    expected = load_checkpoint(tmp_path / "teacher" / "net_latest")["net"]
+    assert all(torch.equal(value, expected[name]) for name, value in run.net.state_dict().items())
+
+
+def test_an_earlier_run_is_set_aside(tmp_path):
+    trained(teacher(tmp_path, steps=2))
+    before = (tmp_path / "teacher" / "net_latest").read_bytes()
+    trained(teacher(tmp_path, steps=2, seed=1))
+    assert (tmp_path / "teacher" / "earlier-1" / "net_latest").read_bytes() == before
+    assert (tmp_path / "teacher" / "net_latest").read_bytes() != before
+    assert [line["step"] for line in lines(tmp_path / "teacher")] == [1, 2]
+
+
+def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "net_latest"
+    save_checkpoint(path, {"net": {}})
+
+    def full_disk(content, file):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(UserError, match="net_latest cannot be written: No space left"):
+        save_checkpoint(path, {"net": {"other": torch.zeros(1)}})
+    assert load_checkpoint(path) == {"net": {}}
+    assert [each.name for each in tmp_path.iterdir()] == ["net_latest"]
+
+
+# ------------------------------------------------------------------------------------ stopping, resuming
+
+
+class StopsAfterThree(Run):
+    def _step(self, batch):
+        if self.step == 2:
+            self.on_signal(signal.SIGINT, None)
+        return super()._step(batch)
+
+
+@pytest.mark.parametrize("stage", [teacher, student])
+def test_a_resumed_run_ends_at_the_same_weights(tmp_path, stage):
+    if stage is student:
+        trained(teacher(tmp_path))
+    straight = stage(tmp_path, save_path=tmp_path / "straight", augment=True)
+    trained(straight)
+    stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
+    with pytest.raises(SystemExit) as left:
+        StopsAfterThree(stopped, ALONE).go()
+    assert left.value.code == 130
+    assert load_checkpoint(tmp_path / "stopped" / "net_latest")["step"] == 3
+    trained(dataclasses.replace(stopped, resume=True))
+    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
+    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    recipe = teacher(tmp_path, save_path=tmp_path / "killed", steps=40, workers=1)
+    with subprocess.Popen(
+        command("train_Rain200H.py", recipe), cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_for(recipe.save_path / "net_latest")
+        os.kill(process.pid, signal.SIGKILL)
+    assert load_checkpoint(recipe.save_path / "net_latest")["step"] < 40
+    trained(dataclasses.replace(recipe, resume=True, workers=0))
+    trained(dataclasses.replace(recipe, save_path=tmp_path / "straight"))
+    assert_same_weights(tmp_path / "straight", tmp_path / "killed")
+    assert lines(tmp_path / "straight") == lines(tmp_path / "killed")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    recipe = teacher(tmp_path, steps=100_000, workers=1)
+    with subprocess.Popen(
+        command("train_Rain200H.py", recipe),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        wait_for(recipe.save_path / "net_latest")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's workers too
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in out.splitlines()[-1] and "train_Rain200H.py" in out.splitlines()[-1]
+    assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.02)
+
+
+def test_what_changes_the_result_must_not_change_on_resuming(tmp_path):
+    recipe = teacher(tmp_path, steps=2)
+    trained(recipe)
+    with pytest.raises(UserError, match=r"begun with --lr 0.0005, not 0.1"):
+        Run(dataclasses.replace(recipe, resume=True, lr=0.1), ALONE)
+    Run(dataclasses.replace(recipe, resume=True, workers=1), ALONE)
+
+
+# --------------------------------------------------------------------------------------------- refusing
+
+
+def test_a_student_without_a_teacher_says_how_to_make_one(tmp_path):
+    teacher(tmp_path)
+    with pytest.raises(UserError, match=r"teacher does not exist.*train_Rain200H\.py"):
+        Run(student(tmp_path), ALONE)
+
+
+def test_weights_of_another_size_say_which(tmp_path):
+    trained(teacher(tmp_path, steps=1))
+    with pytest.raises(UserError, match=r"head1\.weight is \(4, 3, 3, 3\), expected \(5, 3, 3, 3\)"):
+        Run(student(tmp_path, channels=(5, 6, 8)), ALONE)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    recipe = teacher(tmp_path, steps=4)
+    real_step = Run._step
+
+    def breaks(self, batch):
+        terms = real_step(self, batch)
+        return terms if self.step < 3 else {**terms, "total": terms["total"] * float("nan")}
+
+    monkeypatch.setattr(engine.Run, "_step", breaks)
+    with pytest.raises(UserError, match="the loss is nan at step 4"):
+        trained(recipe)
+    assert load_checkpoint(recipe.save_path / "net_latest")["step"] == 2
+
+
+def test_errors_are_one_line(tmp_path):
+    done = run_script("train_Rain200H.py", teacher(tmp_path), data_path=tmp_path / "nowhere")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1 and str(tmp_path / "nowhere") in done.stderr
+
+
+# -------------------------------------------------------------------------------------- many processes
+
+
+@pytest.mark.parametrize(
+    ("make", "script"), [(teacher, "train_Rain200H.py"), (student, "train_Rain200H_real.py")]
+)
+def test_two_processes_give_what_one_gives(tmp_path, make, script):
+    trained(teacher(tmp_path))
+    recipe = make(tmp_path, save_path=tmp_path / "one", steps=3, val_every=1)
+    trained(recipe)
+    done = run_script(script, recipe, *TWO_PROCESSES, save_path=tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-3)
+    # Adam divides by the gradient's size: where that is rounding, so is the step's sign, but not its length
+    assert_same_weights(tmp_path / "one", tmp_path / "two", within=3e-4)
+
+
+def test_an_uneven_batch_is_refused_with_sizes_that_work(tmp_path):
+    done = run_script("train_Rain200H.py", teacher(tmp_path), *TWO_PROCESSES, batchSize=3)
+    assert done.returncode
+    assert "--batchSize 3 does not split over 2 processes" in done.stderr
