@@ -92,6 +92,7 @@ class Run:
     def _find_data(self) -> None:
         recipe = self.recipe
         found = find_pairs(recipe.data_path, "train", recipe.dataset, recipe.rainy_side)
+        self.root = found.root
         self.say(found.describe())
         for warning in check_pairs(found):
             self.say(f"warning: {warning}")
@@ -113,6 +114,9 @@ class Run:
             found = find_pairs(recipe.data_path, "test", recipe.dataset, recipe.rainy_side)
         except UserError as error:
             self.say(f"no validation: {error}")
+            return None
+        if found.root == self.root:
+            self.say(f"no validation: {found.root} is not divided into training and test pairs")
             return None
         if 0 < recipe.val_images < len(found.pairs):
             chosen = np.linspace(0, len(found.pairs) - 1, recipe.val_images).round().astype(int)

@@ -55,9 +55,8 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
         print(f"warning: {warning}")
     simulated = "simulated" in str(options.data_path).lower()
     about = f"{content['path']}, step {content.get('step', 0)}. PSNR and SSIM: RGB, 8 bits, as saved."
-    page = (
-        PageWriter(options.save_path, f"{options.dataset}: {options.method}", about) if options.page else None
-    )
+    title = f"{options.dataset}: {options.method}{', simulated rain' if simulated else ''}"
+    page = PageWriter(options.save_path, title, about) if options.page else None
     images = []
     ahead = DataLoader(WholePairs(found), batch_size=None, collate_fn=tuple, num_workers=options.workers)
     for pair, (rainy, clean) in zip(found.pairs, tqdm(ahead, unit="image", **utils.BAR), strict=True):
@@ -65,9 +64,9 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
         output = derain(net, to_tensor(rainy), options, device).derained[0]
         seconds = time.perf_counter() - began
         derained = to_uint8(output)
-        path = options.save_path / f"{pair.name}.png"
-        utils.write_image(path, derained)
-        row = {"name": pair.name, "file": path.name, "seconds": seconds}
+        file = f"{pair.name}.png"
+        utils.write_image(options.save_path / file, derained)
+        row = {"name": pair.name, "file": file, "seconds": seconds}
         row |= scores_of(output, derained, rainy, clean, options.niqe)
         images.append(row)
         tqdm.write(in_words(row))
