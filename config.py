@@ -120,6 +120,7 @@ class Evaluation(Machine):
 
     dataset: str = ""
     method: str = ""
+    labelled: bool = True  # whether the dataset has clean images
 
     logdir: Path = option(
         Path(), "the model: a checkpoint, ours or the authors', or a folder with net_latest"
@@ -187,7 +188,9 @@ EVALUATIONS = {
     **{(name, "SID"): _evaluation(name, "SID", name) for name in TEACHERS},
     **{(name, "SSID-KD"): _evaluation(name, "SSID-KD", name) for name in STUDENTS},
     ("SPA", "SSID-KD"): _evaluation("SPA", "SSID-KD", "Rain200L", niqe=True),  # the Rain200L model [script]
-    ("Real275", "SSID-KD"): _evaluation("Real275", "SSID-KD", "Rain200L", niqe=True),  # as SPA [ours]
+    ("Real275", "SSID-KD"): _evaluation(
+        "Real275", "SSID-KD", "Rain200L", niqe=True, labelled=False
+    ),  # as SPA [ours]
 }
 
 Record = TypeVar("Record", bound=Machine)

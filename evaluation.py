@@ -18,7 +18,7 @@ import distributed
 import utils
 from checkpoints import open_network
 from config import Evaluation, parse
-from DerainDataset import OFFICIAL, Found, check_pairs, find_pairs, read_pair
+from DerainDataset import OFFICIAL, Found, check_pairs, find_images, find_pairs, read_pair
 from inference import derain, hardware, place
 from metrix_code.niqe import niqe
 from metrix_code.page import PageWriter
@@ -48,7 +48,10 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     remedy = f"train one with train_{options.dataset}{script}.py, or give --logdir"
     net, content = open_network(options.logdir, remedy)
     place(net, device)
-    found = find_pairs(options.data_path, "test", options.dataset, options.rainy_side)
+    if options.labelled:
+        found = find_pairs(options.data_path, "test", options.dataset, options.rainy_side)
+    else:
+        found = find_images([options.data_path], options.dataset)
     print(f"model: {content['path']}, step {content.get('step', 0)}")
     print(found.describe())
     for warning in check_pairs(found):
