@@ -93,6 +93,7 @@ class Run:
         recipe = self.recipe
         found = find_pairs(recipe.data_path, "train", recipe.dataset, recipe.rainy_side)
         self.root = found.root
+        self.data = [found.describe()]
         self.say(found.describe())
         for warning in check_pairs(found):
             self.say(f"warning: {warning}")
@@ -104,6 +105,7 @@ class Run:
         self.real: RealCrops | None = None
         if isinstance(recipe, Student):
             real = find_images(recipe.real_path)
+            self.data.append(real.describe())
             self.say(real.describe())
             self.real = RealCrops(real, recipe.patch_size, recipe.seed, recipe.augment, recipe.cache)
         self.test = self._test_pairs()
@@ -292,6 +294,7 @@ class Run:
             "step": self.step,
             "recipe": as_plain(self.recipe),
             "pairs": len(self.pairs),
+            "data": self.data,
             "best": self.best,
             "teacher": self.teacher,
         }

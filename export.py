@@ -1,0 +1,52 @@
+"""Makes a checkpoint fit to publish: the network alone, in float16, with its recipe and its log.
+
+    python export.py --logdir trained_model/Rain200H --save_path published/Rain200H
+
+It loads like any other (`--logdir`, `--teacher`), into float32; only `--resume` needs the whole one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from checkpoints import LATEST, find_checkpoint, load_checkpoint, save_checkpoint
+from runlog import FILE, RunLog
+from utils import UserError, run
+
+KEPT = ("step", "recipe", "data", "pairs", "teacher", "released")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--logdir", type=Path, required=True, help="the run's folder, or its checkpoint")
+    parser.add_argument("--save_path", type=Path, required=True, help="another folder, for the small one")
+    options = parser.parse_args()
+    path = find_checkpoint(options.logdir, "give the folder of a training run")
+    if path.parent.resolve() == options.save_path.resolve():
+        raise UserError(f"--save_path {options.save_path} is the run's own folder: give another")
+    content = load_checkpoint(path)
+    small = {name: content[name] for name in KEPT if name in content}
+    small["net"] = {name: value.half() for name, value in content["net"].items()}
+    save_checkpoint(options.save_path / LATEST, small)
+    log = path.parent / FILE
+    if log.exists():
+        _copy_log(log, options.save_path)
+    print(
+        f"written: {options.save_path / LATEST}, {(options.save_path / LATEST).stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def _copy_log(log: Path, folder: Path) -> None:
+    """The run's numbers, without its pictures, as log.jsonl and for TensorBoard."""
+    with RunLog(folder, 0) as copy:
+        for line in log.read_text().splitlines():
+            values = json.loads(line)
+            copy.scalars(values.pop("step"), values)
+
+
+if __name__ == "__main__":
+    run(main)
