@@ -17,12 +17,15 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 
 def option(
-    default: Any, help: str, choices: Sequence[str] | None = None, changes_result: bool = False
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    changes_result: bool = False,
+    positional: bool = False,
 ) -> Any:
     """A field that is an option. `changes_result`: a resumed run must have the value it began with."""
-    return field(
-        default=default, metadata={"help": help, "choices": choices, "changes_result": changes_result}
-    )
+    about = {"help": help, "choices": choices, "changes_result": changes_result, "positional": positional}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,9 @@ Record = TypeVar("Record", bound=Machine)
 
 def parse(record: Record, description: str, arguments: Sequence[str] | None = None) -> Record:
     """`record` with what the command line says changed. Its options are the record's fields."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     kinds = get_type_hints(type(record))
     for each in dataclasses.fields(record):
         if "help" in each.metadata:
@@ -223,7 +228,10 @@ def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: 
     else:
         how |= {"type": kind, "choices": each.metadata["choices"]}
         how["metavar"] = None if how["choices"] else kind.__name__.upper()
-    parser.add_argument(f"--{each.name}", **how)
+    if each.metadata["positional"]:
+        parser.add_argument(each.name, **(how | {"nargs": "+", "help": each.metadata["help"]}))
+    else:
+        parser.add_argument(f"--{each.name}", **how)
 
 
 def _several(kind: type) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from config import Machine
 from networks import Derained, DerainNet
+from utils import UserError
 
 
 def place(net: DerainNet, device: torch.device) -> DerainNet:
@@ -29,6 +30,42 @@ def derain(net: DerainNet, rainy: Tensor, machine: Machine, device: torch.device
     with autocast(machine, device):
         output = net(batch)
     return Derained(*(each.float().cpu() for each in output))
+
+
+def derain_in_tiles(
+    net: DerainNet, rainy: Tensor, machine: Machine, device: torch.device, tile: int, overlap: int = 64
+) -> Tensor:
+    """One image (3, H, W) to the derained one, by tiles where it is larger than `tile`: memory stays bounded.
+
+    Tiles overlap, and are blended there by linear ramps. Their corners lie on multiples of 32, so that the
+    pyramid pools the same pixels together as it would in the whole image. Raises UserError for a tile that is
+    too small to overlap.
+    """
+    if tile < 4 * overlap:
+        raise UserError(f"--tile {tile} is too small: {4 * overlap} at least")
+    height, width = rainy.shape[-2:]
+    if height <= tile and width <= tile:
+        return derain(net, rainy, machine, device).derained[0]
+    total, weights = torch.zeros_like(rainy), torch.zeros_like(rainy[:1])
+    for top in _starts(height, tile, overlap):
+        for left in _starts(width, tile, overlap):
+            part = rainy[:, top : top + tile, left : left + tile]
+            weight = _ramp(part.shape[-2], overlap)[:, None] * _ramp(part.shape[-1], overlap)
+            spot = (slice(None), slice(top, top + tile), slice(left, left + tile))
+            total[spot] += weight * derain(net, part, machine, device).derained[0]
+            weights[spot] += weight
+    return total / weights
+
+
+def _starts(side: int, tile: int, overlap: int) -> range:
+    step = (tile - overlap) // 32 * 32
+    return range(0, max(1, side - overlap), step)
+
+
+def _ramp(side: int, overlap: int) -> Tensor:
+    """Rises from the tile's edge over the overlap, and falls again: (side,), above 0."""
+    position = torch.arange(1, side + 1, dtype=torch.float32)
+    return torch.minimum(position, side + 1 - position).clamp(max=overlap)
 
 
 def hardware(device: torch.device) -> str:
