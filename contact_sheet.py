@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from metrix_code.folders import match
+from names import match
 from utils import UserError, list_images, read_image, run, write_image
 
 GAP, CAPTION = 6, 24  # pixels, white
@@ -60,7 +60,7 @@ def main() -> None:
 def from_folders(folders: Mapping[str, str | Path], most: int = 8, height: int = 160) -> np.ndarray:
     """The sheet of the first `most` images that every folder has. Raises UserError where none is in all."""
     first, *others = [list_images(Path(folder)) for folder in folders.values()]
-    partners = [dict(match(first, files)[0]) for files in others]
+    partners = [dict(match(first, files).pairs) for files in others]
     shown = [path for path in first if all(path in each for each in partners)][:most]
     if not shown:
         raise UserError(f"no image is in all of {', '.join(map(str, folders.values()))}")

@@ -24,9 +24,10 @@ import distributed
 import utils
 from checkpoints import BEST, LATEST, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from config import Machine, Student, Teacher, parse
-from DerainDataset import Found, PairCrops, RealCrops, check_pairs, find_images, find_pairs, loader, read_pair
+from DerainDataset import PairCrops, RealCrops, loader
 from distributed import World
 from inference import autocast, derain, place
+from layouts import Found, check_pairs, find_images, find_pairs, read_pair
 from losses import StudentCriterion, TeacherCriterion
 from metrix_code.psnr import psnr
 from metrix_code.ssim import ssim

@@ -18,8 +18,8 @@ import distributed
 import utils
 from checkpoints import open_network
 from config import Evaluation, parse
-from DerainDataset import OFFICIAL, Found, check_pairs, find_images, find_pairs, read_pair
 from inference import derain, hardware, place
+from layouts import OFFICIAL, Found, check_pairs, find_images, find_pairs, read_pair
 from metrix_code.niqe import niqe
 from metrix_code.page import PageWriter
 from metrix_code.psnr import psnr

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
-from DerainDataset import OFFICIAL, Found, ListedPairs, Pair, check_pairs, find_images, locate, read_pair
+from layouts import OFFICIAL, Found, ListedPairs, Pair, check_pairs, find_images, locate, read_pair
 from utils import UserError, one_line, run
 
 UNLABELLED = ("Real275", "Internet")
@@ -49,7 +49,7 @@ def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
 
 def check_split(dataset: str, split: str, options: argparse.Namespace) -> list[str]:
     """Prints what was recognised; returns what is wrong with it. Raises UserError where nothing was."""
-    lone_rainy: list[Path] = []
+    lone_rainy: Sequence[Path] = ()
     if dataset in UNLABELLED:
         found = find_images([options.path])
     else:

@@ -6,9 +6,8 @@ import argparse
 import csv
 import io
 import os
-import re
 import sys
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,22 +18,8 @@ from tqdm import tqdm
 
 from metrix_code.protocol import PROTOCOLS, size
 from metrix_code.scores import mean
+from names import match
 from utils import UserError, list_images, read_image, write_atomically
-
-# What datasets and methods put around an image's own name: norain-1x2, 438gt, 7_derained, ...
-DECORATIONS = {
-    "rain",
-    "norain",
-    "rainy",
-    "clean",
-    "gt",
-    "derain",
-    "derained",
-    "output",
-    "result",
-    "input",
-    "target",
-}
 
 
 class Score(NamedTuple):
@@ -43,64 +28,11 @@ class Score(NamedTuple):
     value: float
 
 
-# ---------------------------------------------------------------------------------------------- matching
-
-
-def match(derained: list[Path], clean: list[Path]) -> tuple[list[tuple[Path, Path]], list[Path], list[Path]]:
-    """The (derained, clean) pairs, then the derained and the clean images that are left without a partner.
-
-    Tried in this order: the same stem; the same stem without its decorations; the same numbers. A clean image
-    is given once, and where a rule fits two of them it decides nothing. Last come Rain1400's fourteen rainy
-    images to one clean: 901_1 to 901_14 go to 901.
-    """
-    partner: dict[Path, Path] = {}
-    free = clean
-    for rule in (_stem, _own_name, _numbers):
-        candidates = _grouped(free, rule)
-        for key, results in _grouped((path for path in derained if path not in partner), rule).items():
-            if key and len(candidates.get(key, [])) == 1:
-                partner[results[0]] = candidates[key][0]
-        given = set(partner.values())
-        free = [path for path in clean if path not in given]
-    candidates = _grouped(free, _numbers)
-    for path in derained:
-        numbers = _numbers(path)
-        if path not in partner and len(numbers) == 2 and len(candidates.get(numbers[:1], [])) == 1:
-            partner[path] = candidates[numbers[:1]][0]
-    given = set(partner.values())
-    pairs = [(path, partner[path]) for path in derained if path in partner]
-    return (
-        pairs,
-        [path for path in derained if path not in partner],
-        [path for path in free if path not in given],
-    )
-
-
 def clean_images(folder: Path) -> list[Path]:
     """The images of `folder`, less any rain-1 that lies beside its norain-1, as in the older Rain100."""
     paths = list_images(folder)
     stems = {path.stem for path in paths}
     return [path for path in paths if not (path.stem.startswith("rain") and "no" + path.stem in stems)]
-
-
-def _grouped(paths: Iterable[Path], rule: Callable[[Path], Hashable]) -> dict[Hashable, list[Path]]:
-    groups: dict[Hashable, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(rule(path), []).append(path)
-    return groups
-
-
-def _stem(path: Path) -> str:
-    return path.stem
-
-
-def _own_name(path: Path) -> tuple[str, ...]:
-    parts = re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=\d)x2$", "", path.stem.lower()))
-    return tuple(part for part in parts if part not in DECORATIONS)
-
-
-def _numbers(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in _own_name(path) if part.isdecimal())
 
 
 # ----------------------------------------------------------------------------------------------- scoring

@@ -19,7 +19,21 @@ import pytest
 import torch
 
 import DerainDataset as data
-from DerainDataset import BatchStream, Found, PairCrops, RealCrops, find_images, find_pairs, loader, read_pair
+from DerainDataset import BatchStream, PairCrops, RealCrops, loader
+from layouts import (
+    LIST_FILE,
+    OFFICIAL,
+    Found,
+    Pair,
+    check_pairs,
+    find_images,
+    find_pairs,
+    looks_swapped,
+    rain_excess,
+    read_pair,
+    refuse_unless_additive,
+    why_not_additive,
+)
 from tests import layouts
 from utils import UserError, read_image, write_image
 
@@ -41,7 +55,7 @@ def assert_clean_is_clean(found: Found) -> None:
         assert clean is not None
         assert rainy.shape == clean.shape == (*layouts.SIZE, 3)
         assert rainy.mean() > clean.mean()
-        assert data.rain_excess(rainy, clean) > 0
+        assert rain_excess(rainy, clean) > 0
 
 
 # ---------------------------------------------------------------------------------------------------- layouts
@@ -143,16 +157,6 @@ def test_single_photographs_are_not_taken_for_pairs(tmp_path: Path) -> None:
         find_pairs(tmp_path / "photos", "train")
 
 
-def test_matching_goes_by_name_then_by_number(tmp_path: Path) -> None:
-    files = [Path(name) for name in ("a-1.png", "a-2.png", "a-10.png")]
-    assert data.match_files(files, list(files)).pairs == [(f, f) for f in files]
-    numbered = [Path(name) for name in ("c_0010.jpg", "c_0002.jpg", "c_0001.jpg")]
-    assert dict(data.match_files(files, numbered).pairs)[files[2]] == numbered[0]
-    # number 2 is missing: nobody else's image is taken for it
-    matched = data.match_files(files, [numbered[0], numbered[2], Path("d_2_2.jpg")])
-    assert (matched.lone_rainy, matched.lone_clean) == ([files[1]], [Path("d_2_2.jpg")])
-
-
 def test_train_folder_given_for_test(tmp_path: Path) -> None:
     root = layouts.rain200(layouts.rain200_light(tmp_path / "Rain200"))
     found = find_pairs(root / "rain_data_train_Light", "test")
@@ -189,7 +193,7 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path: Path) -> None:
 def test_long_list_opens_without_listing_or_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = layouts.spa(tmp_path / "SPA", train=1)
     line = "/media/data/real_world/{0}/{0}.png /media/data/real_world_gt/{0}/{0}gt.png\r\n"
-    with (root / data.LIST_FILE).open("a") as listed:  # of all these files only the first is there
+    with (root / LIST_FILE).open("a") as listed:  # of all these files only the first is there
         listed.writelines(line.format(n) for n in range(1, 638_492))
 
     def refuse(*_: object) -> None:
@@ -217,7 +221,7 @@ def test_long_list_opens_without_listing_or_reading(tmp_path: Path, monkeypatch:
 
 def test_bad_lists(tmp_path: Path) -> None:
     root = layouts.spa(tmp_path / "SPA")
-    listed = root / data.LIST_FILE
+    listed = root / LIST_FILE
     listed.write_text(listed.read_text() + "\n/only/one.png\n")
     with pytest.raises(UserError, match=r"'/only/one.png' is not a rainy and a clean file name"):
         find_pairs(listed, "train").pairs[3]
@@ -231,7 +235,7 @@ def test_bad_lists(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="empty"):
         find_pairs(root, "train")
     listed.write_text("\n\n")
-    with pytest.raises(UserError, match="no image pairs"):
+    with pytest.raises(UserError, match=r"real_world.txt lists no image pairs"):
         find_pairs(root, "train")
 
 
@@ -313,12 +317,12 @@ def test_counts_are_checked_only_of_a_named_set(tmp_path: Path) -> None:
 
 def test_swapped_sides_are_noticed(tmp_path: Path) -> None:
     root = layouts.rain12(tmp_path / "Rain12")
-    assert data.check_pairs(find_pairs(root, "test")) == []
-    (warning,) = data.check_pairs(find_pairs(root, "test", rainy_side="right"))
+    assert check_pairs(find_pairs(root, "test")) == []
+    (warning,) = check_pairs(find_pairs(root, "test", rainy_side="right"))
     assert "looks cleaner" in warning
     assert "--rainy_side left" in warning
     swapped = layouts.plain(tmp_path / "set", "target", "input")
-    (warning,) = data.check_pairs(find_pairs(swapped, "test"))
+    (warning,) = check_pairs(find_pairs(swapped, "test"))
     assert "the folders' names" in warning
 
 
@@ -344,15 +348,15 @@ def test_real_pieces_load_with_the_right_side_as_clean(
 ) -> None:
     found = find_pairs(shared / "data" / dataset, split, dataset)
     assert len(found.pairs) == count
-    assert not data.looks_swapped(found.pairs)
-    swapped = [data.Pair(pair.name, pair.clean, pair.rainy) for pair in found.pairs if pair.clean]
+    assert not looks_swapped(found.pairs)
+    swapped = [Pair(pair.name, pair.clean, pair.rainy) for pair in found.pairs if pair.clean]
     assert len(swapped) == count
-    assert data.looks_swapped(swapped)
+    assert looks_swapped(swapped)
 
 
 def test_rain12_given_as_clean_left_is_noticed(shared: Path) -> None:
     given = find_pairs(shared / "data/Rain12", "test", "Rain800", rainy_side="right")
-    assert any("--rainy_side left" in warning for warning in data.check_pairs(given))
+    assert any("--rainy_side left" in warning for warning in check_pairs(given))
 
 
 def test_real_photographs(shared: Path) -> None:
@@ -493,10 +497,10 @@ def test_order_does_not_depend_on_start_or_processes(count: int) -> None:
 
 
 def test_uneven_split_is_refused_with_what_works() -> None:
-    with pytest.raises(
-        UserError, match=r"--batchSize 12 does not split over 5 processes; 1, 2, 3, 4, 6, 12 do"
-    ):
-        stream(10, 12, 0, 1, 0, 5)
+    for batch, world, works in ((12, 5, "10 or 15"), (3, 2, "2 or 4"), (2, 4, "4")):
+        refusal = f"--batchSize {batch} does not split over {world} processes: use {works}$"
+        with pytest.raises(UserError, match=refusal):
+            stream(10, batch, 0, 1, 0, world)
 
 
 def test_a_set_smaller_than_a_batch_repeats_with_other_crops(pairs: Found) -> None:
@@ -532,15 +536,15 @@ def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_pa
 def test_additive_or_not() -> None:
     rainy, clean = layouts.pair(1)
     assert (rainy == 255).any()
-    assert data.why_not_additive(rainy, clean) == ""
-    assert "darker" in data.why_not_additive(clean, rainy)
+    assert why_not_additive(rainy, clean) == ""
+    assert "darker" in why_not_additive(clean, rainy)
     tinted = rainy.copy()
     tinted[3, 4] = clean[3, 4] + np.array([5, 5, 6], np.uint8)
-    assert "different additions" in data.why_not_additive(tinted, clean)
+    assert "different additions" in why_not_additive(tinted, clean)
     clipped = np.full((1, 1, 3), 250, np.uint8)
-    assert data.why_not_additive(np.array([[[255, 255, 255]]], np.uint8), clipped) == ""
+    assert why_not_additive(np.array([[[255, 255, 255]]], np.uint8), clipped) == ""
     assert (
-        data.why_not_additive(np.array([[[255, 252, 252]]], np.uint8), clipped) != ""
+        why_not_additive(np.array([[[255, 252, 252]]], np.uint8), clipped) != ""
     )  # clipped by an addition of 2
 
 
@@ -555,10 +559,10 @@ def test_recombination_is_refused_where_rain_is_not_additive(tmp_path: Path) -> 
 
 def test_real_sets_that_are_additive_and_those_that_are_not(shared: Path) -> None:
     for dataset in ("Rain200H", "Rain200L"):
-        data.refuse_unless_additive(find_pairs(shared / "data" / dataset, "train"))
+        refuse_unless_additive(find_pairs(shared / "data" / dataset, "train"))
     for dataset in ("Rain800", "Rain1400", "SPA"):
         with pytest.raises(UserError, match="exact grey addition"):
-            data.refuse_unless_additive(find_pairs(shared / "data" / dataset, "test"))
+            refuse_unless_additive(find_pairs(shared / "data" / dataset, "test"))
 
 
 # -------------------------------------------------------------------------------------------------- datasets/
@@ -579,7 +583,7 @@ def test_check_names_what_is_missing_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     root = layouts.rain200(tmp_path / "Rain200H", train=12, test=3)
-    monkeypatch.setitem(data.OFFICIAL, "Rain200H", {"train": 12, "test": 3})
+    monkeypatch.setitem(OFFICIAL, "Rain200H", {"train": 12, "test": 3})
     before = tree(root)
     status, said = run_check(monkeypatch, capsys, "Rain200H", str(root), "--deep")
     assert status == 0
@@ -602,11 +606,11 @@ def test_check_names_what_is_missing_and_changes_nothing(
 
 def test_check_knows_each_numbering(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = script("check").missing_names
-    monkeypatch.setitem(data.OFFICIAL, "Rain1400", {"train": 28, "test": 42})
+    monkeypatch.setitem(OFFICIAL, "Rain1400", {"train": 28, "test": 42})
     names = [f"{scene}_{k}" for scene in (901, 902, 903) for k in range(1, 15)]
     assert missing("Rain1400", "test", names) == []
     assert missing("Rain1400", "test", [n for n in names if n != "902_7"]) == ["902_7"]
-    monkeypatch.setitem(data.OFFICIAL, "Rain1200", {"train": 9, "test": 3})
+    monkeypatch.setitem(OFFICIAL, "Rain1200", {"train": 9, "test": 3})
     assert missing("Rain1200", "test", ["0", "2"]) == ["1"]
     names = [f"Rain_{s}/train2018new/{n}" for s in ("Light", "Medium", "Heavy") for n in (1, 2, 3)]
     assert missing("Rain1200", "train", names[1:]) == ["Rain_Light/train2018new/1"]
@@ -618,7 +622,7 @@ def test_check_of_a_list_names_absent_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     root = layouts.spa(tmp_path / "SPA")
-    monkeypatch.setitem(data.OFFICIAL, "SPA", {"train": 3, "test": 2})
+    monkeypatch.setitem(OFFICIAL, "SPA", {"train": 3, "test": 2})
     assert run_check(monkeypatch, capsys, "SPA", str(root))[0] == 0
     (root / "real_world_gt/0/2gt.png").unlink()
     status, said = run_check(monkeypatch, capsys, "SPA", str(root), "--split", "train")
@@ -643,9 +647,9 @@ def test_simulated_sets(tmp_path: Path) -> None:
             found = find_pairs(tmp_path / "one", split, dataset)
             assert found.root.parent.name == f"Simulated{dataset[4:]}"
             assert len(found.pairs) == 2
-            data.refuse_unless_additive(found)
-            assert not data.looks_swapped(found.pairs)
+            refuse_unless_additive(found)
+            assert not looks_swapped(found.pairs)
     real = tmp_path / "one/SimulatedReal"
     assert len(find_images([real / "train"]).pairs) == len(find_pairs(real, "test").pairs) == 2
     with pytest.raises(UserError, match="exact grey addition"):
-        data.refuse_unless_additive(find_pairs(real, "test"))
+        refuse_unless_additive(find_pairs(real, "test"))

@@ -137,58 +137,6 @@ def test_niqe_says_what_it_cannot_score():
         niqe(np.full((200, 200, 3), 128, np.uint8))
 
 
-# ------------------------------------------------------------------------------------------- matching
-
-
-def partners(derained: list[str], clean: list[str]) -> dict[str, str]:
-    pairs, _, _ = folders.match([Path(name) for name in derained], [Path(name) for name in clean])
-    return {a.name: b.name for a, b in pairs}
-
-
-@pytest.mark.parametrize(
-    ("derained", "clean"),
-    [
-        ("norain-1x2.png", "norain-1.png"),  # Rain200H
-        ("438.png", "438gt.png"),  # SPA
-        ("rain-001.png", "norain-001.png"),  # Rain100
-        ("7_derained.jpg", "7.png"),
-        ("castle_derained.png", "castle-gt.png"),
-        ("im_0007_out3.png", "im_0007_out3_clean.png"),
-        ("img_0007.png", "norain-7.png"),  # by number
-        ("901_14.png", "901.jpg"),  # Rain1400
-    ],
-)
-def test_names_that_belong_together(derained, clean):
-    assert partners([derained], ["norain-70.png", clean, "1438.png"]) == {derained: clean}
-
-
-def test_the_exact_name_goes_first_and_a_clean_image_is_given_once():
-    assert partners(["1.png", "norain-1.png"], ["norain-1.png", "01.png"]) == {
-        "norain-1.png": "norain-1.png",
-        "1.png": "01.png",
-    }
-    assert partners(["1.png", "1x2.png"], ["1.png"]) == {"1.png": "1.png"}
-
-
-def test_the_x2_of_rain200_is_no_number():
-    assert partners(["norain-1x2.png"], ["1.png", "1_2.png"]) == {"norain-1x2.png": "1.png"}
-
-
-def test_two_candidates_decide_nothing():
-    assert partners(["a_1.png"], ["b_1.png", "c_1.png"]) == {}
-
-
-def test_fourteen_rainy_images_share_one_clean_image():
-    derained = [f"{scene}_{k}.png" for scene in (901, 902) for k in range(1, 15)]
-    found = partners(derained, ["901.jpg", "902.jpg", "903.jpg"])
-    assert found == {name: f"{name[:3]}.jpg" for name in derained}
-
-
-def test_what_has_no_partner_is_told():
-    _, lonely, unused = folders.match([Path("1.png"), Path("9.png")], [Path("1.png"), Path("2.png")])
-    assert [lonely, unused] == [[Path("9.png")], [Path("2.png")]]
-
-
 def test_rainy_images_beside_the_clean_ones_are_not_taken_for_clean(tmp_path, pair):
     for name in ("rain-001.png", "norain-001.png"):
         write_image(tmp_path / name, pair[0])
