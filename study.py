@@ -1,0 +1,147 @@
+"""Does the distillation do anything? Students of one teacher, with and without the terms on real rain.
+
+    python study.py --teacher trained_model/Rain200H --tests PAIRS MORE_PAIRS --photographs FOLDER
+
+Five weightings of the losses, each with several seeds and equal steps; every student is scored on every test
+set, and on photographs by NIQE. What is done already is not done again. The table is also a file: study.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import distributed
+import utils
+from checkpoints import LATEST, load_checkpoint
+from config import EVALUATIONS, STUDENTS, Evaluation, Student, option, parse
+from distributed import World
+from engine import Run
+from evaluation import score
+from metrix_code.scores import FILE, read_scores
+
+NO_REAL_TERMS = {"dark_real_weight": 0.0, "tv_real_weight": 0.0, "kl_weight": 0.0}
+NO_OTHER_TERMS = {f"{term}_weight": 0.0 for term in ("l1", "dark_syn", "dark_real", "tv_syn", "tv_real")}
+
+
+@dataclass(frozen=True)
+class Study(Student):
+    """A student's options, and what it is scored on."""
+
+    dataset: str = "Rain200H"
+    save_path: Path = option(Path("results/study"), "where students, scores and study.md go")
+    seeds: tuple[int, ...] = option((0, 1, 2), "of each weighting's students")
+    tests: tuple[Path, ...] = option((), "test sets with clean images, scored by PSNR and SSIM")
+    photographs: tuple[Path, ...] = option((), "folders of real photographs, scored by NIQE")
+
+
+def main() -> None:
+    study = parse(Study(**defaults()), __doc__ or "")
+    device = distributed.devices(study)[0]
+    weightings = weightings_of(study, device)
+    found: dict[str, list[dict[str, float]]] = {"teacher": [scored(study, study.teacher, "teacher", device)]}
+    for name, weights in weightings.items():
+        for seed in study.seeds:
+            folder = study.save_path / name.replace(" ", "_").replace("%", "percent") / str(seed)
+            student = dataclasses.replace(study, save_path=folder, seed=seed, **weights)
+            if not finished(student):
+                Run(student, World(0, 1, device)).go()
+            found.setdefault(name, []).append(scored(study, folder, f"{name}, seed {seed}", device))
+    text = table(study, found, weightings)
+    utils.write_atomically(study.save_path / "study.md", lambda path: path.write_text(text, encoding="utf-8"))
+    print(text)
+
+
+def defaults() -> dict[str, Any]:
+    """The released recipe's fields, but for those that a study has of its own."""
+    released = vars(STUDENTS["Rain200H"])
+    return {name: value for name, value in released.items() if name != "save_path"}
+
+
+def weightings_of(study: Study, device: torch.device) -> dict[str, dict[str, Any]]:
+    """The losses' weights by name; KL's share of the loss is what it has on the teacher's first batches."""
+    folder = study.save_path / "shares"
+    first = dataclasses.replace(study, save_path=folder, steps=8, log_every=1, val_every=0, lr=1e-12)
+    if not finished(first):
+        Run(first, World(0, 1, device)).go()
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    total, kl = (float(np.mean([line[term] for line in lines])) for term in ("total", "kl"))
+    return {
+        "no real terms": NO_REAL_TERMS,
+        "as released": {},
+        # a share s of the loss with it: w * kl = s * (total + w * kl)
+        "KL at 1 %": {"kl_weight": total / kl * 0.01 / 0.99},
+        "KL at 10 %": {"kl_weight": total / kl * 0.1 / 0.9},
+        "KL alone": {**NO_OTHER_TERMS, "kl_weight": total / kl},
+    }
+
+
+def finished(student: Study) -> bool:
+    """Whether this student has been trained, by an earlier call of the same study."""
+    path = student.save_path / LATEST
+    return path.exists() and load_checkpoint(path)["step"] == student.steps
+
+
+def scored(study: Study, logdir: Path, name: str, device: torch.device) -> dict[str, float]:
+    """Mean scores of one model on every set, by '<set> <metric>'."""
+    kind = EVALUATIONS["Rain200H", "SSID-KD"]
+    values: dict[str, float] = {}
+    for folders, metrics in ((study.tests, ("psnr", "ssim")), (study.photographs, ("niqe",))):
+        for folder in folders:
+            results = study.save_path / "scores" / name.replace(" ", "_") / folder.name
+            options = dataclasses.replace(
+                kind,
+                dataset=folder.name,
+                logdir=logdir,
+                data_path=folder,
+                save_path=results,
+                labelled="psnr" in metrics,
+                niqe="niqe" in metrics,
+                page=False,
+            )
+            mean = known(results, options) or score(options, device)["mean"]
+            values |= {f"{folder.name} {metric}": mean[metric] for metric in metrics}
+    return values
+
+
+def known(results: Path, options: Evaluation) -> dict[str, float] | None:
+    path = results / FILE
+    if not path.exists():
+        return None
+    scores = read_scores(path)
+    fresh = path.stat().st_mtime > (options.logdir / LATEST).stat().st_mtime
+    return scores["mean"] if fresh and scores["data_path"] == str(options.data_path) else None
+
+
+def table(
+    study: Study, found: dict[str, list[dict[str, float]]], weightings: dict[str, dict[str, Any]]
+) -> str:
+    """Markdown: a row a weighting, a column a score: mean and standard deviation over the seeds."""
+    names = list(found["teacher"][0])
+    lines = [
+        f"{study.steps or 'all'} steps, {len(study.seeds)} seeds; mean (standard deviation over the seeds). "
+        "PSNR in dB and SSIM: RGB, 8 bits; NIQE: LIVE parameters.",
+        "",
+        "| weighting | KL weight | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for name, rows in found.items():
+        weight = "" if name == "teacher" else f"{weightings[name].get('kl_weight', study.kl_weight):.3g}"
+        cells = [cell([row[column] for row in rows]) for column in names]
+        lines.append(f"| {name} | {weight} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(values: list[float]) -> str:
+    mean = f"{np.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ({np.std(values, ddof=1):.4f})"
+
+
+if __name__ == "__main__":
+    utils.run(main)
