@@ -112,8 +112,10 @@ class Student(Training):
     val_every: float = option(1.0, "epochs between validations on the test pairs; 0: never")
 
     l1_weight: float = option(20.0, "of L1 to the clean image", changes_result=True)
-    dark_weight: float = option(1e-6, "of the dark channel's sum, synthetic and real", changes_result=True)
-    tv_weight: float = option(1e-6, "of the total variation's sum, synthetic and real", changes_result=True)
+    dark_syn_weight: float = option(1e-6, "of the dark channel's sum, synthetic", changes_result=True)
+    dark_real_weight: float = option(1e-6, "of the dark channel's sum, real", changes_result=True)
+    tv_syn_weight: float = option(1e-6, "of the total variation's sum, synthetic", changes_result=True)
+    tv_real_weight: float = option(1e-6, "of the total variation's sum, real", changes_result=True)
     kl_weight: float = option(1e-6, "of the distillation, KL of the codes", changes_result=True)
 
 

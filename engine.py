@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,11 @@ class Run:
             self.optimizer.load_state_dict(resumed["optimizer"])
             self.scheduler.load_state_dict(resumed["scheduler"])
         if isinstance(recipe, Student):
-            weights = {name: getattr(recipe, f"{name}_weight") for name in ("l1", "dark", "tv", "kl")}
             self.criterion: TeacherCriterion | StudentCriterion = StudentCriterion(
-                weights, recipe.patch_size, self.world.size
+                weights_of(recipe, StudentCriterion.TERMS), recipe.patch_size, self.world.size
             )
         else:
-            self.criterion = TeacherCriterion({"ssim": recipe.ssim_weight})
+            self.criterion = TeacherCriterion(weights_of(recipe, TeacherCriterion.TERMS))
         self.model: nn.Module = self.net
         if self.world.size > 1:
             cards = [device] if device.type == "cuda" else None
@@ -355,6 +354,11 @@ class Run:
         self.say(f"stopped at step {self.step}, saved; go on with:\n  python {script} --resume")
         distributed.stop()
         sys.exit(130)
+
+
+def weights_of(recipe: Teacher | Student, terms: Sequence[str]) -> dict[str, float]:
+    """The losses' weights, which are the recipe's fields l1_weight and so on."""
+    return {term: getattr(recipe, f"{term}_weight") for term in terms}
 
 
 def set_earlier_run_aside(folder: Path, say: Callable[[str], None]) -> None:

@@ -67,7 +67,9 @@ def distillation(code_syn: Tensor, code_real: Tensor) -> Tensor:
 
 
 class TeacherCriterion:
-    """Stage 1, SID: minus SSIM to the clean image, nothing else. Weights are those of the config's fields."""
+    """Stage 1, SID: minus SSIM to the clean image, nothing else."""
+
+    TERMS = ("ssim",)
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = weights
@@ -85,16 +87,10 @@ class StudentCriterion:
     which is what data parallelism takes of gradients and the log of terms, is the sum over the whole batch.
     """
 
+    TERMS = ("l1", "dark_syn", "dark_real", "tv_syn", "tv_real", "kl")
+
     def __init__(self, weights: Mapping[str, float], window: int, processes: int = 1) -> None:
-        terms = {
-            "l1": "l1",
-            "dark_syn": "dark",
-            "dark_real": "dark",
-            "tv_syn": "tv",
-            "tv_real": "tv",
-            "kl": "kl",
-        }
-        self.weights = {term: weights[weight] for term, weight in terms.items()}
+        self.weights = {term: weights[term] for term in self.TERMS}
         self.window, self.processes = window, processes
 
     def __call__(self, output: Derained, clean: Tensor) -> dict[str, Tensor]:

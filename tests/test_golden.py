@@ -121,7 +121,8 @@ def test_teacher_steps():
 def test_student_steps():
     net = golden_network()
     rainy, clean, real = (swapped(TRAINING[name]) for name in ("rainy", "clean", "real"))
-    criterion = StudentCriterion({"l1": 20.0, "dark": 1e-6, "tv": 1e-6, "kl": 1e-6}, window=64)
+    weights = dict.fromkeys(StudentCriterion.TERMS, 1e-6) | {"l1": 20.0}
+    criterion = StudentCriterion(weights, window=64)
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
     for row in TRAINING["student_terms"]:
         terms = criterion(net(torch.cat([rainy, real])), clean)
