@@ -8,15 +8,25 @@ Gradients and logged terms are averaged over the processes, each of which has an
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import logging
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from config import Machine
@@ -53,18 +63,35 @@ def devices(machine: Machine) -> list[torch.device]:
     return present
 
 
+# -------------------------------------------------------------------------------------- starting, ending
+
+
+def launched() -> bool:
+    """Whether torchrun, or `launch`, started this process."""
+    return "RANK" in os.environ
+
+
 def launch(machine: Machine) -> None:
     """With several cards listed and no launcher above: starts this script once a card, waits, and exits."""
     cards = devices(machine)
-    if len(cards) > 1 and "RANK" not in os.environ:
+    if len(cards) == 1 or launched():
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(cards))))
+    logging.disable(logging.ERROR)  # the processes say for themselves what is wrong
+    try:
         torchrun(["--standalone", f"--nproc_per_node={len(cards)}", *sys.argv])
-        sys.exit(0)
+    except ChildFailedError as failed:
+        _, failure = failed.get_first_failure()
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)  # as shells count
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+    sys.exit(0)
 
 
 def start(machine: Machine) -> World:
     """Joins the other processes, if torchrun started any. Raises UserError with too few cards for them."""
     cards = devices(machine)
-    if "RANK" not in os.environ:
+    if not launched():
         return World(0, 1, cards[0])
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = cards[0]
@@ -81,6 +108,80 @@ def start(machine: Machine) -> World:
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def command() -> str:
+    """The command line that started this run, the launcher's where there is one, to be typed again."""
+    words = [sys.executable, *sys.argv]
+    if launched():
+        with contextlib.suppress(psutil.Error):
+            words = psutil.Process(os.getppid()).cmdline()
+    first, *rest = words
+    if rest and Path(rest[0]).name == "torchrun":
+        first, *rest = rest
+    return shlex.join([Path(first).name.rstrip("0123456789."), *rest])
+
+
+def command_to_resume() -> str:
+    return command() + ("" if "--resume" in sys.argv else " --resume")
+
+
+# ------------------------------------------------------------------------------------------- one voice
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """Silences what all processes of a machine would print alike: --help, an option that does not exist."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Has an error told by one process a machine, the first that meets it; the others end in silence.
+
+    The end of a process breaks its fellows' connections: they raise UserError, which says how to go on.
+    """
+    try:
+        yield
+        return
+    except UserError as error:
+        message = str(error)
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        message = (
+            "another process of this run has ended, and so does this one; "
+            f"go on from the last checkpoint with: {command_to_resume()}"
+        )
+    if not _is_first_to_fail(message):
+        sys.exit(2)
+    raise UserError(message)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    # gloo raises plain RuntimeErrors, whose text alone tells them from others
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def _is_first_to_fail(message: str) -> bool:
+    """Of this machine's processes. The first one's message is left for torchrun's own report as well."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # run/attempt/local rank/error.json
+    if not file:
+        return True
+    try:
+        (Path(file).parents[1] / "told").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    report = {"message": message, "extraInfo": {"timestamp": int(time.time())}}
+    Path(file).write_text(json.dumps({"message": report}))
+    return True
+
+
+# --------------------------------------------------------------------------------------- what is shared
 
 
 def averaged(terms: Mapping[str, Tensor], world: World) -> dict[str, float]:

@@ -6,7 +6,6 @@ A train script names its recipe and calls `train`, which reads the command line 
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import signal
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import distributed
@@ -42,16 +42,15 @@ def train(recipe: Teacher | Student) -> None:
     """What a train script is: trains `recipe`, with the command line's changes, and exits the process."""
 
     def main() -> None:
-        options = parse(recipe, sys.modules["__main__"].__doc__ or "")
+        with distributed.first_alone():
+            options = parse(recipe, sys.modules["__main__"].__doc__ or "")
         distributed.launch(options)
-        world = distributed.start(options)
-        try:
-            training = Run(options, world)
+        with distributed.one_voice():
+            training = Run(options, distributed.start(options))
             for each in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(each, training.on_signal)
             training.go()
-        finally:
-            distributed.stop()
+        distributed.stop()
 
     utils.run(main)
 
@@ -82,6 +81,7 @@ class Run:
         self._find_data()
         self.schedule = Schedule.of(recipe, len(self.pairs))
         self._build()
+        self.loaders = self._loaders()  # before anything is written: an uneven batchSize is refused here
 
     def say(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
@@ -243,9 +243,9 @@ class Run:
         rate = float(self.scheduler.get_last_lr()[0])
         self.log.scalars(self.step, {**terms, "lr": rate, "images_per_second": pace})
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
+    def _loaders(self) -> list[DataLoader]:
         sets: list[PairCrops | RealCrops] = [self.pairs, self.real] if self.real else [self.pairs]
-        loaders = [
+        return [
             loader(
                 each,
                 self.recipe.batchSize,
@@ -259,7 +259,9 @@ class Run:
             )
             for each in sets
         ]
-        for parts in zip(*loaders, strict=True):
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        for parts in zip(*self.loaders, strict=True):
             merged = {name: images for part in parts for name, images in part.items()}
             yield {name: images.to(self.world.device, non_blocking=True) for name, images in merged.items()}
 
@@ -275,14 +277,6 @@ class Run:
         self.optimizer.step()
         self.scheduler.step()
         return terms
-
-    def _checked(self, values: dict[str, float]) -> dict[str, float]:
-        if not np.isfinite(values["total"]):
-            raise UserError(
-                f"the loss is {values['total']} at step {self.step}: {self.latest} keeps an "
-                "earlier step, if one was saved; try a lower --lr"
-            )
-        return values
 
     def _save(self, name: str) -> None:
         if not self.world.is_first:
@@ -345,13 +339,13 @@ class Run:
 
     def on_signal(self, number: int, frame: object) -> None:
         """Ctrl-C or SIGTERM: the step under way is finished and saved first; a second one does not wait."""
-        if self.stop_signal:
+        if self.stop_signal and not distributed.launched():  # a launcher hands on what we got from the group
             raise KeyboardInterrupt  # asked twice: now
         self.stop_signal = number
 
     def _leave(self) -> None:
-        script = " ".join(shlex.quote(word) for word in sys.argv if word != "--resume")
-        self.say(f"stopped at step {self.step}, saved; go on with:\n  python {script} --resume")
+        go_on = distributed.command_to_resume()
+        self.say(f"stopped at step {self.step}, saved; go on with:\n  {go_on}")
         distributed.stop()
         sys.exit(130)
 
