@@ -22,7 +22,7 @@ from utils import UserError, run, write_image
 
 DATA, MODELS, RESULTS = Path("datasets/simulated"), Path("trained_model/demo"), Path("results/demo")
 PAIRS, REAL = DATA / "Simulated200H", DATA / "SimulatedReal"
-SMALL = "--channels 12,16,24 --units 3,2,1 --batchSize 8 --patch_size 64 --use_GPU False --workers 1"
+SMALL = "--channels 12,16,24 --units 3,2,1 --batchSize 4 --patch_size 64 --use_GPU False --workers 1"
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, default=120, help="of the teacher; the student takes a third (default: 120)"
+        "--steps", type=int, default=150, help="of the teacher; the student takes a quarter (default: 150)"
     )
     steps = parser.parse_args().steps
     began = time.perf_counter()
@@ -41,7 +41,7 @@ def main() -> None:
     call(f"train_Rain200H.py --data_path {PAIRS} --save_path {teacher} --steps {steps} --lr 0.001 {SMALL}")
     call(
         f"train_Rain200H_real.py --data_path {PAIRS} --real_path {REAL}/train/rain --teacher {teacher} "
-        f"--save_path {student} --steps {max(1, steps // 3)} {SMALL}"
+        f"--save_path {student} --steps {max(1, steps // 4)} {SMALL}"
     )
     for folder, name in ((PAIRS, "pairs"), (REAL, "real")):
         for script, model in (("eval_Rain200H.py", teacher), ("eval_Rain200H_real.py", student)):
