@@ -6,8 +6,11 @@ depends on the number of workers or processes, and a run can be taken up again a
 
 from __future__ import annotations
 
+import atexit
 import mmap
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -260,12 +263,27 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
 
 class _Loader(DataLoader):
     def __iter__(self) -> Any:
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        atexit.register(_end_workers)  # after, so it runs before, torch's own, which waits for each of them
+        for batch in batches:
             if isinstance(batch, UserError):
                 # a new one: `batch`, raised, would hold this frame and be held by it, and a loader that is
                 # left to the cycle collector waits five seconds for each worker
                 raise UserError(str(batch))
             yield batch
+
+
+def _outlive_signals(_: int) -> None:
+    """For workers: a terminal, torchrun and Slurm signal them too, and the training ends its step first."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    if left := [child for child in multiprocessing.active_children() if child.daemon]:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises where a worker is killed
+        for child in left:
+            child.kill()
 
 
 def _collate(items: list[dict[str, torch.Tensor]] | UserError) -> Any:
@@ -290,6 +308,7 @@ def loader(
         batch_sampler=stream,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_outlive_signals,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
