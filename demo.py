@@ -13,14 +13,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints import LATEST
 from contact_sheet import from_folders
 from metrix_code.scores import FILE, read_scores
 from utils import UserError, run, write_image
 
 DATA, MODELS, RESULTS = Path("datasets/simulated"), Path("trained_model/demo"), Path("results/demo")
+SHIPPED = {"teacher": "Rain200H", "student": "Rain200H+Real"}
 PAIRS, REAL = DATA / "Simulated200H", DATA / "SimulatedReal"
 SMALL = "--channels 12,16,24 --units 3,2,1 --batchSize 4 --patch_size 64 --use_GPU False --workers 1"
 
@@ -43,16 +46,26 @@ def main() -> None:
         f"train_Rain200H_real.py --data_path {PAIRS} --real_path {REAL}/train/rain --teacher {teacher} "
         f"--save_path {student} --steps {max(1, steps // 4)} {SMALL}"
     )
-    for folder, name in ((PAIRS, "pairs"), (REAL, "real")):
-        for script, model in (("eval_Rain200H.py", teacher), ("eval_Rain200H_real.py", student)):
-            call(
-                f"{script} --logdir {model} --data_path {folder} --save_path {RESULTS}/{name}/{model.name} "
-                "--use_GPU False"
-            )
+    models = {"teacher": teacher, "student": student}
+    score(PAIRS, "pairs", models)
+    score(REAL, "real", models)
+    sheets = [picture("pairs")]
+    shipped = {name: Path("trained_model") / folder for name, folder in SHIPPED.items()}
+    if all((folder / LATEST).exists() for folder in shipped.values()):
+        print("\nthe same photographs, by the full network, trained on true pairs of Rain200H:")
+        score(PAIRS, "shipped", shipped)
+        sheets.append(picture("shipped"))
     print(table())
-    print(f"to look at: {picture()}, and index.html beside the images in {RESULTS}")
+    print(f"to look at: {' and '.join(map(str, sheets))}, and index.html beside the images in {RESULTS}")
     print(f"to browse: tensorboard --logdir {MODELS}")
     print(f"{time.perf_counter() - began:.0f} s")
+
+
+def score(data: Path, name: str, models: Mapping[str, Path]) -> None:
+    """Derains the test photographs of `data` with teacher and student into results/demo/`name`."""
+    for role, script in (("teacher", "eval_Rain200H.py"), ("student", "eval_Rain200H_real.py")):
+        results = RESULTS / name / role
+        call(f"{script} --logdir {models[role]} --data_path {data} --save_path {results} --use_GPU False")
 
 
 def call(command: str) -> None:
@@ -65,31 +78,31 @@ def call(command: str) -> None:
 
 def table() -> str:
     """PSNR and SSIM of the rainy input, the teacher and the student, from what the eval scripts wrote."""
-    lines = [
-        "",
-        "simulated rain, test photographs; RGB PSNR (dB) / SSIM",
-        f"{'':32}rainy input     teacher         student",
-    ]
-    for name, caption in (("pairs", "pairs like Rain200H"), ("real", "'real': other streaks, haze")):
-        means = [read_scores(RESULTS / name / model / FILE)["mean"] for model in ("teacher", "student")]
-        cells = [shown(means[0], "rainy_"), *(shown(mean) for mean in means)]
-        lines.append(f"{caption:32}" + "".join(f"{cell:16}" for cell in cells))
+    captions = {
+        "pairs": "pairs like Rain200H",
+        "real": "'real': other streaks, haze",
+        "shipped": "pairs, by the shipped models",
+    }
+    lines = ["\nsimulated rain, test photographs; RGB PSNR (dB) / SSIM", row("", "rainy input", *SHIPPED)]
+    for name, caption in captions.items():
+        if (RESULTS / name).exists():
+            means = [read_scores(RESULTS / name / role / FILE)["mean"] for role in SHIPPED]
+            lines.append(row(caption, shown(means[0], "rainy_"), *map(shown, means)))
     return "\n".join(lines)
+
+
+def row(*cells: str) -> str:
+    return "".join(f"{cell:{width}}" for cell, width in zip(cells, (32, 17, 17, 17), strict=True)).rstrip()
 
 
 def shown(mean: dict[str, Any], of: str = "") -> str:
     return f"{mean[f'{of}psnr']:.2f} / {mean[f'{of}ssim']:.4f}"
 
 
-def picture() -> Path:
-    """The contact sheet of the paired test photographs and the simulated real ones."""
-    path = RESULTS / "contact_sheet.png"
-    test = PAIRS / "rain_data_test_Heavy"
-    folders = {
-        "rainy": test / "rain/X2",
-        "teacher": RESULTS / "pairs/teacher",
-        "student": RESULTS / "pairs/student",
-    }
+def picture(name: str) -> Path:
+    """A contact sheet of the paired test photographs."""
+    path, test = RESULTS / f"{name}.png", PAIRS / "rain_data_test_Heavy"
+    folders = {"rainy": test / "rain/X2", **{role: RESULTS / name / role for role in SHIPPED}}
     write_image(path, from_folders({**folders, "clean": test / "norain"}))
     return path
 
