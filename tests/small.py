@@ -1,16 +1,22 @@
 """Small recipes and networks, for tests in which the full ones are not the point."""
 
 import dataclasses
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from checkpoints import load_checkpoint
 from config import EVALUATIONS, STUDENTS, TEACHERS, Evaluation, Student, Teacher
 from distributed import World
 from engine import Run
 from tests import layouts
 
+ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 SMALL: dict[str, Any] = {
@@ -70,3 +76,43 @@ def trained(recipe: Teacher | Student) -> Run:
     run = Run(recipe, ALONE)
     run.go()
     return run
+
+
+# ------------------------------------------------------------------------------- scripts, and what they leave
+
+
+def command(script: str, recipe: Teacher | Student, *launcher: str, **changes: Any) -> list[str]:
+    """The command line that trains `recipe` with `changes`, by a launcher if one is given."""
+    given = {
+        field.name: getattr(recipe, field.name)
+        for field in dataclasses.fields(recipe)
+        if field.name in SMALL or field.name.endswith("_path") or field.name == "teacher"
+    }
+    words = arguments({name: value for name, value in (given | changes).items() if value != ()})
+    return [sys.executable, *launcher, script, *words]
+
+
+def run_script(
+    script: str, recipe: Teacher | Student, *launcher: str, **changes: Any
+) -> subprocess.CompletedProcess:
+    line = command(script, recipe, *launcher, **changes)
+    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.02)
+
+
+def lines(folder: Path) -> list[dict]:
+    """The log without what a clock decides."""
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in logged]
+
+
+def assert_same_weights(one: Path, other: Path, within: float = 0) -> None:
+    ours, theirs = (load_checkpoint(folder / "net_latest")["net"] for folder in (one, other))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=within)

@@ -1,12 +1,9 @@
 """Both stages' loop: what it writes, how it stops, resumes and refuses."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,47 +14,19 @@ import engine
 from checkpoints import load_checkpoint, save_checkpoint
 from config import STUDENTS, TEACHERS
 from engine import Run, Schedule
-from tests.small import ALONE, SMALL, arguments, student, teacher, trained
+from tests.small import (
+    ALONE,
+    ROOT,
+    assert_same_weights,
+    command,
+    lines,
+    run_script,
+    student,
+    teacher,
+    trained,
+    wait_for,
+)
 from utils import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-
-
-def lines(folder: Path) -> list[dict]:
-    """The log without what a clock decides."""
-    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in logged]
-
-
-def assert_same_weights(one: Path, other: Path, within: float = 0) -> None:
-    ours, theirs = (load_checkpoint(folder / "net_latest")["net"] for folder in (one, other))
-    for name, value in ours.items():
-        torch.testing.assert_close(theirs[name], value, rtol=0, atol=within)
-
-
-def run_script(script: str, recipe, *launcher: str, **changes) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(script, recipe, *launcher, **changes), capture_output=True, text=True, cwd=ROOT
-    )
-
-
-def command(script: str, recipe, *launcher: str, **changes) -> list[str]:
-    given = {
-        field.name: getattr(recipe, field.name)
-        for field in dataclasses.fields(recipe)
-        if field.name in SMALL or field.name.endswith("_path") or field.name == "teacher"
-    }
-    given["backgrounds"] = ()
-    words = [w for name, value in (given | changes).items() for w in words_of(name, value)]
-    return [sys.executable, *launcher, script, *words]
-
-
-def words_of(name: str, value) -> list[str]:
-    if isinstance(value, tuple) and not value:
-        return []
-    return arguments({name: value})
-
 
 # ------------------------------------------------------------------------------------------ the schedule
 
@@ -207,13 +176,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not come"
-        time.sleep(0.02)
-
-
 def test_what_changes_the_result_must_not_change_on_resuming(tmp_path):
     recipe = teacher(tmp_path, steps=2)
     trained(recipe)
@@ -255,29 +217,3 @@ def test_errors_are_one_line(tmp_path):
     done = run_script("train_Rain200H.py", teacher(tmp_path), data_path=tmp_path / "nowhere")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and str(tmp_path / "nowhere") in done.stderr
-
-
-# -------------------------------------------------------------------------------------- many processes
-
-
-@pytest.mark.parametrize(
-    ("make", "script"), [(teacher, "train_Rain200H.py"), (student, "train_Rain200H_real.py")]
-)
-def test_two_processes_give_what_one_gives(tmp_path, make, script):
-    trained(teacher(tmp_path))
-    recipe = make(tmp_path, save_path=tmp_path / "one", steps=3, val_every=1)
-    trained(recipe)
-    done = run_script(script, recipe, *TWO_PROCESSES, save_path=tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for ours, theirs in zip(one, two, strict=True):
-        assert theirs == pytest.approx(ours, rel=1e-3)
-    # Adam divides by the gradient's size: where that is rounding, so is the step's sign, but not its length
-    assert_same_weights(tmp_path / "one", tmp_path / "two", within=3e-4)
-
-
-def test_an_uneven_batch_is_refused_with_sizes_that_work(tmp_path):
-    done = run_script("train_Rain200H.py", teacher(tmp_path), *TWO_PROCESSES, batchSize=3)
-    assert done.returncode
-    assert "--batchSize 3 does not split over 2 processes" in done.stderr

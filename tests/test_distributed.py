@@ -1,0 +1,261 @@
+"""One process or many: the same result, errors told once, and what a killed process leaves."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+import distributed
+from checkpoints import load_checkpoint
+from config import Machine, Student, Teacher
+from engine import Run
+from tests import layouts
+from tests.small import ROOT, assert_same_weights, command, lines, student, teacher, trained, wait_for
+from utils import UserError
+
+TORCHRUN = ("-m", "torch.distributed.run")
+ROUNDING = 5e-5  # of a weight, after a few of Adam's steps, which are 1e-4 or 5e-4 long
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def as_one_of(rank: int, size: int, port: int, recipe: Teacher | Student, folder: Path) -> None:
+    """What torchrun makes of a process, then the training. Writes what it was ended by to folder/rank."""
+    report = folder / f"{rank}/error.json"
+    report.parent.mkdir(parents=True)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_ERROR_FILE": str(report),
+    }
+    torch.set_num_threads(1)  # the processes share the cores out
+    ended_by = ""
+    try:
+        with distributed.one_voice():
+            Run(recipe, distributed.start(recipe)).go()
+    except (UserError, SystemExit) as error:
+        ended_by = repr(error)
+    distributed.stop()
+    (report.parent / "ended_by").write_text(ended_by)
+
+
+def in_processes(size: int, recipe: Teacher | Student, folder: Path) -> list[str]:
+    """Trains in `size` processes on this machine; returns what each was ended by, "" for having finished."""
+    # forked from a process that has imported everything and run nothing
+    mp.set_forkserver_preload(["tests.small"])
+    mp.start_processes(as_one_of, (size, free_port(), recipe, folder), size, start_method="forkserver")
+    return [(folder / f"{rank}/ended_by").read_text() for rank in range(size)]
+
+
+# ------------------------------------------------------------------------------------------- one result
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small dataset of five test pairs, which two processes cannot share evenly."""
+    folder = tmp_path_factory.mktemp("distributed")
+    layouts.rain200(folder / "data", test=5)
+    trained(teacher(folder))
+    return folder
+
+
+# heavier than released: as they are, the sums over the batch are too small to show in the gradient
+HEAVY = {f"{term}_weight": 1e-3 for term in ("dark_syn", "dark_real", "tv_syn", "tv_real")} | {
+    "kl_weight": 1.0
+}
+
+
+@pytest.mark.parametrize(("make", "weights"), [(teacher, {}), (student, HEAVY)])
+def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path, make, weights) -> None:
+    one = make(data, save_path=tmp_path / "one", steps=3, val_every=1, **weights)
+    trained(one)
+    two = dataclasses.replace(one, save_path=tmp_path / "two")
+    assert in_processes(2, two, tmp_path / "ranks") == ["", ""]
+    logs = lines(one.save_path), lines(two.save_path)
+    assert len(logs[0]) == len(logs[1]) == 5  # three steps, two validations
+    for ours, theirs in zip(*logs, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-5)
+    for ours, theirs in zip(*(momenta(each.save_path) for each in (one, two)), strict=True):
+        assert (theirs - ours).norm() <= 1e-4 * ours.norm()
+    assert_same_weights(one.save_path, two.save_path, within=ROUNDING)
+
+
+def momenta(folder: Path) -> list[torch.Tensor]:
+    """Adam's running averages of the gradient. The weights alone would not show that it is half as long."""
+    state = load_checkpoint(folder / "net_latest")["optimizer"]["state"]
+    return [each["exp_avg"] for each in state.values()]
+
+
+# ---------------------------------------------------------------------------------- killed, interrupted
+
+
+def test_a_run_on_two_nodes_ends_with_a_killed_process_and_resumes_in_one(data: Path, tmp_path: Path) -> None:
+    recipe = teacher(data, save_path=tmp_path / "killed", batchSize=4, steps=100_000, lr_factor=1.0)
+    where = ("--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
+    nodes = [
+        subprocess.Popen(
+            command("train_Rain200H.py", recipe, *TORCHRUN, *where, f"--node_rank={rank}", lr_factor=1.0),
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in (0, 1)
+    ]
+    wait_for(recipe.save_path / "net_latest", 120)
+    workers = psutil.Process(nodes[1].pid).children()
+    next(each for each in workers if each.environ()["RANK"] == "3").kill()
+    for rank, node in enumerate(nodes):
+        errors = node.communicate(timeout=60)[1]
+        assert node.returncode
+        told = [line for line in errors.splitlines() if line.startswith("train_Rain200H.py:")]
+        assert len(told) == 1, errors
+        assert "another process of this run has ended" in told[0]
+        assert f"--node_rank={rank}" in told[0] and told[0].endswith("--resume")
+
+    steps = load_checkpoint(recipe.save_path / "net_latest")["step"] + 2
+    trained(dataclasses.replace(recipe, steps=steps, resume=True))
+    straight = dataclasses.replace(recipe, steps=steps, save_path=tmp_path / "straight")
+    trained(straight)
+    assert_same_weights(recipe.save_path, straight.save_path, within=ROUNDING)
+    for ours, theirs in zip(lines(straight.save_path), lines(recipe.save_path), strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-5)
+
+
+def test_ctrl_c_under_torchrun_saves_and_names_the_launcher(data: Path, tmp_path: Path) -> None:
+    recipe = teacher(data, save_path=tmp_path / "stopped", steps=100_000, workers=1)
+    line = command("train_Rain200H.py", recipe, *TORCHRUN, "--standalone", "--nproc_per_node=2")
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, start_new_session=True
+    ) as launcher:
+        wait_for(recipe.save_path / "net_latest")
+        os.killpg(launcher.pid, signal.SIGINT)
+        out, _ = launcher.communicate(timeout=60)
+    told = out.splitlines()[-1]
+    assert "torch.distributed.run --standalone --nproc_per_node=2 train_Rain200H.py" in told
+    assert told.endswith("--resume")
+    assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
+
+
+# ------------------------------------------------------------------------------------------- one voice
+
+
+def test_an_uneven_batch_is_refused_once_and_touches_nothing(data: Path, tmp_path: Path) -> None:
+    recipe = teacher(data, batchSize=3)
+    before = sorted((data / "teacher").iterdir())
+    ends = in_processes(2, recipe, tmp_path / "ranks")
+    refusal = "--batchSize 3 does not split over 2 processes: use 2 or 4"
+    assert sorted(ends) == ["SystemExit(2)", f"UserError('{refusal}')"]
+    (report,) = (tmp_path / "ranks").glob("*/error.json")  # what torchrun ends its own report with
+    assert json.loads(report.read_text())["message"]["message"] == refusal
+    assert sorted((data / "teacher").iterdir()) == before
+
+
+def test_only_a_lost_connection_is_taken_for_one() -> None:
+    with pytest.raises(UserError, match=r"another process .*--resume"), distributed.one_voice():
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    with pytest.raises(RuntimeError, match="shape"), distributed.one_voice():
+        raise RuntimeError("shape mismatch")
+
+
+def test_only_the_first_process_prints_help(monkeypatch, capsys) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with distributed.first_alone():
+            print(f"usage of {rank}")
+    assert capsys.readouterr().out == "usage of 0\n"
+
+
+# ------------------------------------------------------------------------------------------- launching
+
+
+@pytest.fixture
+def two_cards(monkeypatch) -> list[list[str]]:
+    """A machine with two cards, and what the launcher is called with on it."""
+    calls: list[list[str]] = []
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("sys.argv", ["train_Rain200H.py", "--gpu_id", "0,1"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(distributed.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(distributed.logging, "disable", lambda level: None)
+    monkeypatch.setattr(distributed, "torchrun", calls.append)
+    return calls
+
+
+def test_several_cards_are_a_process_each(two_cards, monkeypatch) -> None:
+    distributed.launch(Machine(gpu_id=(0,)))
+    distributed.launch(Machine(gpu_id=(1, 5)))  # there is no card 5
+    distributed.launch(Machine(use_GPU=False))
+    assert two_cards == []
+    with pytest.raises(SystemExit) as left:
+        distributed.launch(Machine(gpu_id=(0, 1)))
+    assert left.value.code == 0
+    assert two_cards == [["--standalone", "--nproc_per_node=2", "train_Rain200H.py", "--gpu_id", "0,1"]]
+    assert os.environ["OMP_NUM_THREADS"] == "8"
+    monkeypatch.setenv("RANK", "0")  # already launched
+    distributed.launch(Machine(gpu_id=(0, 1)))
+    assert len(two_cards) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ChildFailedError("train", {0: ProcessFailure(0, 1, 2, "none")}), 2),
+        (ChildFailedError("train", {0: ProcessFailure(0, 1, -signal.SIGKILL, "none")}), 137),
+        (SignalException("stopped", signal.SIGINT), 130),
+    ],
+)
+def test_the_launchers_exit_code_is_its_processes(two_cards, monkeypatch, error, code) -> None:
+    def fails(words: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(distributed, "torchrun", fails)
+    with pytest.raises(SystemExit) as left:
+        distributed.launch(Machine(gpu_id=(0, 1)))
+    assert left.value.code == code
+
+
+def test_each_process_has_its_card_and_a_missing_one_is_named(two_cards, monkeypatch) -> None:
+    assert distributed.devices(Machine(gpu_id=(1,))) == [torch.device("cuda", 1)]
+    with pytest.raises(UserError, match="--gpu_id 7: this machine has CUDA devices 0 to 1"):
+        distributed.devices(Machine(gpu_id=(7,)))
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="process 3 of this machine has no card: --gpu_id lists 2"):
+        distributed.start(Machine(gpu_id=(0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (["/venv/bin/python3.11", "/venv/bin/torchrun", "--nnodes=2", "a.py"], "torchrun --nnodes=2 a.py"),
+        (["python3", "-m", "torch.distributed.run", "a.py"], "python -m torch.distributed.run a.py"),
+        (["/usr/bin/python", "a.py", "--gpu_id", "0,1"], "python a.py --gpu_id 0,1"),
+    ],
+)
+def test_the_command_to_go_on_with_is_the_one_that_was_typed(monkeypatch, typed, shown) -> None:
+    monkeypatch.setattr("sys.argv", typed[-1:])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: typed)
+    assert distributed.command() == shown
+    assert distributed.command_to_resume() == f"{shown} --resume"
+    monkeypatch.setattr("sys.argv", ["a.py", "--resume"])
+    assert distributed.command_to_resume() == shown
+    monkeypatch.delenv("RANK")
+    assert distributed.command() == "python a.py --resume"
