@@ -90,9 +90,11 @@ class PyramidFusion(nn.Module):
         self.fuse_all = Fusion(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        s8 = self.chain8(F.max_pool2d(x, 8))
-        s4 = self.chain4(activate(self.fuse84([F.max_pool2d(x, 4), s8])))
-        s2 = self.chain2(activate(self.fuse42([F.max_pool2d(x, 2), s4])))
+        p2 = F.max_pool2d(x, 2)
+        p4 = F.max_pool2d(p2, 2)  # of x by 4: the maximum of maxima
+        s8 = self.chain8(F.max_pool2d(p4, 2))
+        s4 = self.chain4(activate(self.fuse84([p4, s8])))
+        s2 = self.chain2(activate(self.fuse42([p2, s4])))
         s1 = self.chain1(activate(self.fuse21([x, s2])))
         return activate(self.fuse_all([s1, s2, s4, s8])) + x
 
@@ -102,15 +104,18 @@ class MultiScaleFusion(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv3_1 = Conv(channels, channels, 3)
-        self.conv5_1 = Conv(channels, channels, 5)
+        # activated together once concatenated: training then keeps one copy of their maps, not two
+        self.conv3_1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv5_1 = nn.Conv2d(channels, channels, 5, padding=2)
         self.conv3_2 = Conv(2 * channels, 2 * channels, 3)
         self.conv5_2 = Conv(2 * channels, 2 * channels, 5)
         self.fuse = Fusion(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        both = torch.cat([self.conv3_1(x), self.conv5_1(x)], 1)  # (N, 2C, H, W)
-        return self.fuse([self.conv3_2(both), self.conv5_2(both)]) + x  # no activation here
+        both = activate(torch.cat([self.conv3_1(x), self.conv5_1(x)], 1))  # (N, 2C, H, W)
+        fused = self.fuse([self.conv3_2(both), self.conv5_2(both)])
+        fused += x  # no activation here
+        return fused
 
 
 class DenseStage(nn.Module):
@@ -129,19 +134,22 @@ class DenseStage(nn.Module):
         self.n = n
         self.recompute = False  # the unit's inner maps in the backward pass: slower, and far smaller
 
-    def forward(self, x: Tensor, skips: Sequence[Tensor] = ()) -> tuple[list[Tensor], Tensor]:
+    def forward(self, x: Tensor, skips: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
         """x (N, C, H, W) and another stage's n features to this stage's n features and its output.
+
+        `skips` is emptied as it is read: outside training, each is then freed where it is read last.
 
         Where the output is not given, what stands in its place is the last unit's input: do not read it.
         """
         features: list[Tensor] = []
         out = x
         for i in range(self.n):
-            unit_in = out + skips[i] if skips else out
+            if skips:
+                out = out + skips.pop(0)
             if self.recompute and torch.is_grad_enabled():
-                features.append(checkpoint(self.unit, unit_in, use_reentrant=False))
+                features.append(checkpoint(self.unit, out, use_reentrant=False))
             else:
-                features.append(self.unit(unit_in))
+                features.append(self.unit(out))
             if i < len(self.fusions):
                 out = activate(self.fusions[i]([x, *features]))
         return features, out
@@ -151,6 +159,8 @@ class Join(Conv):
     """Carries a stage's features to another resolution: resized, concatenated, 3x3 convolution, LReLU."""
 
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:  # type: ignore[override]
+        if size[0] > features[0].shape[-2]:  # whichever comes first is done on the smaller maps
+            return super().forward(resize(torch.cat([*features], 1), size))
         return super().forward(torch.cat([resize(t, size) for t in features], 1))
 
 
@@ -170,7 +180,7 @@ class HalfBranch(nn.Module):
         """f2 (N, C2, H/2, W/2) to the features of encode2, encode4, decode2, and [d2]."""
         encoded2, _ = self.encode2(f2)
         encoded4, _ = self.encode4(self.down4(encoded2, size4), skips4)
-        decoded2, out = self.decode2(self.up2(encoded4, f2.shape[-2:]), encoded2)
+        decoded2, out = self.decode2(self.up2(encoded4, f2.shape[-2:]), list(encoded2))
         return encoded2, encoded4, decoded2, [out + f2]
 
 

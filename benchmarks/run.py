@@ -1,0 +1,619 @@
+#!/usr/bin/env python3
+"""Measures the project against the plain formulation (plain.py) in one run: speed, memory, losses, loading.
+
+    python benchmarks/run.py                            all of it: 10 to 15 minutes on two CPU cores
+    python benchmarks/run.py --quick                    the small cases, few rounds: about 2 minutes
+    python benchmarks/run.py --only inference,losses
+    python benchmarks/run.py --compile                  on CUDA: the units compiled too
+
+What is compared runs in turn, A B A B, and each ratio is taken within a round, so that a machine that slows
+down meanwhile slows both. Peak memory is that of a process of its own which does one such call. Figures are
+medians with the least and the greatest; a target that was missed is printed as missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import skimage.data
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
+
+import losses
+from benchmarks import plain
+from checkpoints import open_network
+from config import Machine
+from DerainDataset import PairCrops, loader
+from inference import autocast, hardware, place
+from layouts import find_pairs
+from losses import StudentCriterion, TeacherCriterion
+from networks import DerainNet
+from utils import UserError, run, to_tensor, write_atomically, write_image
+
+SECTIONS = ("inference", "step", "losses", "loader")
+FLOP_A_PIXEL = 113.0e9 / 120**2  # of the default network's forward pass; a step takes three times as many
+CARD_NEEDS = 240.0  # images a second: a teacher step of 12 in 50 ms
+WEIGHTS = {"l1": 20.0, "dark": 1e-6, "tv": 1e-6, "kl": 1e-6}
+
+# ------------------------------------------------------------------------------------- what is measured
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the network. `plain` is benchmarks/plain.py, contiguous, float32."""
+
+    name: str
+    plain: bool = False
+    precision: str = "float32"
+    recompute: bool = False
+    compile: bool = False
+
+
+VARIANTS = {
+    each.name: each
+    for each in (
+        Variant("plain", plain=True),
+        Variant("float32"),
+        Variant("bfloat16", precision="bfloat16"),
+        Variant("float32, recompute", recompute=True),
+        Variant("bfloat16, recompute", precision="bfloat16", recompute=True),
+        Variant("bfloat16, compiled", precision="bfloat16", compile=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something the network does: an image derained, or a training step."""
+
+    name: str
+    size: tuple[int, int]  # height, width
+    images: int = 1
+    stage: str = ""  # "teacher", "student"; "": inference
+
+    @property
+    def flop(self) -> float:
+        return FLOP_A_PIXEL * self.size[0] * self.size[1] * self.images * (3 if self.stage else 1)
+
+
+CASES = {
+    "inference 120x120": Case("inference 120x120", (120, 120)),
+    "inference 481x321": Case("inference 481x321", (321, 481)),
+    "inference 1920x1080": Case("inference 1920x1080", (1080, 1920)),
+    "teacher step, 2 at 120": Case("teacher step, 2 at 120", (120, 120), 2, "teacher"),
+    "teacher step, 12 at 120": Case("teacher step, 12 at 120", (120, 120), 12, "teacher"),
+    "student step, 2+2 at 128": Case("student step, 2+2 at 128", (128, 128), 4, "student"),
+}
+
+# (device, case, variant) to: at least so many times faster than plain / at most that share of its peak memory
+FASTER = {
+    ("cpu", "inference 120x120", "float32"): 1.8,
+    ("cpu", "inference 120x120", "bfloat16"): 2.8,
+    ("cpu", "inference 481x321", "float32"): 1.5,
+    ("cpu", "inference 481x321", "bfloat16"): 2.8,
+    ("cpu", "teacher step, 2 at 120", "float32"): 1.3,
+    ("cpu", "teacher step, 2 at 120", "bfloat16"): 2.0,
+    ("cpu", "student step, 2+2 at 128", "float32"): 1.2,
+    ("cpu", "student step, 2+2 at 128", "bfloat16"): 2.0,
+    ("cpu", "dark channel, window 128", "project"): 50.0,
+    ("cuda", "teacher step, 12 at 120", "bfloat16, compiled"): 4.0,
+    ("cuda", "student step, 2+2 at 128", "bfloat16, compiled"): 4.0,
+}
+SMALLER = {
+    ("inference 481x321", "float32"): 0.65,
+    ("teacher step, 2 at 120", "bfloat16"): 0.6,
+    ("teacher step, 2 at 120", "bfloat16, recompute"): 0.3,
+    ("student step, 2+2 at 128", "bfloat16"): 0.6,
+    ("student step, 2+2 at 128", "bfloat16, recompute"): 0.3,
+}
+CARD_STEP = 0.050  # seconds at most, on an H200: teacher step, 12 at 120, bfloat16, compiled
+
+
+def prepared(case: Case, variant: Variant, device: torch.device) -> Callable[[], Any]:
+    """The work of a case as a function of no arguments, all it needs already in place."""
+    torch.manual_seed(0)
+    net = DerainNet(recompute=variant.recompute)
+    net = plain.plain(net).to(device) if variant.plain else place(net, device)
+    if variant.compile:
+        net.compile_units()
+    rainy = photograph(case.size).expand(case.images, -1, -1, -1).to(device)
+    if not variant.plain:
+        rainy = rainy.contiguous(memory_format=torch.channels_last)
+    machine = Machine(precision=variant.precision)
+    return training_step(net, rainy, case, variant, machine) if case.stage else deraining(net, rainy, machine)
+
+
+def deraining(net: DerainNet, rainy: Tensor, machine: Machine) -> Callable[[], Tensor]:
+    def derain() -> Tensor:
+        with torch.inference_mode(), autocast(machine, rainy.device):
+            return net(rainy).derained.float()
+
+    return derain
+
+
+def training_step(
+    net: DerainNet, rainy: Tensor, case: Case, variant: Variant, machine: Machine
+) -> Callable[[], None]:
+    """As engine's. The plain student takes synthetic and real images in two passes, as released.
+
+    Its dark channel is ours: with the three-dimensional pooling the ratio would praise a loss, not the step.
+    """
+    student = case.stage == "student"
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4, fused=rainy.device.type == "cuda")
+    clean = torch.rand_like(rainy[: case.images // 2] if student else rainy)
+    criterion = StudentCriterion(WEIGHTS, case.size[0]) if student else TeacherCriterion({"ssim": 1.0})
+
+    def step() -> None:
+        with autocast(machine, rainy.device):
+            if student and variant.plain:
+                halves = [net(half) for half in rainy.chunk(2)]
+                output = type(halves[0])(*(torch.cat(both) for both in zip(*halves, strict=True)))
+            else:
+                output = net(rainy)
+        total = criterion(output, clean)["total"]
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def photograph(size: tuple[int, int]) -> Tensor:
+    """A photograph that ships with scikit-image, scaled, under a little noise: (1, 3, H, W) in [0, 1]."""
+    image = cv2.resize(skimage.data.astronaut(), size[::-1], interpolation=cv2.INTER_AREA)
+    noise = np.random.default_rng(0).normal(0, 20, image.shape)
+    return to_tensor(np.clip(image + noise, 0, 255).astype(np.uint8))[None]
+
+
+# ----------------------------------------------------------------------------------------- how it is measured
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest of repeated measurements."""
+
+    median: float
+    least: float
+    greatest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        if self.least == self.greatest:
+            return f"{self.median:.3g}"
+        return f"{self.median:.3g} ({self.least:.3g} to {self.greatest:.3g})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `ratio` is to plain: times faster, or the share of its memory."""
+
+    what: str
+    how: str
+    value: Spread
+    unit: str
+    ratio: Spread | None = None
+    target: str = ""
+    reached: bool | None = None
+    note: str = ""
+
+    def cells(self) -> list[str]:
+        verdict = "" if self.reached is None else "reached" if self.reached else "MISSED"
+        ratio = str(self.ratio) if self.ratio else ""
+        return [self.what, self.how, f"{self.value} {self.unit}", ratio, self.target, verdict, self.note]
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each call, in every round one of each. A first round, which warms up, is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for counted in [False] + [True] * rounds:
+        for name, call in calls.items():
+            took = seconds(call, device)
+            if counted:
+                times[name].append(took)
+    return times
+
+
+def speed_rows(
+    what: str, times: Mapping[str, Sequence[float]], device: torch.device, flop: float = 0
+) -> list[Row]:
+    """Rows of what ran in turn, "plain" among it or not."""
+    rows = []
+    for how, taken in times.items():
+        pairs = zip(times.get("plain", ()), taken, strict=False)
+        ratio = Spread.of([a / b for a, b in pairs]) if "plain" in times and how != "plain" else None
+        bound = FASTER.get((device.type, what, how))
+        spread = Spread.of(taken)
+        note = f"{flop / spread.median / 1e12:.3g} TFLOP/s" if flop else ""
+        target, reached = (
+            (f"at least {bound:g} times", ratio.median >= bound) if bound and ratio else ("", None)
+        )
+        rows.append(Row(what, how, spread, "s", ratio, target, reached, note))
+    return rows
+
+
+def peak_of(case: Case, variant: Variant, options: argparse.Namespace) -> dict[str, float]:
+    """Peak memory in bytes and seconds of one call, from a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--device", options.device.type]
+    done = subprocess.run(
+        [*command, "--peak", case.name, variant.name],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["killed: too little memory?"])[-1]
+        raise UserError(f"{case.name}, {variant.name}, ended with exit code {done.returncode}: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def tell_peak(case: Case, variant: Variant, device: torch.device) -> None:
+    """What such a process does."""
+    call = prepared(case, variant, device)
+    took = seconds(call, device)
+    print(json.dumps({"bytes": peak_memory(device), "seconds": took}))
+
+
+def peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # not getrusage's ru_maxrss where it can be helped: a process inherits its parent's
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(found[1])
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_rows(case: Case, hows: Sequence[str], options: argparse.Namespace) -> list[Row]:
+    peaks = {how: peak_of(case, VARIANTS[how], options) for how in hows}
+    rows = []
+    for how, peak in peaks.items():
+        share = peak["bytes"] / peaks["plain"]["bytes"] if "plain" in peaks and how != "plain" else None
+        bound = SMALLER.get((case.name, how)) if options.device.type == "cpu" else None
+        target, reached = (f"at most {bound:g}", share <= bound) if bound and share else ("", None)
+        value = peak["bytes"] / 1e9
+        ratio = Spread(share, share, share) if share else None
+        rows.append(
+            Row(f"peak memory, {case.name}", how, Spread(value, value, value), "GB", ratio, target, reached)
+        )
+    return rows
+
+
+# -------------------------------------------------------------------------------------------- the sections
+
+
+def machine_rows(options: argparse.Namespace) -> list[Row]:
+    """What the device can do at best: the floor of every time below."""
+    device, cuda = options.device, options.device.type == "cuda"
+    side, rows = 8192 if cuda else 2048, []
+    for kind in (torch.float32, torch.bfloat16):
+        a, b = torch.rand(2, side, side, device=device).to(kind)
+        taken = in_turn({"": lambda a=a, b=b: a @ b}, 5, device)[""]  # type: ignore[misc]
+        rates = [2 * side**3 / t / 1e12 for t in taken]
+        name = str(kind).removeprefix("torch.")
+        rows.append(Row("matrix product", f"{name}, {side} square", Spread.of(rates), "TFLOP/s"))
+    source = torch.rand(2**28 if cuda else 2**26, device=device)
+    target = torch.empty_like(source)
+    taken = in_turn({"": lambda: target.copy_(source)}, 5, device)[""]
+    rows.append(
+        Row(
+            "memory copied",
+            "read and written",
+            Spread.of([2 * source.nbytes / t / 1e9 for t in taken]),
+            "GB/s",
+        )
+    )
+    return rows
+
+
+def inference_rows(options: argparse.Namespace) -> list[Row]:
+    names = ["inference 120x120"] if options.quick else ["inference 120x120", "inference 481x321"]
+    rows = []
+    for name, rounds in zip(names, (3 if options.quick else 7, 2), strict=False):
+        case, hows = CASES[name], ["plain", "float32", "bfloat16"]
+        calls = {how: prepared(case, VARIANTS[how], options.device) for how in hows}
+        rows += speed_rows(name, in_turn(calls, rounds, options.device), options.device, case.flop)
+    rows += agreement_rows(options)
+    if options.quick:
+        return rows
+    rows += memory_rows(case, hows, options)
+    return rows + large_image_rows(case, rows[-2].value.median * 1e9, options)
+
+
+def agreement_rows(options: argparse.Namespace) -> list[Row]:
+    """How far the outputs lie apart, on one image."""
+    net, whose = DerainNet(), "random weights"
+    if options.logdir:
+        net, content = open_network(options.logdir, "give --logdir a checkpoint, or nothing")
+        whose = f"weights of {content['path']}"
+    rainy = photograph((120, 120) if options.quick else (321, 481)).to(options.device)
+    expected = deraining(plain.plain(net).to(options.device), rainy, Machine())()
+    place(net, options.device)
+    rainy = rainy.contiguous(memory_format=torch.channels_last)
+    ours, half = (deraining(net, rainy, Machine(precision=p))() for p in ("float32", "bfloat16"))
+    apart = (ours - expected).abs().max().item()
+    psnr = -10 * torch.log10((half - ours).square().mean()).item()
+    return [
+        Row(
+            "output against plain",
+            "float32",
+            Spread.of([apart]),
+            "at most",
+            None,
+            "at most 1e-05",
+            apart <= 1e-5,
+            whose,
+        ),
+        Row("output against float32", "bfloat16", Spread.of([psnr]), "dB PSNR", note=whose),
+    ]
+
+
+def large_image_rows(measured: Case, peak: float, options: argparse.Namespace) -> list[Row]:
+    """1920x1080, once, by the project alone: the plain formulation would take minutes, and much memory."""
+    case = CASES["inference 1920x1080"]
+    needed = peak * case.flop / measured.flop
+    free = (
+        torch.cuda.mem_get_info()[0] if options.device.type == "cuda" else psutil.virtual_memory().available
+    )
+    if needed > 0.8 * free:
+        options.left_out.append(f"{case.name}: takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+        return []
+    told = peak_of(case, VARIANTS["float32"], options)
+    rate = f"{case.flop / told['seconds'] / 1e12:.3g} TFLOP/s"
+    return [
+        Row(case.name, "float32", Spread.of([told["seconds"]]), "s", note=f"{rate}; the first call, once"),
+        Row(f"peak memory, {case.name}", "float32", Spread.of([told["bytes"] / 1e9]), "GB"),
+    ]
+
+
+def step_rows(options: argparse.Namespace) -> list[Row]:
+    cuda = options.device.type == "cuda"
+    names = ["teacher step, 12 at 120" if cuda else "teacher step, 2 at 120"]
+    if not options.quick:
+        names.append("student step, 2+2 at 128")
+    hows = ["plain", "float32", "bfloat16"] + ["bfloat16, compiled"] * options.compile
+    rows = []
+    for name in names:
+        case, rounds = CASES[name], 20 if cuda else 1 if options.quick else 3 if name == names[0] else 2
+        calls = {how: prepared(case, VARIANTS[how], options.device) for how in hows}
+        times = in_turn(calls, rounds, options.device)
+        del calls
+        rows += speed_rows(name, times, options.device, case.flop)
+        if cuda and options.compile and case.stage == "teacher":
+            took = Spread.of(times["bfloat16, compiled"])
+            rows.append(
+                Row(
+                    name,
+                    "bfloat16, compiled",
+                    took,
+                    "s",
+                    None,
+                    "at most 0.05 s on an H200",
+                    took.median <= CARD_STEP,
+                )
+            )
+        options.images_per_second[name] = case.images / min(map(statistics.median, times.values()))
+        kept = ["plain", "float32", "float32, recompute"]
+        if not options.quick:
+            kept += ["bfloat16", "bfloat16, recompute"]
+        rows += memory_rows(case, kept, options)
+    return rows
+
+
+def losses_rows(options: argparse.Namespace) -> list[Row]:
+    """Forward and backward, on two images of 128x128. Where there is no plain row, both word it alike."""
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 2, 3, 128, 128, device=options.device)
+    codes = torch.randn(2, 2, 48, 32, 32, device=options.device)
+
+    def followed(term: Callable[..., Tensor], *arguments: Any) -> Callable[[], None]:
+        leaves = [each.clone().requires_grad_() if isinstance(each, Tensor) else each for each in arguments]
+        return lambda: term(*leaves).backward()
+
+    both = {
+        "SSIM": (followed(plain.ssim, x, y), followed(losses.ssim, x, y)),
+        "dark channel, window 128": (
+            followed(plain.dark_channel, x, 128),
+            followed(losses.dark_channel, x, 128),
+        ),
+    }
+    rounds = 2 if options.quick else 7
+    rows = []
+    for name, (theirs, ours) in both.items():
+        rows += speed_rows(
+            name, in_turn({"plain": theirs, "project": ours}, rounds, options.device), options.device
+        )
+    for name, ours in {
+        "total variation": followed(losses.total_variation, x),
+        "KL of the codes": followed(losses.distillation, *codes),
+    }.items():
+        rows += speed_rows(name, in_turn({"project": ours}, 20, options.device), options.device)
+    return rows
+
+
+def loader_rows(options: argparse.Namespace) -> list[Row]:
+    """Pairs a second with nobody training meanwhile, against what the fastest step measured here takes."""
+    needed = max(
+        (rate for name, rate in options.images_per_second.items() if name.startswith("teacher")), default=None
+    )
+    bound = needed or CARD_NEEDS
+    target = f"at least {bound:.3g}/s, " + ("the step measured here" if needed else "a step of 12 in 50 ms")
+    repeats, batch, pairs = 1 if options.quick else 3, 12, 48
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = generated_set(Path(folder), pairs)
+        for cache in ("on", "off"):
+            for workers in (0, 1, 2):
+                crops = PairCrops(find_pairs(root, "train"), 120, seed=0, cache=cache)
+                rates = [images_per_second(crops, batch, workers, cache == "on") for _ in range(repeats)]
+                spread = Spread.of(rates)
+                how = f"{workers} workers, " + ("cached" if cache == "on" else "decoding each time")
+                note = f"{spread.median / CARD_NEEDS:.2g} of what an H200's 50 ms step would take"
+                rows.append(
+                    Row(
+                        "loading 120x120 crops of 481x321 PNGs",
+                        how,
+                        spread,
+                        "images/s",
+                        None,
+                        target,
+                        spread.median >= bound,
+                        note,
+                    )
+                )
+    return rows
+
+
+def images_per_second(crops: PairCrops, batch: int, workers: int, cached: bool) -> float:
+    """Over whole epochs, after one in which the workers start and the cache fills."""
+    first, counted = len(crops) // batch, 40 if cached else 12
+    began, batches = 0.0, loader(crops, batch, 0, 0, first + counted, workers)
+    for number, _ in enumerate(batches, 1):
+        if number == first:
+            began = time.perf_counter()
+    return counted * batch / (time.perf_counter() - began)
+
+
+def generated_set(folder: Path, pairs: int) -> Path:
+    rng = np.random.default_rng(0)
+    clean = cv2.resize(skimage.data.astronaut(), (481, 321), interpolation=cv2.INTER_AREA)
+    for number in range(1, pairs + 1):
+        streaks = cv2.blur(rng.integers(0, 256, clean.shape[:2], np.uint8), (1, 15))[..., None] // 2
+        rainy = np.clip(clean.astype(np.int16) + streaks, 0, 255).astype(np.uint8)
+        write_image(folder / "train/rain" / f"{number}.png", rainy)
+        write_image(folder / "train/norain" / f"{number}.png", clean)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------- the report
+
+
+def table(rows: Sequence[Row], head: str, left_out: Sequence[str]) -> str:
+    """Markdown."""
+    title = ["", "", "median (least to greatest)", "to plain", "target", "", ""]
+    lines = [title, ["---"] * len(title), *(row.cells() for row in rows)]
+    missed = [f"{row.what}, {row.how}" for row in rows if row.reached is False]
+    return "\n".join(
+        [
+            head,
+            "",
+            *("| " + " | ".join(cells) + " |" for cells in lines),
+            "",
+            "'To plain' is how many times faster, or the share of its peak memory.",
+            *(f"left out: {each}" for each in left_out),
+            f"targets missed: {'; '.join(missed) or 'none'}",
+        ]
+    )
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the small cases alone, few rounds")
+    parser.add_argument(
+        "--only", default=",".join(SECTIONS), help="sections, by commas (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_name("latest.json"),
+        help="the figures as JSON (default: latest.json beside this script)",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one"
+    )
+    parser.add_argument("--compile", action="store_true", help="steps with compiled units too: minutes more")
+    parser.add_argument(
+        "--logdir", type=Path, help="a checkpoint, for how far bfloat16 lies off (default: random weights)"
+    )
+    parser.add_argument(
+        "--peak", nargs=2, metavar=("CASE", "VARIANT"), help="only one call, and its peak memory as JSON"
+    )
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    if wrong := [each for each in options.only if each not in SECTIONS]:
+        parser.error(f"--only {wrong[0]}: the sections are {', '.join(SECTIONS)}")
+    if options.peak and (options.peak[0] not in CASES or options.peak[1] not in VARIANTS):
+        parser.error(f"--peak takes one of {'; '.join(CASES)}, and one of {'; '.join(VARIANTS)}")
+    cuda = torch.cuda.is_available()
+    if options.device == "cuda" and not cuda:
+        parser.error("--device cuda: torch sees no CUDA device here")
+    options.device = torch.device("cuda" if cuda and options.device != "cpu" else "cpu")
+    options.left_out, options.images_per_second = [], {}
+    return options
+
+
+def main() -> None:
+    options = read_options()
+    if options.peak:
+        tell_peak(CASES[options.peak[0]], VARIANTS[options.peak[1]], options.device)
+        return
+    head = f"{hardware(options.device)}, torch {torch.__version__}, {date.today().isoformat()}"
+    busy = psutil.cpu_percent(interval=1)
+    if busy > 10:
+        print(f"warning: {busy:.0f} % of this machine is busy with something else", file=sys.stderr)
+    parts: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+        "inference": inference_rows,
+        "step": step_rows,
+        "losses": losses_rows,
+        "loader": loader_rows,
+    }
+    began, rows = time.perf_counter(), []
+    with tqdm(total=1 + len(options.only), unit="section", desc="machine") as bar:
+        rows += machine_rows(options)
+        for name in (each for each in SECTIONS if each in options.only):
+            bar.update()
+            bar.set_description(name)
+            rows += parts[name](options)
+        bar.update()
+    print(table(rows, head, options.left_out))
+    content = {
+        "machine": head,
+        "busy_percent": busy,
+        "seconds": round(time.perf_counter() - began),
+        "rows": [asdict(row) for row in rows],
+        "left_out": options.left_out,
+    }
+    write_atomically(
+        options.out, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n")
+    )
+    print(f"{content['seconds']} s; written: {options.out}")
+
+
+if __name__ == "__main__":
+    run(main)

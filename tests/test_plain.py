@@ -1,0 +1,79 @@
+"""The project's formulation equals the plain one: outputs, gradients, losses, in float64."""
+
+import pytest
+import torch
+
+import losses
+from benchmarks import plain
+from networks import DerainNet
+
+SIZES = [(32, 32), (37, 51), (64, 40), (33, 66), (20, 45), (7, 5)]
+
+
+def network(recompute: bool = False) -> DerainNet:
+    torch.manual_seed(0)
+    return DerainNet((4, 6, 8), (3, 2, 1), recompute).double()
+
+
+def outputs_and_gradients(net: DerainNet, rainy: torch.Tensor) -> list[torch.Tensor]:
+    """What the network gives, and the gradients of a function that sees all of it, by name of parameter."""
+    rainy = rainy.clone(memory_format=torch.preserve_format).requires_grad_()
+    output = net(rainy)
+    (output.derained.square().sum() + output.streaks.sin().sum() + output.code.exp().sum()).backward()
+    parameters = sorted(net.named_parameters())
+    assert rainy.grad is not None and all(p.grad is not None for _, p in parameters)
+    return [*output, rainy.grad, *(p.grad for _, p in parameters if p.grad is not None)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", SIZES)
+def test_network_equals_the_plain_one(size, layout):
+    net = network()
+    rainy = torch.rand(2, 3, *size, dtype=torch.float64)
+    expected = outputs_and_gradients(plain.plain(net), rainy)
+    net = net.to(memory_format=layout)  # type: ignore[call-overload]
+    ours = outputs_and_gradients(net, rainy.contiguous(memory_format=layout))
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert theirs.abs().max() > 1e-6  # a network that gives nothing would equal itself
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_recomputation_equals_the_plain_network():
+    rainy = torch.rand(1, 3, 37, 51, dtype=torch.float64)
+    expected = outputs_and_gradients(plain.plain(network()), rainy)
+    for mine, theirs in zip(outputs_and_gradients(network(recompute=True), rainy), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_inference_equals_the_plain_network():
+    net = network()
+    rainy = torch.rand(1, 3, 45, 38, dtype=torch.float64)
+    with torch.inference_mode():
+        for mine, theirs in zip(net(rainy), plain.plain(net)(rainy), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def value_and_gradients(loss, *images: torch.Tensor) -> list[torch.Tensor]:
+    leaves = [image.clone().requires_grad_() for image in images]
+    value = loss(*leaves)
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 8, 15, 16])
+@pytest.mark.parametrize("size", [(16, 16), (17, 29)])
+def test_dark_channel_equals_three_dimensional_pooling(window, size):
+    # distinct values: where two tie for a maximum, which of them gets the gradient is not defined
+    count = 2 * 3 * size[0] * size[1]
+    torch.manual_seed(0)
+    image = (torch.randperm(count).double() / count).view(2, 3, *size)
+    ours = value_and_gradients(lambda x: losses.dark_channel(x, window), image)
+    expected = value_and_gradients(lambda x: plain.dark_channel(x, window), image)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [(8, 9), (24, 24), (33, 17)])
+def test_ssim_equals_dense_windows(size):
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 2, 3, *size, dtype=torch.float64)
+    ours, expected = value_and_gradients(losses.ssim, x, y), value_and_gradients(plain.ssim, x, y)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
