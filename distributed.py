@@ -159,6 +159,8 @@ def one_voice() -> Iterator[None]:
         )
     if not _is_first_to_fail(message):
         sys.exit(2)
+    if launched():
+        print(file=sys.stderr)  # the cursor stands at the end of the first process's progress bar
     raise UserError(message)
 
 
