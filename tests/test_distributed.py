@@ -71,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small dataset of five test pairs, which two processes cannot share evenly."""
     folder = tmp_path_factory.mktemp("distributed")
     layouts.rain200(folder / "data", test=5)
-    trained(teacher(folder))
+    trained(teacher(folder, steps=1))
     return folder
 
 
@@ -117,7 +117,7 @@ def test_a_run_on_two_nodes_ends_with_a_killed_process_and_resumes_in_one(data: 
         )
         for rank in (0, 1)
     ]
-    wait_for(recipe.save_path / "net_latest", 120)
+    wait_for(recipe.save_path / "net_latest", 180)
     workers = psutil.Process(nodes[1].pid).children()
     next(each for each in workers if each.environ()["RANK"] == "3").kill()
     for rank, node in enumerate(nodes):
@@ -141,7 +141,7 @@ def test_ctrl_c_under_torchrun_saves_and_names_the_launcher(data: Path, tmp_path
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, start_new_session=True
     ) as launcher:
-        wait_for(recipe.save_path / "net_latest")
+        wait_for(recipe.save_path / "net_latest", 180)
         os.killpg(launcher.pid, signal.SIGINT)
         out, _ = launcher.communicate(timeout=60)
     told = out.splitlines()[-1]
