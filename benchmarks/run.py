@@ -615,7 +615,8 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True  # as in training
     busy = psutil.cpu_percent(interval=1)
     if busy > 10:
-        print(f"warning: {busy:.0f} % of this machine is busy with something else", file=sys.stderr)
+        options.remarks.append(f"the machine was {busy:.0f} % busy with something else at the start: noisy")
+        print(f"warning: {options.remarks[-1]}", file=sys.stderr)
     parts: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
         "inference": inference_rows,
         "step": step_rows,
