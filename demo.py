@@ -8,6 +8,7 @@ benchmark's.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, default=150, help="of the teacher; the student takes a quarter (default: 150)"
+        "--steps", type=int, default=100, help="of the teacher; the student takes a quarter (default: 100)"
     )
     steps = parser.parse_args().steps
     began = time.perf_counter()
@@ -71,7 +72,10 @@ def score(data: Path, name: str, models: Mapping[str, Path]) -> None:
 def call(command: str) -> None:
     """Prints a script's command line and runs it. Raises UserError where it fails."""
     print(f"\n$ python {command}", flush=True)
-    done = subprocess.run([sys.executable, *shlex.split(command)])
+    # one thread: small networks gain little from a second, and two that spin for each other on a machine that
+    # somebody else uses too are several times slower
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    done = subprocess.run([sys.executable, *shlex.split(command)], env=environment)
     if done.returncode:
         raise UserError(f"{command.split()[0]} ended with exit code {done.returncode}: see above")
 
