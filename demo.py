@@ -34,7 +34,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, default=100, help="of the teacher; the student takes a quarter (default: 100)"
+        "--steps", type=int, default=70, help="of the teacher; the student takes a quarter (default: 70)"
     )
     steps = parser.parse_args().steps
     began = time.perf_counter()
