@@ -15,8 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from checkpoints import LATEST
 from contact_sheet import from_folders
@@ -34,7 +36,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, default=70, help="of the teacher; the student takes a quarter (default: 70)"
+        "--steps", type=int, default=60, help="of the teacher; the student takes a quarter (default: 60)"
     )
     steps = parser.parse_args().steps
     began = time.perf_counter()
@@ -64,20 +66,41 @@ def main() -> None:
 
 def score(data: Path, name: str, models: Mapping[str, Path]) -> None:
     """Derains the test photographs of `data` with teacher and student into results/demo/`name`."""
-    for role, script in (("teacher", "eval_Rain200H.py"), ("student", "eval_Rain200H_real.py")):
-        results = RESULTS / name / role
-        call(f"{script} --logdir {models[role]} --data_path {data} --save_path {results} --use_GPU False")
+    scripts = {"teacher": "eval_Rain200H.py", "student": "eval_Rain200H_real.py"}
+    call(
+        *(
+            f"{script} --logdir {models[role]} --data_path {data} --save_path {RESULTS / name / role} "
+            "--use_GPU False"
+            for role, script in scripts.items()
+        )
+    )
 
 
-def call(command: str) -> None:
-    """Prints a script's command line and runs it. Raises UserError where it fails."""
-    print(f"\n$ python {command}", flush=True)
-    # one thread: small networks gain little from a second, and two that spin for each other on a machine that
-    # somebody else uses too are several times slower
+def call(*commands: str) -> None:
+    """Runs scripts' command lines side by side and shows each with its output, in the order given.
+
+    Raises UserError where one fails.
+    """
+    # A thread each: small networks gain little from a second, and two that spin for each other on a machine
+    # that somebody else uses too are several times slower. The second core is for the second script.
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run([sys.executable, *shlex.split(command)], env=environment)
-    if done.returncode:
-        raise UserError(f"{command.split()[0]} ended with exit code {done.returncode}: see above")
+    with ExitStack() as opened:
+        started: list[tuple[str, subprocess.Popen, IO[str] | None]] = []
+        for command in commands:
+            # the first one's output is seen as it comes, the others' when it is their turn
+            held = opened.enter_context(TemporaryFile("w+")) if started else None
+            arguments = [sys.executable, *shlex.split(command)]
+            process = subprocess.Popen(arguments, env=environment, stdout=held, stderr=held)
+            opened.callback(process.kill)  # none outlives the demo; no effect on one that has ended
+            started.append((command, process, held))
+        for command, process, output in started:
+            print(f"\n$ python {command}", flush=True)
+            failed = process.wait()
+            if output:
+                output.seek(0)
+                print(output.read(), end="", flush=True)
+            if failed:
+                raise UserError(f"{command.split()[0]} ended with exit code {failed}: see above")
 
 
 def table() -> str:
