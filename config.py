@@ -36,7 +36,11 @@ class Machine:
     gpu_id: tuple[int, ...] = option(
         (0, 1), "CUDA devices, one process each; those that are absent are left out"
     )
-    precision: str = option("float32", "bfloat16: the network's inner arithmetic", ("float32", "bfloat16"))
+    precision: str = option(
+        "float32",
+        "of the network's arithmetic; bfloat16 halves memory, and is faster where the hardware multiplies it",
+        ("float32", "bfloat16"),
+    )
 
 
 @dataclass(frozen=True)
@@ -174,9 +178,7 @@ def _evaluation(dataset: str, method: str, trained_on: str, **numbers: Any) -> E
 TEACHERS = {
     "Rain200H": _teacher("Rain200H", lr=5e-4, epochs=520, milestone=(312, 416), lr_factor=0.5),  # [readme]
     "Rain200L": _teacher("Rain200L", lr=5e-4, epochs=520, milestone=(312, 416), lr_factor=0.5),  # [script]
-    "Rain800": _teacher(
-        "Rain800"
-    ),  # trained on [paper], nothing released: the option table's defaults [readme]
+    "Rain800": _teacher("Rain800"),  # [paper] trains on it; the option table's defaults [readme]
     "Rain1200": _teacher("Rain1200", lr=7e-5, epochs=800, milestone=(480, 640), lr_factor=0.1),  # [script]
     "Rain1400": _teacher("Rain1400", lr=5e-4, epochs=800, milestone=(480, 640), lr_factor=0.1),  # [script]
 }
@@ -192,10 +194,9 @@ STUDENTS = {
 EVALUATIONS = {
     **{(name, "SID"): _evaluation(name, "SID", name) for name in TEACHERS},
     **{(name, "SSID-KD"): _evaluation(name, "SSID-KD", name) for name in STUDENTS},
-    ("SPA", "SSID-KD"): _evaluation("SPA", "SSID-KD", "Rain200L", niqe=True),  # the Rain200L model [script]
-    ("Real275", "SSID-KD"): _evaluation(
-        "Real275", "SSID-KD", "Rain200L", niqe=True, labelled=False
-    ),  # as SPA [ours]
+    # SPA by the Rain200L model [script]; Real-275 likewise [ours]
+    ("SPA", "SSID-KD"): _evaluation("SPA", "SSID-KD", "Rain200L", niqe=True),
+    ("Real275", "SSID-KD"): _evaluation("Real275", "SSID-KD", "Rain200L", niqe=True, labelled=False),
 }
 
 Record = TypeVar("Record", bound=Machine)
