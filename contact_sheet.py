@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=8, help="rows at the most (default: 8)")
     parser.add_argument("--height", type=int, default=160, help="of each image, in pixels (default: 160)")
     options = parser.parse_args()
-    folders = dict(column.partition("=")[::2] for column in options.columns)
+    if wrong := [column for column in options.columns if not all(column.partition("="))]:
+        parser.error(f"{wrong[0]}: a column is CAPTION=FOLDER")
+    folders = dict(column.split("=", 1) for column in options.columns)
     write_image(options.out, from_folders(folders, options.most, options.height))
     print(f"written: {options.out}")
 

@@ -3,7 +3,8 @@
     python study.py --teacher trained_model/Rain200H --tests PAIRS MORE_PAIRS --photographs FOLDER
 
 Five weightings of the losses, each with several seeds and equal steps; every student is scored on every test
-set, and on photographs by NIQE. What is done already is not done again. The table is also a file: study.md.
+set, and on photographs by NIQE. Students of one seed see the same crops, so their differences tell more than
+their means do. What is done already is not done again. The tables are also a file: study.md.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from engine import Run
 from evaluation import score
 from metrix_code.scores import FILE, read_scores
 
+BASE = "no real terms"  # plain fine-tuning: what the others are compared to
 NO_REAL_TERMS = {"dark_real_weight": 0.0, "tv_real_weight": 0.0, "kl_weight": 0.0}
 NO_OTHER_TERMS = {f"{term}_weight": 0.0 for term in ("l1", "dark_syn", "dark_real", "tv_syn", "tv_real")}
 
@@ -73,7 +75,7 @@ def weightings_of(study: Study, device: torch.device) -> dict[str, dict[str, Any
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     total, kl = (float(np.mean([line[term] for line in lines])) for term in ("total", "kl"))
     return {
-        "no real terms": NO_REAL_TERMS,
+        BASE: NO_REAL_TERMS,
         "as released": {},
         # a share s of the loss with it: w * kl = s * (total + w * kl)
         "KL at 1 %": {"kl_weight": total / kl * 0.01 / 0.99},
@@ -122,25 +124,36 @@ def known(results: Path, options: Evaluation) -> dict[str, float] | None:
 def table(
     study: Study, found: dict[str, list[dict[str, float]]], weightings: dict[str, dict[str, Any]]
 ) -> str:
-    """Markdown: a row a weighting, a column a score: mean and standard deviation over the seeds."""
+    """Markdown, a row a weighting, a column a score: the scores, then their differences to no real terms."""
     names = list(found["teacher"][0])
-    lines = [
-        f"{study.steps or 'all'} steps, {len(study.seeds)} seeds; mean (standard deviation over the seeds). "
-        "PSNR in dB and SSIM: RGB, 8 bits; NIQE: LIVE parameters.",
-        "",
-        "| weighting | KL weight | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 2) + "|",
-    ]
+    head = ["| weighting | KL weight | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    scores, differences = [*head], [*head]
     for name, rows in found.items():
         weight = "" if name == "teacher" else f"{weightings[name].get('kl_weight', study.kl_weight):.3g}"
         cells = [cell([row[column] for row in rows]) for column in names]
-        lines.append(f"| {name} | {weight} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        scores.append(f"| {name} | {weight} | " + " | ".join(cells) + " |")
+        if name not in ("teacher", BASE):
+            pairs = list(zip(rows, found[BASE], strict=True))
+            cells = [cell([row[column] - base[column] for row, base in pairs], "+") for column in names]
+            differences.append(f"| {name} | {weight} | " + " | ".join(cells) + " |")
+    return "\n".join(
+        [
+            f"{study.steps or 'all'} steps, {len(study.seeds)} seeds; mean (standard deviation over them). "
+            "PSNR in dB and SSIM: RGB, 8 bits; NIQE: LIVE parameters.",
+            "",
+            *scores,
+            "",
+            f"Differences to '{BASE}' with the same seed, which sees the same crops:",
+            "",
+            *differences,
+            "",
+        ]
+    )
 
 
-def cell(values: list[float]) -> str:
-    mean = f"{np.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ({np.std(values, ddof=1):.4f})"
+def cell(values: list[float], sign: str = "") -> str:
+    mean = f"{np.mean(values):{sign}.3f}"
+    return mean if len(values) == 1 else f"{mean} ({np.std(values, ddof=1):.3f})"
 
 
 if __name__ == "__main__":

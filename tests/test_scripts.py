@@ -2,9 +2,6 @@
 
 import ast
 import json
-import runpy
-import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,23 +30,6 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_signals():
-    """A train script takes Ctrl-C for itself; the tests want theirs back."""
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for each, handler in before.items():
-        signal.signal(each, handler)
-
-
-def run_here(monkeypatch, script: str, *words: str):
-    """Runs a script as __main__ in this process (imports are paid for once) and returns its exit code."""
-    monkeypatch.setattr(sys, "argv", [script, *words])
-    with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    return left.value.code
-
-
 def test_there_is_a_script_for_every_dataset_and_stage():
     assert [path.name for path in SCRIPTS] == sorted(EXPECTED)
 
@@ -67,8 +47,8 @@ def test_a_script_is_a_docstring_two_imports_and_one_call(path):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_help_explains_each_option_with_its_default(path, monkeypatch, capsys):
-    assert run_here(monkeypatch, path.name, "--help") == 0
+def test_help_explains_each_option_with_its_default(path, run_here, capsys):
+    assert run_here(path.name, "--help") == 0
     shown = capsys.readouterr().out
     own = {"train": "--batchSize", "eval_": "--logdir"}[path.name[:5]]
     for option in ("--use_GPU", "--gpu_id", "--data_path", "--save_path", own):
@@ -77,37 +57,37 @@ def test_help_explains_each_option_with_its_default(path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("dataset", TEACHERS)
-def test_both_stages_train_and_are_evaluated(dataset, tmp_path, monkeypatch):
+def test_both_stages_train_and_are_evaluated(dataset, tmp_path, run_here):
     data = layouts.OFFICIAL_LAYOUT[dataset](tmp_path / "data")
     layouts.real_images(tmp_path / "real")
     few = {**SMALL, "steps": 2, "data_path": data}
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     words = arguments({**few, "save_path": teacher})
-    assert run_here(monkeypatch, f"train_{dataset}.py", *words) == 0
+    assert run_here(f"train_{dataset}.py", *words) == 0
     words = arguments({**few, "save_path": student, "teacher": teacher, "real_path": tmp_path / "real"})
-    assert run_here(monkeypatch, f"train_{dataset}_real.py", *words) == 0
+    assert run_here(f"train_{dataset}_real.py", *words) == 0
     for name, method, model in (("", "SID", teacher), ("_real", "SSID-KD", student)):
         content = load_checkpoint(model / "net_latest")
         assert (content["step"], content["recipe"]["dataset"]) == (2, dataset)
         assert content["recipe"]["stage"] == method
-        results = evaluated(monkeypatch, f"eval_{dataset}{name}.py", data, model, tmp_path / method)
+        results = evaluated(run_here, f"eval_{dataset}{name}.py", data, model, tmp_path / method)
         assert (results["dataset"], results["method"]) == (dataset, method)
 
 
 @pytest.mark.parametrize("dataset", ["SPA", "Real275"])
-def test_sets_that_are_evaluated_only(dataset, tmp_path, monkeypatch):
+def test_sets_that_are_evaluated_only(dataset, tmp_path, run_here):
     pairs = layouts.rain200(tmp_path / "pairs")
     words = arguments({**SMALL, "steps": 1, "data_path": pairs, "save_path": tmp_path / "model"})
-    assert run_here(monkeypatch, "train_Rain200L.py", *words) == 0
+    assert run_here("train_Rain200L.py", *words) == 0
     data = layouts.OFFICIAL_LAYOUT[dataset](tmp_path / "data")
-    results = evaluated(monkeypatch, f"eval_{dataset}.py", data, tmp_path / "model", tmp_path / "results")
+    results = evaluated(run_here, f"eval_{dataset}.py", data, tmp_path / "model", tmp_path / "results")
     assert (results["mean"]["psnr"] is None) == (dataset == "Real275")  # it has no clean side
 
 
-def evaluated(monkeypatch, script: str, data: Path, model: Path, save_path: Path) -> dict:
+def evaluated(run_here, script: str, data: Path, model: Path, save_path: Path) -> dict:
     """What an eval script wrote: a derained image for each input, scores and a page."""
     words = {"data_path": data, "logdir": model, "save_path": save_path, "use_GPU": False, "workers": 0}
-    assert run_here(monkeypatch, script, *arguments(words)) == 0
+    assert run_here(script, *arguments(words)) == 0
     results = read_scores(save_path / "scores.json")
     assert results["images"] and all((save_path / image["file"]).is_file() for image in results["images"])
     assert (save_path / "index.html").is_file()

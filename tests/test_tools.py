@@ -1,0 +1,81 @@
+"""The scripts beside training and evaluation: the study, the small checkpoint, the contact sheet."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoints import load_checkpoint
+from contact_sheet import CAPTION, GAP
+from tests import layouts, small
+from tests.small import SMALL, arguments
+from utils import read_image, write_image
+
+
+def test_a_study_tells_every_weighting_by_scores_and_differences(tmp_path, run_here, capsys):
+    small.trained(small.teacher(tmp_path, steps=1))
+    layouts.real_images(tmp_path / "real")
+    given = {
+        "teacher": tmp_path / "teacher",
+        "data_path": tmp_path / "data",
+        "real_path": tmp_path / "real",
+        "save_path": tmp_path / "study",
+        "tests": tmp_path / "data",
+        "seeds": (0, 1),
+    }
+    words = arguments({**SMALL, "steps": 1, **given})
+    assert run_here("study.py", *words) == 0
+    text = (tmp_path / "study/study.md").read_text()
+    scores, differences = text.split("Differences")
+    for name in ("no real terms", "as released", "KL at 1 %", "KL at 10 %", "KL alone"):
+        assert scores.count(f"| {name} |") == 1
+        assert differences.count(f"| {name} |") == (name != "no real terms")
+    # the weights do what their names say: KL alone follows no clean image, and KL at a tenth is a tenth
+    alone = load_checkpoint(tmp_path / "study/KL_alone/0/net_latest")["recipe"]
+    assert alone["l1_weight"] == alone["tv_real_weight"] == 0 < alone["kl_weight"]
+    first = json.loads((tmp_path / "study/KL_at_10_percent/0/log.jsonl").read_text().splitlines()[0])
+    weight = load_checkpoint(tmp_path / "study/KL_at_10_percent/0/net_latest")["recipe"]["kl_weight"]
+    assert 0.02 < weight * first["kl"] / first["total"] < 0.5  # on one batch, near what it is on average
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("net_latest")}
+    assert len(before) == 11  # five weightings, two seeds, and the run that measures KL's share
+    capsys.readouterr()
+    assert run_here("study.py", *words) == 0  # all is done already
+    assert capsys.readouterr().out.endswith(text + "\n")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_an_exported_checkpoint_is_small_and_derains_alike(tmp_path, run_here):
+    run = small.trained(small.teacher(tmp_path))
+    published = tmp_path / "published"
+    words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(published))
+    assert run_here("export.py", *words) == 0
+    whole, alone = tmp_path / "teacher/net_latest", published / "net_latest"
+    assert alone.stat().st_size < whole.stat().st_size / 4  # float16, and no moments of Adam
+    content = load_checkpoint(alone)
+    assert content["recipe"] == load_checkpoint(whole)["recipe"] and "optimizer" not in content
+    for name, value in run.net.state_dict().items():
+        torch.testing.assert_close(content["net"][name].float(), value, rtol=1e-3, atol=1e-6)
+    assert small.lines(published) == small.lines(tmp_path / "teacher")
+    assert run_here("export.py", "--logdir", str(alone), "--save_path", str(published)) == 2  # its own folder
+
+
+def test_a_contact_sheet_has_a_column_a_folder_and_a_row_an_image(tmp_path, run_here):
+    for column, value in (("rainy", 250), ("clean", 10)):
+        for name in ("a", "b", f"extra-{value}"):
+            write_image(tmp_path / column / f"{name}.png", np.full((20, 40, 3), value, np.uint8))
+    folders = [f"{column}={tmp_path / column}" for column in ("rainy", "clean")]
+    words = ("--out", str(tmp_path / "sheet.png"), "--height", "10")
+    assert run_here("contact_sheet.py", *folders, *words) == 0
+    sheet = read_image(tmp_path / "sheet.png")
+    assert sheet.shape == (CAPTION + 2 * 10 + GAP, 2 * 20 + GAP, 3)
+    for top in (CAPTION, CAPTION + 10 + GAP):
+        assert (sheet[top : top + 10, :20] == 250).all() and (sheet[top : top + 10, 20 + GAP :] == 10).all()
+    assert run_here("contact_sheet.py", "rainy", *words) == 2
+
+
+@pytest.mark.parametrize("script", ["study.py", "export.py", "contact_sheet.py", "demo.py", "derain.py"])
+def test_help(script, run_here, capsys):
+    assert run_here(script, "--help") == 0
+    assert "--" in capsys.readouterr().out
