@@ -12,7 +12,7 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,19 +56,24 @@ class Fusion(nn.Conv2d):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
-        count, _, height, width = maps[0].shape
+    def forward(self, maps: Iterable[Tensor]) -> Tensor:
+        maps = iter(maps)
+        first = next(maps)
+        count, channels, height, width = first.shape
         # cast once: autocast leaves operations in place alone, and would cast every slice anew
-        weight = self.weight.flatten(1).t().to(maps[0].dtype)  # (C_in, C_out)
-        slices = weight.split([m.shape[1] for m in maps])
-        fused = torch.addmm(self.bias, pixels(maps[0]), slices[0])  # type: ignore[arg-type]
-        for level, part in zip(maps[1:], slices[1:], strict=True):
+        weight = self.weight.flatten(1).t().to(first.dtype)  # (C_in, C_out)
+        fused = torch.addmm(self.bias, pixels(first), weight[:channels])  # type: ignore[arg-type]
+        del first
+        for level in maps:
+            part = weight[channels : channels + level.shape[1]]
+            channels += level.shape[1]
             rows, columns = level.shape[-2:]
             if (rows, columns) == (height, width):
                 fused.addmm_(pixels(level), part)
             else:
                 small = (pixels(level) @ part).unflatten(0, (count, rows, columns)).permute(0, 3, 1, 2)
                 fused += pixels(F.interpolate(small, (height, width)))
+            del level  # the next one may only now be made
         return fused.unflatten(0, (count, height, width)).permute(0, 3, 1, 2)
 
 
@@ -129,7 +134,7 @@ class MultiScaleFusion(nn.Module):
         weight = torch.cat([F.pad(self.conv3_1.weight, (1, 1, 1, 1)), self.conv5_1.weight])
         bias = torch.cat([self.conv3_1.bias, self.conv5_1.bias])  # type: ignore[list-item]
         both = activate(F.conv2d(x, weight, bias, padding=2))  # (N, 2C, H, W)
-        fused = self.fuse([self.conv3_2(both), self.conv5_2(both)])
+        fused = self.fuse(conv(both) for conv in (self.conv3_2, self.conv5_2))  # one at a time
         fused += x  # no activation here
         return fused
 
