@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the project against the plain formulation (plain.py) in one run: speed, memory, losses, loading.
 
-    python benchmarks/run.py                            all of it: a quarter of an hour on two CPU cores
+    python benchmarks/run.py                            all of it: 20 minutes on two CPU cores
     python benchmarks/run.py --quick                    the small cases, few rounds: about 2 minutes
     python benchmarks/run.py --only inference,losses
     python benchmarks/run.py --compile                  on CUDA: the units compiled too
