@@ -62,7 +62,8 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     page = PageWriter(options.save_path, title, about) if options.page else None
     images = []
     ahead = DataLoader(WholePairs(found), batch_size=None, collate_fn=tuple, num_workers=options.workers)
-    for pair, (rainy, clean) in zip(found.pairs, tqdm(ahead, unit="image", **utils.BAR), strict=True):
+    # disable=None: in a log file the lines of the images are progress enough
+    for pair, (rainy, clean) in zip(found.pairs, tqdm(ahead, unit="image", disable=None), strict=True):
         began = time.perf_counter()
         output = derain(net, to_tensor(rainy), options, device).derained[0]
         seconds = time.perf_counter() - began
