@@ -33,11 +33,13 @@ _MOST_FILES = 50_000  # more are not even looked at: reading so many headers tak
 class ImageCache:
     """Decoded images in one piece of memory that forked workers share; who needs an image first fills it in.
 
-    `mode` is "auto" (cached where all of it takes at most half of the memory available), "on" or "off".
-    `note` says in a line what was decided.
+    `mode` is "auto" (cached where all of it takes at most half of the memory available, less the bytes that
+    are `promised` to another cache, which may not have taken them yet), "on" or "off". `note` says in a line
+    what was decided.
     """
 
-    def __init__(self, files: Sequence[Path] | None, mode: str = "auto") -> None:
+    def __init__(self, files: Sequence[Path] | None, mode: str = "auto", promised: int = 0) -> None:
+        self.size = 0  # bytes
         self._slots: dict[Path, int] = {}
         self._memory: np.ndarray | None = None
         if mode == "off" or files is None or (mode == "auto" and len(files) > _MOST_FILES):
@@ -45,6 +47,7 @@ class ImageCache:
             return
         sizes = [_decoded_bytes(path) for path in files]
         share = psutil.virtual_memory().available // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        share = max(0, share - promised)
         needed = f"{sum(sizes) / 1e9:.2f} GB decoded, {share / 1e9:.2f} GB of memory may be used"
         if mode == "auto" and sum(sizes) > share:
             self.note = f"images are not cached: {needed}"
@@ -52,13 +55,14 @@ class ImageCache:
         self.note = f"images are cached in memory: {needed}"
         self._slots = {path: i for i, path in enumerate(files)}
         self._starts = np.append(0, np.cumsum(sizes))
-        self._memory = _shared(sum(sizes), np.uint8)
+        self.size = sum(sizes)
+        self._memory = _shared(self.size, np.uint8)
         # height and width of what lies in each slot; height 0: nothing yet
         self._shapes = _shared(2 * len(sizes), np.int32).reshape(-1, 2)
 
     def __getstate__(self) -> dict[str, Any]:
         # a spawned worker would get a copy of its own: it decodes instead
-        return {"_slots": {}, "_memory": None, "note": self.note}
+        return {"_slots": {}, "_memory": None, "note": self.note, "size": 0}
 
     def __call__(self, path: Path) -> np.ndarray:
         """The image, uint8 RGB (H, W, 3); not to be written to."""
@@ -182,15 +186,24 @@ class PairCrops(_Crops):
 
 
 class RealCrops(_Crops):
-    """Random crops of unlabelled images: (epoch, index) -> {"real_rainy"}, float32 (3, patch, patch)."""
+    """Random crops of unlabelled images: (epoch, index) -> {"real_rainy"}, float32 (3, patch, patch).
+
+    `promised` bytes of memory are the other crops' cache's.
+    """
 
     tag = _REAL
 
     def __init__(
-        self, found: Found, patch_size: int, seed: int, augment: bool = False, cache: str = "auto"
+        self,
+        found: Found,
+        patch_size: int,
+        seed: int,
+        augment: bool = False,
+        cache: str = "auto",
+        promised: int = 0,
     ) -> None:
         self.images, self.patch_size, self.seed, self.augment = found.pairs, patch_size, seed, augment
-        self.read = ImageCache(_files(self.images), cache)
+        self.read = ImageCache(_files(self.images), cache, promised)
         self.note = self.read.note
 
     def __len__(self) -> int:

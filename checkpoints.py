@@ -7,6 +7,7 @@ or float16 where only the network is kept), `recipe` and `step`; and, to go on t
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from collections.abc import Mapping
@@ -25,7 +26,9 @@ LATEST, BEST = "net_latest", "net_best"
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Writes to a temporary file and moves it into place: a run killed here leaves the earlier checkpoint."""
-    write_atomically(path, lambda temporary: torch.save(dict(content), temporary))
+    buffer = io.BytesIO()  # torch.save itself tells a full disk by a RuntimeError of several lines
+    torch.save(dict(content), buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def find_checkpoint(logdir: Path, remedy: str) -> Path:
@@ -47,7 +50,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no checkpoint, or is cut short: train anew, or fetch it again") from None
     if isinstance(content, Mapping) and is_released(content):
         return {"net": from_released(content), "step": int(content.get("clock_net", 0)), "released": True}
-    if not isinstance(content, Mapping) or "net" not in content:
+    if not isinstance(content, Mapping) or not isinstance(content.get("net"), Mapping):
         raise UserError(f"{path} holds no network under 'net': it is not a checkpoint of SID or SSID-KD")
     return dict(content)
 

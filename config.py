@@ -38,7 +38,7 @@ class Machine:
     )
     precision: str = option(
         "float32",
-        "of the network's arithmetic; bfloat16 halves memory, and is faster where the hardware multiplies it",
+        "the network's arithmetic; bfloat16 takes less memory, and less time on hardware that multiplies it",
         ("float32", "bfloat16"),
     )
 
@@ -84,7 +84,7 @@ class Training(Machine):
 
     workers: int = option(2, "loader processes for each training process; 0: none")
     cache: str = option("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
-    recompute: bool = option(False, "recompute the units in the backward pass: a third of the memory, slower")
+    recompute: bool = option(False, "recompute the units in the backward pass: half the memory, slower")
     compile: bool = option(False, "compile the units (CUDA): minutes at the start, faster steps")
     log_every: int = option(10, "steps between log lines")
     save_every: int = option(200, "steps between checkpoints; Ctrl-C saves too")
@@ -130,6 +130,7 @@ class Evaluation(Machine):
     dataset: str = ""
     method: str = ""
     labelled: bool = True  # whether the dataset has clean images
+    trained_on: str = ""  # the dataset whose train scripts make the model
 
     logdir: Path = option(
         Path(), "the model: a checkpoint, ours or the authors', or a folder with net_latest"
@@ -167,6 +168,7 @@ def _evaluation(dataset: str, method: str, trained_on: str, **numbers: Any) -> E
     return Evaluation(
         dataset=dataset,
         method=method,
+        trained_on=trained_on,
         logdir=Path("trained_model") / model,
         data_path=Path("datasets") / dataset,
         save_path=Path("results") / dataset / method,
@@ -255,6 +257,9 @@ def _check(parser: argparse.ArgumentParser, record: Machine) -> None:
     for name in ("batchSize", "epochs", "patch_size", "lr", "log_every", "save_every"):
         if getattr(record, name, 1) <= 0:
             parser.error(f"--{name} must be above 0")
+    for name in ("steps", "seed", "workers", "val_every", "val_images"):
+        if getattr(record, name, 0) < 0:
+            parser.error(f"--{name} must be 0 or above")
     for name in ("channels", "units"):
         values = getattr(record, name, (1, 1, 1))
         if len(values) != 3 or min(values) < 1:

@@ -7,7 +7,8 @@ Results lie under their input's name in --save_path: photographs as PNG, videos 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +45,8 @@ def main() -> None:
     net, content = open_network(options.logdir, "train one with train_Rain200H_real.py, or give --logdir")
     place(net, device)
     print(f"model: {content['path']}, step {content.get('step', 0)}")
-    taken: set[Path] = set()
-    for path in inputs:
-        video = path.suffix.lower() in VIDEO_SUFFIXES
-        target = options.save_path / f"{path.stem}{'.mp4' if video else '.png'}"
-        if target in taken or target.resolve() == path.resolve():
-            target = target.with_stem(f"{path.parent.name}_{path.stem}_derained")
-        taken.add(target)
-        (derain_video if video else derain_photograph)(path, target, net, options, device)
+    for path, target in zip(inputs, targets(inputs, options.save_path), strict=True):
+        (derain_video if is_video(path) else derain_photograph)(path, target, net, options, device)
         tqdm.write(f"{path} -> {target}")
 
 
@@ -71,6 +66,22 @@ def found(inputs: tuple[Path, ...]) -> Iterator[Path]:
             yield path
 
 
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def targets(inputs: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """Where each result goes: under its input's name, or a longer one, and over no input or other result."""
+    taken = {path.resolve() for path in inputs}
+    for path in inputs:
+        numbered = (f"{path.stem}_derained-{n}" for n in itertools.count(2))
+        names = itertools.chain([path.stem, f"{path.parent.name}_{path.stem}_derained"], numbered)
+        files = (folder / f"{name}{'.mp4' if is_video(path) else '.png'}" for name in names)
+        target = next(file for file in files if file.resolve() not in taken)
+        taken.add(target.resolve())
+        yield target
+
+
 def derained(image: np.ndarray, net: DerainNet, options: Derain, device: torch.device) -> np.ndarray:
     """uint8 RGB (H, W, 3) to the same without its rain."""
     return to_uint8(derain_in_tiles(net, to_tensor(image), options, device, options.tile))
@@ -88,7 +99,8 @@ def derain_video(path: Path, target: Path, net: DerainNet, options: Derain, devi
     if not reader.isOpened():
         raise UserError(f"{path} is not a video that OpenCV reads")
     size = tuple(int(reader.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    frames, pace = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), reader.get(cv2.CAP_PROP_FPS) or 25
+    # containers may lie about their length, or leave it out: it serves the progress bar alone
+    count, pace = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), reader.get(cv2.CAP_PROP_FPS) or 25
 
     def write(temporary: Path) -> None:
         # OpenCV chooses the container by the name, which the temporary file's does not tell
@@ -97,12 +109,13 @@ def derain_video(path: Path, target: Path, net: DerainNet, options: Derain, devi
         if not writer.isOpened():
             raise UserError(f"{target} cannot be written: this OpenCV has no MP4 encoder")
         try:
-            for _ in tqdm(range(frames), path.name, unit="frame", **utils.BAR):
-                there, frame = reader.read()
-                if not there:
-                    break
+            frames = iter(reader.read, (False, None))
+            bar = tqdm(frames, path.name, count if count > 0 else None, unit="frame", **utils.BAR)
+            for _, frame in bar:
                 rgb = derained(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), net, options, device)
                 writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+            if not bar.n:
+                raise UserError(f"{path} holds no frame that OpenCV reads: is it cut short?")
             writer.release()
             unfinished.replace(temporary)
         finally:

@@ -9,7 +9,7 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,17 @@ from tqdm import tqdm
 import distributed
 import utils
 from checkpoints import BEST, LATEST, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from config import Machine, Student, Teacher, parse
+from config import Machine, Student, Teacher, Training, parse
 from DerainDataset import PairCrops, RealCrops, loader
 from distributed import World
 from inference import autocast, derain, place
-from layouts import Found, check_pairs, find_images, find_pairs, read_pair
+from layouts import Found, check_pairs, find_images, find_pairs, is_simulated, read_pair
 from losses import StudentCriterion, TeacherCriterion
 from metrix_code.psnr import psnr
+from metrix_code.scores import mean
 from metrix_code.ssim import ssim
 from networks import Derained, DerainNet
+from runlog import FILE as LOG
 from runlog import RunLog
 from utils import UserError, to_tensor, to_uint8
 
@@ -108,7 +110,15 @@ class Run:
             real = find_images(recipe.real_path)
             self.data.append(real.describe())
             self.say(real.describe())
-            self.real = RealCrops(real, recipe.patch_size, recipe.seed, recipe.augment, recipe.cache)
+            self.real = RealCrops(
+                real, recipe.patch_size, recipe.seed, recipe.augment, recipe.cache, self.pairs.read.size
+            )
+            self.say(f"real {self.real.note}")
+        self.counts = {
+            "pairs": len(self.pairs),
+            "backgrounds": len(self.pairs.backgrounds),
+            "real images": len(self.real) if self.real else 0,
+        }
         self.test = self._test_pairs()
 
     def _test_pairs(self) -> Found | None:
@@ -121,6 +131,11 @@ class Run:
         if found.root == self.root:
             self.say(f"no validation: {found.root} is not divided into training and test pairs")
             return None
+        if not recipe.val_every:
+            return found  # one of them is shown in TensorBoard, and none is scored
+        self.say(f"validation: {found.describe()}")
+        for warning in check_pairs(found):
+            self.say(f"warning: {warning}")
         if 0 < recipe.val_images < len(found.pairs):
             chosen = np.linspace(0, len(found.pairs) - 1, recipe.val_images).round().astype(int)
             found = dataclasses.replace(found, pairs=[found.pairs[i] for i in chosen])
@@ -175,17 +190,23 @@ class Run:
                 f"{self.latest} holds the network alone: use it as --teacher, or train without --resume"
             )
         made_of, given = content["recipe"], as_plain(self.recipe)
-        for field in dataclasses.fields(self.recipe):
-            if field.metadata.get("changes_result") and made_of[field.name] != given[field.name]:
+        for name in ("dataset", "stage"):
+            if made_of[name] != given[name]:
                 raise UserError(
-                    f"{self.latest} was begun with --{field.name} {_shown(made_of[field.name])}, not "
-                    f"{_shown(given[field.name])}: give the same to resume it, or start anew without --resume"
+                    f"{self.latest} is a run of {made_of['stage']} on {made_of['dataset']}, and this script "
+                    f"trains {given['stage']} on {given['dataset']}: give another --save_path"
                 )
-        if content["pairs"] != len(self.pairs):
+        if changed := changed_option(made_of, self.recipe):
             raise UserError(
-                f"{self.latest} was begun on {content['pairs']} pairs, and {self.recipe.data_path} "
-                f"has {len(self.pairs)}: give the same --data_path"
+                f"{self.latest} was begun with --{changed} {_shown(made_of.get(changed))}, not "
+                f"{_shown(given[changed])}: give the same to resume it, or start anew without --resume"
             )
+        for what, count in self.counts.items():
+            if content["counts"][what] != count:
+                raise UserError(
+                    f"{self.latest} was begun on {content['counts'][what]} {what}, and here are {count}: "
+                    "give the same data to resume it, or start anew without --resume"
+                )
         load_weights(self.net, content["net"], self.latest)
         self.step, self.best, self.teacher = content["step"], content["best"], content["teacher"]
         self.say(f"resuming at step {self.step}")
@@ -212,14 +233,16 @@ class Run:
                 self.bar.update()
                 last = self.step == steps
                 stopped = distributed.anywhere(bool(self.stop_signal), world)
-                saving = last or stopped or self.step % recipe.save_every == 0
+                validating = last or self._is_validation_step()
+                # before a validation too: it may take long, and be cut short
+                saving = validating or stopped or self.step % recipe.save_every == 0
                 if saving or self.step % recipe.log_every == 0:
                     self._tell(distributed.averaged(terms, world))
                 if saving:
                     self._save(LATEST)
-                if stopped:
+                if stopped and not last:
                     break
-                if last or self._is_validation_step():
+                if validating:
                     self._validate()
                     self._start_watch()
         if self.step < steps:
@@ -287,7 +310,7 @@ class Run:
             "scheduler": self.scheduler.state_dict(),
             "step": self.step,
             "recipe": as_plain(self.recipe),
-            "pairs": len(self.pairs),
+            "counts": self.counts,
             "data": self.data,
             "best": self.best,
             "teacher": self.teacher,
@@ -313,13 +336,19 @@ class Run:
             assert clean is not None
             derained = to_uint8(self._derain(to_tensor(rainy)).derained[0])
             mine[i] = (psnr(derained, clean), ssim(derained, clean))
-        scores = np.array(distributed.gathered(mine, self.world))
-        mean_psnr, mean_ssim = scores[:, 0].mean(), scores[:, 1].mean()
-        self.say(f"step {self.step}: validation PSNR {mean_psnr:.3f} dB, SSIM {mean_ssim:.4f} (RGB)")
+        columns = zip(*distributed.gathered(mine, self.world), strict=True)
+        (mean_psnr, infinite), (mean_ssim, _) = map(mean, columns)
+        assert mean_psnr is not None and mean_ssim is not None
+        of = ", simulated rain" if is_simulated(self.recipe.data_path) else ""
+        besides = f"; {infinite} images without any error are left out" if infinite else ""
+        self.say(
+            f"step {self.step}: validation PSNR {mean_psnr:.3f} dB, SSIM {mean_ssim:.4f} (RGB{of}{besides})"
+        )
         self.log.scalars(self.step, {"validation/psnr": mean_psnr, "validation/ssim": mean_ssim})
         if mean_psnr > self.best:
-            self.best = float(mean_psnr)
+            self.best = mean_psnr
             self._save(BEST)
+            self._save(LATEST)  # what resumes from it must know what there is to beat
 
     def _derain(self, rainy: Tensor) -> Derained:
         return derain(self.net, rainy, self.recipe, self.world.device)
@@ -355,15 +384,22 @@ def weights_of(recipe: Teacher | Student, terms: Sequence[str]) -> dict[str, flo
     return {term: getattr(recipe, f"{term}_weight") for term in terms}
 
 
+def changed_option(made_of: Mapping[str, Any], recipe: Training) -> str | None:
+    """The first option that changes the result and differs from a checkpoint's recipe."""
+    given = as_plain(recipe)
+    names = (each.name for each in dataclasses.fields(recipe) if each.metadata.get("changes_result"))
+    return next((name for name in names if made_of.get(name) != given[name]), None)
+
+
 def set_earlier_run_aside(folder: Path, say: Callable[[str], None]) -> None:
     """Moves what an earlier run left in `folder` to its first free earlier-N: nothing written is lost."""
-    if not (folder / LATEST).exists():
+    files = [path for name in (LATEST, BEST, LOG, "events.out.tfevents.*") for path in folder.glob(name)]
+    if not files:
         return
     aside = next(p for n in range(1, 10**6) if not (p := folder / f"earlier-{n}").exists())
     aside.mkdir()
-    for path in folder.iterdir():
-        if path.is_file():
-            path.rename(aside / path.name)
+    for path in files:
+        path.rename(aside / path.name)
     say(f"the earlier run in {folder} is now in {aside}")
 
 

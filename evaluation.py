@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -19,11 +20,11 @@ import utils
 from checkpoints import open_network
 from config import Evaluation, parse
 from inference import derain, hardware, place
-from layouts import OFFICIAL, Found, check_pairs, find_images, find_pairs, read_pair
+from layouts import OFFICIAL, Found, check_pairs, find_images, find_pairs, is_simulated, read_pair
 from metrix_code.niqe import niqe
 from metrix_code.page import PageWriter
 from metrix_code.psnr import psnr
-from metrix_code.scores import average, write_scores
+from metrix_code.scores import METRICS, average, write_scores
 from metrix_code.ssim import ssim
 from utils import UserError, to_tensor, to_uint8
 
@@ -45,7 +46,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     output and of Y. A set without clean images has none of them.
     """
     script = "_real" if options.method == "SSID-KD" else ""
-    remedy = f"train one with train_{options.dataset}{script}.py, or give --logdir"
+    remedy = f"train one with train_{options.trained_on}{script}.py, or give --logdir"
     net, content = open_network(options.logdir, remedy)
     place(net, device)
     if options.labelled:
@@ -56,14 +57,17 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     print(found.describe())
     for warning in check_pairs(found):
         print(f"warning: {warning}")
-    simulated = "simulated" in str(options.data_path).lower()
+    simulated = is_simulated(options.data_path)
     about = f"{content['path']}, step {content.get('step', 0)}. PSNR and SSIM: RGB, 8 bits, as saved."
     title = f"{options.dataset}: {options.method}{', simulated rain' if simulated else ''}"
     page = PageWriter(options.save_path, title, about) if options.page else None
     images = []
-    ahead = DataLoader(WholePairs(found), batch_size=None, collate_fn=tuple, num_workers=options.workers)
+    ahead = DataLoader(WholePairs(found), batch_size=None, collate_fn=as_it_is, num_workers=options.workers)
     # disable=None: in a log file the lines of the images are progress enough
-    for pair, (rainy, clean) in zip(found.pairs, tqdm(ahead, unit="image", disable=None), strict=True):
+    for pair, sides in zip(found.pairs, tqdm(ahead, unit="image", disable=None), strict=True):
+        if isinstance(sides, UserError):
+            raise UserError(str(sides))
+        rainy, clean = sides
         began = time.perf_counter()
         output = derain(net, to_tensor(rainy), options, device).derained[0]
         seconds = time.perf_counter() - began
@@ -91,7 +95,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
         "images": images,
         "mean": average(images),
     }
-    print(f"average of {len(images)}: {in_words(result['mean'])}")
+    print(f"average of {len(images)}: {in_words(result['mean'])}{left_out(images, result['mean'])}")
     print(f"written: {write_scores(options.save_path, result)}")
     if page:
         print(f"to look at: {page.finish()}")
@@ -107,8 +111,16 @@ class WholePairs(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return read_pair(self.pairs[index])
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None] | UserError:
+        # raised in a worker, it would reach the user as a traceback of many lines
+        try:
+            return read_pair(self.pairs[index])
+        except UserError as error:
+            return error
+
+
+def as_it_is(item: Any) -> Any:
+    return item  # arrays: the loader's own way would make tensors of them
 
 
 def scores_of(
@@ -143,10 +155,24 @@ def niqe_or_none(image: np.ndarray) -> float | None:
 
 
 def in_words(row: dict[str, Any]) -> str:
+    """An image's scores, or their means, in a line: those that there are."""
     parts = [row["name"]] if "name" in row else []
-    if row.get("psnr") is not None:
-        parts.append(f"PSNR {row['psnr']:.4f} dB (rainy {row['rainy_psnr']:.4f})")
-        parts.append(f"SSIM {row['ssim']:.5f} (rainy {row['rainy_ssim']:.5f})")
-    if row.get("niqe") is not None:
-        parts.append(f"NIQE {row['niqe']:.4f} (rainy {row['rainy_niqe']:.4f})")
+    for metric, title, digits, unit in (
+        ("psnr", "PSNR", 4, " dB"),
+        ("ssim", "SSIM", 5, ""),
+        ("niqe", "NIQE", 4, ""),
+    ):
+        value, of_rainy = row.get(metric), row.get(f"rainy_{metric}")
+        if value is not None:
+            besides = "" if of_rainy is None else f" (rainy {of_rainy:.{digits}f})"
+            parts.append(f"{title} {value:.{digits}f}{unit}{besides}")
     return "  ".join(parts)
+
+
+def left_out(images: Sequence[dict[str, Any]], mean: dict[str, Any]) -> str:
+    """What the means do not hold: infinite scores, and those that could not be measured."""
+    parts = [f"infinite {metric}: {count}" for metric, count in mean["infinite"].items()]
+    for metric in (each for each in METRICS if mean[each] is not None):
+        if missing := sum(image.get(metric) is None for image in images):
+            parts.append(f"no {metric}: {missing}")
+    return f"  (left out: {', '.join(parts)})" if parts else ""

@@ -8,14 +8,13 @@ It loads like any other (`--logdir`, `--teacher`), into float32; only `--resume`
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from checkpoints import LATEST, find_checkpoint, load_checkpoint, save_checkpoint
-from runlog import FILE, RunLog
+from runlog import FILE, RunLog, logged
 from utils import UserError, run
 
-KEPT = ("step", "recipe", "data", "pairs", "teacher", "released")
+KEPT = ("step", "recipe", "data", "counts", "teacher", "released")
 
 
 def main() -> None:
@@ -43,9 +42,8 @@ def main() -> None:
 def _copy_log(log: Path, folder: Path) -> None:
     """The run's numbers, without its pictures, as log.jsonl and for TensorBoard."""
     with RunLog(folder, 0) as copy:
-        for line in log.read_text().splitlines():
-            values = json.loads(line)
-            copy.scalars(values.pop("step"), values)
+        for values in logged(log):
+            copy.scalars(int(values.pop("step")), values)
 
 
 if __name__ == "__main__":

@@ -489,6 +489,11 @@ def looks_swapped(pairs: Sequence[Pair], sample: int = 8) -> bool:
     return sum(rain_excess(rainy, clean) for rainy, clean in sides if clean is not None) < 0
 
 
+def is_simulated(path: Path) -> bool:
+    """Whether a set is one of simulate.py's, by its name: no number of it passes for a benchmark's."""
+    return "simulated" in str(path).lower()
+
+
 def check_pairs(found: Found, sample: int = 8) -> list[str]:
     """Every suspicion about a set: those found with its names, and sides that look swapped in its pixels."""
     suspicions = list(found.warnings)

@@ -73,10 +73,11 @@ def from_released(content: Mapping) -> dict[str, Tensor]:
         last = max((int(m[1]) for m in map(_fusion_of(stage).match, weights) if m), default=None)
         for kind in ("weight", "bias"):
             weights.pop(f"{stage}.fusions.{last}.{kind}", None)
-    for head in ("head1.weight", "head2.weight", "head4.weight"):
-        weights[head] = weights[head].flip(1)  # BGR in
-    for tail in ("tail.weight", "tail.bias"):
-        weights[tail] = weights[tail].flip(0)  # BGR out
+    ends = {"head1.weight": 1, "head2.weight": 1, "head4.weight": 1, "tail.weight": 0, "tail.bias": 0}
+    for name, channels in ends.items():
+        if name not in weights:
+            raise UserError(f"the released checkpoint has no {name}: fetch it again")
+        weights[name] = weights[name].flip(channels)  # BGR in, BGR out
     return weights
 
 

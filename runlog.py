@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,11 +30,10 @@ class RunLog:
         self.silent = silent
         if silent:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_atomically(path, lambda temporary: temporary.write_text("".join(f"{x}\n" for x in kept)))
+        kept = [line for line in logged(path) if line["step"] <= step]
+        text = "".join(f"{json.dumps(line)}\n" for line in kept)
+        write_atomically(path, lambda temporary: temporary.write_text(text))
         self.lines = path.open("a")
         self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
@@ -62,8 +62,10 @@ class RunLog:
         self.board.add_image(name, torch.cat(gap, 2)[..., :-4], step)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut short by the end of a killed run
+def logged(path: Path) -> list[dict[str, float]]:
+    """The lines of a log.jsonl, none where there is no such file. One cut short by a kill is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict) and "step" in line]

@@ -20,12 +20,13 @@ import torch
 
 import distributed
 import utils
-from checkpoints import LATEST, load_checkpoint
+from checkpoints import LATEST, find_checkpoint, load_checkpoint
 from config import EVALUATIONS, STUDENTS, Evaluation, Student, option, parse
 from distributed import World
-from engine import Run
+from engine import Run, Schedule, changed_option
 from evaluation import score
 from metrix_code.scores import FILE, read_scores
+from utils import UserError
 
 BASE = "no real terms"  # plain fine-tuning: what the others are compared to
 NO_REAL_TERMS = {"dark_real_weight": 0.0, "tv_real_weight": 0.0, "kl_weight": 0.0}
@@ -45,6 +46,9 @@ class Study(Student):
 
 def main() -> None:
     study = parse(Study(**defaults()), __doc__ or "")
+    folders = [path.name for path in (*study.tests, *study.photographs)]
+    if doubled := [name for name in folders if folders.count(name) > 1]:
+        raise UserError(f"two sets are called {doubled[0]}, and a column is a set's name: rename one")
     device = distributed.devices(study)[0]
     weightings = weightings_of(study, device)
     found: dict[str, list[dict[str, float]]] = {"teacher": [scored(study, study.teacher, "teacher", device)]}
@@ -87,7 +91,12 @@ def weightings_of(study: Study, device: torch.device) -> dict[str, dict[str, Any
 def finished(student: Study) -> bool:
     """Whether this student has been trained, by an earlier call of the same study."""
     path = student.save_path / LATEST
-    return path.exists() and load_checkpoint(path)["step"] == student.steps
+    if not path.exists():
+        return False
+    content = load_checkpoint(path)
+    steps = Schedule.of(student, content["counts"]["pairs"]).steps
+    same_teacher = content["recipe"]["teacher"] == str(student.teacher)
+    return same_teacher and content["step"] == steps and not changed_option(content["recipe"], student)
 
 
 def scored(study: Study, logdir: Path, name: str, device: torch.device) -> dict[str, float]:
@@ -117,7 +126,8 @@ def known(results: Path, options: Evaluation) -> dict[str, float] | None:
     if not path.exists():
         return None
     scores = read_scores(path)
-    fresh = path.stat().st_mtime > (options.logdir / LATEST).stat().st_mtime
+    checkpoint = find_checkpoint(options.logdir, "give --teacher a checkpoint")
+    fresh = path.stat().st_mtime > checkpoint.stat().st_mtime
     return scores["mean"] if fresh and scores["data_path"] == str(options.data_path) else None
 
 

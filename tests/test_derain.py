@@ -68,6 +68,17 @@ def test_photographs_folders_and_equal_names(tmp_path, monkeypatch, model):
     assert read_image(tmp_path / "out/1.png").shape == (40, 300, 3)
 
 
+def test_no_result_lies_over_another_or_over_an_input(tmp_path):
+    names = ["a/x/p.jpg", "b/x/p.jpg", "c/x/p.jpg", "out/1.jpg", "out/1.png", "clip.mp4"]
+    inputs = [tmp_path / name for name in names]
+    found = list(derain.targets(inputs, tmp_path / "out"))
+    assert [path.name for path in found] == [
+        *("p.png", "x_p_derained.png", "p_derained-2.png"),
+        *("out_1_derained.png", "1_derained-2.png", "clip.mp4"),
+    ]
+    assert not set(found) & set(inputs)
+
+
 def test_a_video_keeps_its_frames(tmp_path, monkeypatch, model):
     path = tmp_path / "clip.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))

@@ -56,6 +56,12 @@ def test_help_explains_each_option_with_its_default(path, run_here, capsys):
     assert shown.count("(default:") == shown.count("\n  --") > 8
 
 
+@pytest.mark.parametrize("name", ["steps", "seed", "workers", "val_every", "batchSize", "lr"])
+def test_a_number_below_what_makes_sense_is_refused(name, run_here, capsys):
+    assert run_here("train_Rain200H.py", f"--{name}", "-1") == 2
+    assert f"--{name} must be" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dataset", TEACHERS)
 def test_both_stages_train_and_are_evaluated(dataset, tmp_path, run_here):
     data = layouts.OFFICIAL_LAYOUT[dataset](tmp_path / "data")

@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,6 +15,7 @@ import engine
 from checkpoints import load_checkpoint, save_checkpoint
 from config import STUDENTS, TEACHERS
 from engine import Run, Schedule
+from tests import layouts
 from tests.small import (
     ALONE,
     ROOT,
@@ -104,17 +106,16 @@ def test_an_earlier_run_is_set_aside(tmp_path):
     assert [line["step"] for line in lines(tmp_path / "teacher")] == [1, 2]
 
 
-def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path):
     path = tmp_path / "net_latest"
     save_checkpoint(path, {"net": {}})
-
-    def full_disk(content, file):
-        Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(UserError, match="net_latest cannot be written: No space left"):
-        save_checkpoint(path, {"net": {"other": torch.zeros(1)}})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # as good as a full disk
+    try:
+        with pytest.raises(UserError, match="net_latest cannot be written: File too large"):
+            save_checkpoint(path, {"net": {"other": torch.zeros(10_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert load_checkpoint(path) == {"net": {}}
     assert [each.name for each in tmp_path.iterdir()] == ["net_latest"]
 
@@ -182,6 +183,35 @@ def test_what_changes_the_result_must_not_change_on_resuming(tmp_path):
     with pytest.raises(UserError, match=r"begun with --lr 0.0005, not 0.1"):
         Run(dataclasses.replace(recipe, resume=True, lr=0.1), ALONE)
     Run(dataclasses.replace(recipe, resume=True, workers=1), ALONE)
+    other = dataclasses.replace(
+        TEACHERS["Rain200L"], **{**vars(recipe), "dataset": "Rain200L", "resume": True}
+    )
+    with pytest.raises(
+        UserError, match=r"is a run of SID on Rain200H, and this script trains SID on Rain200L"
+    ):
+        Run(other, ALONE)
+    with pytest.raises(UserError, match=r"a run of SID on Rain200H, and this script trains SSID-KD"):
+        Run(student(tmp_path, save_path=recipe.save_path, resume=True), ALONE)
+    layouts.rain200(tmp_path / "data", train=5)
+    with pytest.raises(UserError, match=r"begun on 4 pairs, and here are 5"):
+        Run(dataclasses.replace(recipe, resume=True), ALONE)
+
+
+def test_a_resumed_run_knows_what_there_is_to_beat(tmp_path):
+    run = trained(teacher(tmp_path, val_every=1, save_every=100))
+    assert np.isfinite(run.best)
+    for name in ("net_latest", "net_best"):
+        assert load_checkpoint(tmp_path / "teacher" / name)["best"] == run.best
+    assert Run(teacher(tmp_path, val_every=1, resume=True), ALONE).best == run.best
+
+
+def test_what_is_validated_on_is_told(tmp_path, capsys):
+    recipe = teacher(tmp_path)
+    simulated = (tmp_path / "data").rename(tmp_path / "Simulated200H")
+    trained(dataclasses.replace(recipe, data_path=simulated, val_every=1.0))
+    told = capsys.readouterr().out
+    assert "validation: Rain200 (rain_data_test_Heavy), rain/X2/ + norain/: 2 pairs" in told
+    assert told.count("(RGB, simulated rain)") == 3  # six steps of two of four pairs
 
 
 # --------------------------------------------------------------------------------------------- refusing
