@@ -460,6 +460,8 @@ def test_cache_only_where_it_fits(pairs: Found, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(data.psutil, "virtual_memory", Memory)
     assert "cached in memory" in PairCrops(pairs, 16, 0).note
+    assert "cached in memory" in RealCrops(pairs, 16, 0).note
+    assert "not cached" in RealCrops(pairs, 16, 0, promised=1).note
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes on this machine share it
     assert "not cached" in PairCrops(pairs, 16, 0).note
     assert "cached in memory" in PairCrops(pairs, 16, 0, cache="on").note
