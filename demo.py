@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from checkpoints import LATEST
-from contact_sheet import from_folders
+from machinery.checkpoints import LATEST
 from metrix_code.scores import FILE, read_scores
+from tools.contact_sheet import from_folders
 from utils import UserError, run, write_image
 
 DATA, MODELS, RESULTS = Path("datasets/simulated"), Path("trained_model/demo"), Path("results/demo")

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import distributed
 import utils
-from checkpoints import open_network
-from config import Machine, option, parse
 from inference import derain_in_tiles, place
+from machinery import distributed
+from machinery.checkpoints import open_network
+from machinery.options import Machine, option, parse
 from networks import DerainNet
 from utils import IMAGE_SUFFIXES, UserError, list_images, read_image, to_tensor, to_uint8
 

@@ -20,21 +20,29 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import distributed
 import utils
-from checkpoints import BEST, LATEST, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
-from config import Machine, Student, Teacher, Training, parse
+from config import Student, Teacher, Training
+from datasets.layouts import Found, check_pairs, find_images, find_pairs, is_simulated, read_pair
 from DerainDataset import PairCrops, RealCrops, loader
-from distributed import World
 from inference import autocast, derain, place
-from layouts import Found, check_pairs, find_images, find_pairs, is_simulated, read_pair
 from losses import StudentCriterion, TeacherCriterion
+from machinery import distributed
+from machinery.checkpoints import (
+    BEST,
+    LATEST,
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from machinery.distributed import World
+from machinery.options import Machine, parse
+from machinery.runlog import FILE as LOG
+from machinery.runlog import RunLog
 from metrix_code.psnr import psnr
 from metrix_code.scores import mean
 from metrix_code.ssim import ssim
 from networks import Derained, DerainNet
-from runlog import FILE as LOG
-from runlog import RunLog
 from utils import UserError, to_tensor, to_uint8
 
 # -------------------------------------------------------------------------------------------- training

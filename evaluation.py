@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-import distributed
 import utils
-from checkpoints import open_network
-from config import Evaluation, parse
+from config import Evaluation
+from datasets.layouts import OFFICIAL, Found, check_pairs, find_images, find_pairs, is_simulated, read_pair
 from inference import derain, hardware, place
-from layouts import OFFICIAL, Found, check_pairs, find_images, find_pairs, is_simulated, read_pair
+from machinery import distributed
+from machinery.checkpoints import open_network
+from machinery.options import parse
 from metrix_code.niqe import niqe
 from metrix_code.page import PageWriter
 from metrix_code.psnr import psnr

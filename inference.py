@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import Machine
+from machinery.options import Machine
 from networks import Derained, DerainNet
 from utils import UserError
 

@@ -42,13 +42,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 
 import losses
 from benchmarks import plain
-from checkpoints import open_network
-from config import STUDENTS, TEACHERS, Machine
+from config import STUDENTS, TEACHERS
+from datasets.layouts import find_pairs
 from DerainDataset import PairCrops, loader
 from engine import weights_of
 from inference import autocast, hardware, place
-from layouts import find_pairs
 from losses import StudentCriterion, TeacherCriterion
+from machinery.checkpoints import open_network
+from machinery.options import Machine
 from networks import DerainNet
 from utils import UserError, run, to_tensor, write_atomically, write_image
 

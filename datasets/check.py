@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
-from layouts import OFFICIAL, Found, ListedPairs, Pair, check_pairs, find_images, locate, read_pair
+from datasets.layouts import OFFICIAL, Found, ListedPairs, Pair, check_pairs, find_images, locate, read_pair
 from utils import UserError, one_line, run
 
 UNLABELLED = ("Real275", "Internet")

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from datasets.names import match
 from metrix_code.protocol import PROTOCOLS, size
 from metrix_code.scores import mean
-from names import match
 from utils import UserError, list_images, read_image, write_atomically
 
 

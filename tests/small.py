@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from checkpoints import load_checkpoint
 from config import EVALUATIONS, STUDENTS, TEACHERS, Evaluation, Student, Teacher
-from distributed import World
 from engine import Run
+from machinery.checkpoints import load_checkpoint
+from machinery.distributed import World
 from tests import layouts
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,8 +19,7 @@ import pytest
 import torch
 
 import DerainDataset as data
-from DerainDataset import BatchStream, PairCrops, RealCrops, loader
-from layouts import (
+from datasets.layouts import (
     LIST_FILE,
     OFFICIAL,
     Found,
@@ -34,6 +33,7 @@ from layouts import (
     refuse_unless_additive,
     why_not_additive,
 )
+from DerainDataset import BatchStream, PairCrops, RealCrops, loader
 from tests import layouts
 from utils import UserError, read_image, write_image
 

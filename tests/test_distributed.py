@@ -16,10 +16,11 @@ import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-import distributed
-from checkpoints import load_checkpoint
-from config import Machine, Student, Teacher
+from config import Student, Teacher
 from engine import Run
+from machinery import distributed
+from machinery.checkpoints import load_checkpoint
+from machinery.options import Machine
 from tests import layouts
 from tests.small import ROOT, assert_same_weights, command, lines, student, teacher, trained, wait_for
 from utils import UserError

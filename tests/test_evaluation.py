@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints import find_checkpoint, load_checkpoint, open_network
 from config import EVALUATIONS
 from evaluation import in_words, left_out, score
 from inference import derain
+from machinery.checkpoints import find_checkpoint, load_checkpoint, open_network
 from metrix_code.scores import average, read_scores
 from tests import layouts
 from tests.small import CPU, evaluation, teacher, trained

@@ -22,8 +22,8 @@ from losses import (
     ssim,
     total_variation,
 )
+from machinery.released import from_released
 from networks import DerainNet
-from released import from_released
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORK, LOSSES, TRAINING = (np.load(GOLDEN / f"{name}.npz") for name in ("network", "losses", "training"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from names import Matched, distinct_names, match
+from datasets.names import Matched, distinct_names, match
 
 
 def matched(images: Sequence[str], clean: Sequence[str]) -> Matched:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import load_checkpoint
 from config import EVALUATIONS, STUDENTS, TEACHERS
+from machinery.checkpoints import load_checkpoint
 from metrix_code.scores import read_scores
 from tests import layouts
 from tests.small import SMALL, arguments

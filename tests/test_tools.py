@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints import load_checkpoint
-from contact_sheet import CAPTION, GAP
-from runlog import logged
+from machinery.checkpoints import load_checkpoint
+from machinery.runlog import logged
 from tests import layouts, small
 from tests.small import SMALL, arguments
+from tools.contact_sheet import CAPTION, GAP
 from utils import read_image, write_image
 
 
@@ -26,7 +26,7 @@ def test_a_study_tells_every_weighting_by_scores_and_differences(tmp_path, run_h
         "seeds": (0,),
     }
     words = arguments({**SMALL, "steps": 1, **given})
-    assert run_here("study.py", *words) == 0
+    assert run_here("tools/study.py", *words) == 0
     text = (tmp_path / "study/study.md").read_text()
     scores, differences = text.split("Differences")
     for name in ("no real terms", "as released", "KL at 1 %", "KL at 10 %", "KL alone"):
@@ -42,7 +42,7 @@ def test_a_study_tells_every_weighting_by_scores_and_differences(tmp_path, run_h
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("net_latest")}
     assert len(before) == 6  # five weightings, and the run that measures the share of KL
     capsys.readouterr()
-    assert run_here("study.py", *words) == 0  # all is done already
+    assert run_here("tools/study.py", *words) == 0  # all is done already
     assert capsys.readouterr().out.endswith(text + "\n")
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -53,7 +53,7 @@ def test_an_exported_checkpoint_is_small_and_derains_alike(tmp_path, run_here):
     with (tmp_path / "teacher/log.jsonl").open("a") as log:
         log.write('{"step": 7, "to')  # as a kill leaves it
     words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(published))
-    assert run_here("export.py", *words) == 0
+    assert run_here("tools/export.py", *words) == 0
     whole, alone = tmp_path / "teacher/net_latest", published / "net_latest"
     assert alone.stat().st_size < whole.stat().st_size / 4  # float16, and no moments of Adam
     content = load_checkpoint(alone)
@@ -61,7 +61,7 @@ def test_an_exported_checkpoint_is_small_and_derains_alike(tmp_path, run_here):
     for name, value in run.net.state_dict().items():
         torch.testing.assert_close(content["net"][name].float(), value, rtol=1e-3, atol=1e-6)
     assert [line["step"] for line in logged(published / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
-    assert run_here("export.py", "--logdir", str(alone), "--save_path", str(published)) == 2  # its own folder
+    assert run_here("tools/export.py", "--logdir", str(alone), "--save_path", str(published)) == 2
 
 
 def test_a_contact_sheet_has_a_column_a_folder_and_a_row_an_image(tmp_path, run_here):
@@ -70,15 +70,17 @@ def test_a_contact_sheet_has_a_column_a_folder_and_a_row_an_image(tmp_path, run_
             write_image(tmp_path / column / f"{name}.png", np.full((20, 40, 3), value, np.uint8))
     folders = [f"{column}={tmp_path / column}" for column in ("rainy", "clean")]
     words = ("--out", str(tmp_path / "sheet.png"), "--height", "10")
-    assert run_here("contact_sheet.py", *folders, *words) == 0
+    assert run_here("tools/contact_sheet.py", *folders, *words) == 0
     sheet = read_image(tmp_path / "sheet.png")
     assert sheet.shape == (CAPTION + 2 * 10 + GAP, 2 * 20 + GAP, 3)
     for top in (CAPTION, CAPTION + 10 + GAP):
         assert (sheet[top : top + 10, :20] == 250).all() and (sheet[top : top + 10, 20 + GAP :] == 10).all()
-    assert run_here("contact_sheet.py", "rainy", *words) == 2
+    assert run_here("tools/contact_sheet.py", "rainy", *words) == 2
 
 
-@pytest.mark.parametrize("script", ["study.py", "export.py", "contact_sheet.py", "demo.py", "derain.py"])
+@pytest.mark.parametrize(
+    "script", ["tools/study.py", "tools/export.py", "tools/contact_sheet.py", "demo.py", "derain.py"]
+)
 def test_help(script, run_here, capsys):
     assert run_here(script, "--help") == 0
     assert "--" in capsys.readouterr().out

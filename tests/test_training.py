@@ -12,9 +12,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine
-from checkpoints import load_checkpoint, save_checkpoint
 from config import STUDENTS, TEACHERS
 from engine import Run, Schedule
+from machinery.checkpoints import load_checkpoint, save_checkpoint
 from tests import layouts
 from tests.small import (
     ALONE,

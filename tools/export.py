@@ -1,6 +1,6 @@
 """Makes a checkpoint fit to publish: the network alone, in float16, with its recipe and its log.
 
-    python export.py --logdir trained_model/Rain200H --save_path published/Rain200H
+    python tools/export.py --logdir trained_model/Rain200H --save_path published/Rain200H
 
 It loads like any other (`--logdir`, `--teacher`), into float32; only `--resume` needs the whole one.
 """
@@ -8,10 +8,13 @@ It loads like any other (`--logdir`, `--teacher`), into float32; only `--resume`
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from checkpoints import LATEST, find_checkpoint, load_checkpoint, save_checkpoint
-from runlog import FILE, RunLog, logged
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
+
+from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint, save_checkpoint
+from machinery.runlog import FILE, RunLog, logged
 from utils import UserError, run
 
 KEPT = ("step", "recipe", "data", "counts", "teacher", "released")

@@ -1,6 +1,6 @@
 """One picture of several folders of images side by side: a row an image, a column a folder.
 
-    python contact_sheet.py --out sheet.png rainy=FOLDER teacher=results/A student=results/B clean=FOLDER
+    python tools/contact_sheet.py --out sheet.png rainy=FOLDER teacher=results/A clean=FOLDER
 
 Images belong to each other by name, as in the metric scripts.
 """
@@ -8,13 +8,16 @@ Images belong to each other by name, as in the metric scripts.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from names import match
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
+
+from datasets.names import match
 from utils import UserError, list_images, read_image, run, write_image
 
 GAP, CAPTION = 6, 24  # pixels, white

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from names import below, distinct_names, match
+from datasets.names import below, distinct_names, match
 from utils import UserError, list_images, natural_key, one_line, read_image
 
 # Pairs in the official downloads, as their papers state them.

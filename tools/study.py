@@ -1,6 +1,6 @@
 """Does the distillation do anything? Students of one teacher, with and without the terms on real rain.
 
-    python study.py --teacher trained_model/Rain200H --tests PAIRS MORE_PAIRS --photographs FOLDER
+    python tools/study.py --teacher trained_model/Rain200H --tests PAIRS MORE_PAIRS --photographs FOLDER
 
 Five weightings of the losses, each with several seeds and equal steps; every student is scored on every test
 set, and on photographs by NIQE. Students of one seed see the same crops, so their differences tell more than
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-import distributed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
+
 import utils
-from checkpoints import LATEST, find_checkpoint, load_checkpoint
-from config import EVALUATIONS, STUDENTS, Evaluation, Student, option, parse
-from distributed import World
+from config import EVALUATIONS, STUDENTS, Evaluation, Student
 from engine import Run, Schedule, changed_option
 from evaluation import score
+from machinery import distributed
+from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint
+from machinery.distributed import World
+from machinery.options import option, parse
 from metrix_code.scores import FILE, read_scores
 from utils import UserError
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from machinery.released import from_released, is_released
 from networks import DerainNet
-from released import from_released, is_released
 from utils import UserError, one_line, write_atomically
 
 LATEST, BEST = "net_latest", "net_best"

@@ -1,0 +1,1 @@
+"""The datasets: what is known of them, how their folders are read, and simulated ones."""

@@ -1,0 +1,103 @@
+"""The command line of every script: a frozen record's fields are its options, with their defaults."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    changes_result: bool = False,
+    positional: bool = False,
+) -> Any:
+    """A field that is an option. `changes_result`: a resumed run must have the value it began with."""
+    about = {"help": help, "choices": choices, "changes_result": changes_result, "positional": positional}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to run: of every script."""
+
+    use_GPU: bool = option(True, "use CUDA where there is any; False means the CPU, whatever there is")
+    gpu_id: tuple[int, ...] = option(
+        (0, 1), "CUDA devices, one process each; those that are absent are left out"
+    )
+    precision: str = option(
+        "float32",
+        "the network's arithmetic; bfloat16 takes less memory, and less time on hardware that multiplies it",
+        ("float32", "bfloat16"),
+    )
+
+
+Record = TypeVar("Record", bound=Machine)
+
+
+def parse(record: Record, description: str, arguments: Sequence[str] | None = None) -> Record:
+    """`record` with what the command line says changed. Its options are the record's fields."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = get_type_hints(type(record))
+    for each in dataclasses.fields(record):
+        if "help" in each.metadata:
+            _add_option(parser, each, kinds[each.name], getattr(record, each.name))
+    given = vars(parser.parse_args(arguments))
+    # an option that takes several values comes as a list of tuples: "24,32 48" is ((24, 32), (48,))
+    given = {k: tuple(itertools.chain(*v)) if isinstance(v, list) else v for k, v in given.items()}
+    changed = dataclasses.replace(record, **given)
+    _check(parser, changed)
+    return changed
+
+
+def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: Any, default: Any) -> None:
+    shown = " ".join(map(str, default)) or "none" if isinstance(default, tuple) else default
+    how: dict[str, Any] = {"help": f"{each.metadata['help']} (default: {shown})", "default": default}
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        how |= {"type": _several(inner), "nargs": "*", "metavar": inner.__name__.upper()}
+    elif kind is bool:
+        # a bare --flag switches on; --flag False, as the paper's commands write it, switches off
+        how |= {"type": _truth, "nargs": "?", "const": True, "metavar": "True|False"}
+    else:
+        how |= {"type": kind, "choices": each.metadata["choices"]}
+        how["metavar"] = None if how["choices"] else kind.__name__.upper()
+    if each.metadata["positional"]:
+        parser.add_argument(each.name, **(how | {"nargs": "+", "help": each.metadata["help"]}))
+    else:
+        parser.add_argument(f"--{each.name}", **how)
+
+
+def _several(kind: type) -> Any:
+    def read(text: str) -> tuple:
+        return tuple(kind(part) for part in ([text] if kind is Path else text.split(",")))
+
+    read.__name__ = f"list of {kind.__name__}"  # what argparse calls it in its error
+    return read
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() in ("true", "1", "yes")
+
+
+def _check(parser: argparse.ArgumentParser, record: Machine) -> None:
+    for name in ("batchSize", "epochs", "patch_size", "lr", "log_every", "save_every"):
+        if getattr(record, name, 1) <= 0:
+            parser.error(f"--{name} must be above 0")
+    for name in ("steps", "seed", "workers", "val_every", "val_images"):
+        if getattr(record, name, 0) < 0:
+            parser.error(f"--{name} must be 0 or above")
+    for name in ("channels", "units"):
+        values = getattr(record, name, (1, 1, 1))
+        if len(values) != 3 or min(values) < 1:
+            parser.error(f"--{name} takes three numbers above 0, as 24,32,48")
