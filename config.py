@@ -1,7 +1,8 @@
-"""One frozen record a dataset and stage: the paper's numbers, each beside its source, and the command line.
+"""One frozen record a dataset and stage: the paper's numbers, each beside its source.
 
-A record's fields are its script's options: `--help` shows that dataset's defaults. Sources: [readme] the
-authors' README, [script] their released scripts, [paper] the paper, [ours] chosen here, with the reason in
+A record's fields are its script's options (machinery/options.py): `--help` shows that dataset's defaults.
+Those that end in _weight are the weights of the stage's terms (stages.py). Sources: [readme] the authors'
+README, [script] their released scripts, [paper] the paper, [ours] chosen here, with the reason in
 REPRODUCTION.md where it touches the result.
 """
 
@@ -19,79 +20,125 @@ class Training(Machine):
     """What both stages share."""
 
     dataset: str = ""
-    stage: str = ""
 
     data_path: Path = option(Path(), "the dataset, as unpacked: see datasets/README.md")
     save_path: Path = option(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
     resume: bool = option(False, "go on from save_path/net_latest, to the same weights as if never stopped")
 
-    batchSize: int = option(12, "pairs a step, over all processes", changes_result=True)
-    # a resumed run may be given another length: the learning rate then follows the new one
-    epochs: int = option(520, "a run is epochs * pairs / batchSize steps")
-    steps: int = option(0, "length of the run in steps, the milestones kept in proportion; 0: by epochs")
-    milestone: tuple[int, ...] = option(
-        (312, 416), "epochs after which the learning rate drops", changes_result=True
+    batchSize: int = option(12, "pairs a step, over all processes", changes_result=True, least=1)
+    accumulate: int = option(
+        1, "work on a step's batch in so many parts, one after the other: less memory", least=1
     )
-    lr: float = option(5e-4, "learning rate of Adam", changes_result=True)
-    lr_factor: float = option(0.5, "what a milestone multiplies the learning rate by", changes_result=True)
-    patch_size: int = option(120, "side of the square crops, in pixels", changes_result=True)
+    # a resumed run may be given another length: the learning rate then follows the new one
+    epochs: int = option(520, "a run is epochs * pairs / batchSize steps", least=1)
+    steps: int = option(
+        0, "length of the run in steps, the milestones kept in proportion; 0: by epochs", least=0
+    )
+    milestone: tuple[int, ...] = option(
+        (312, 416), "epochs after which the learning rate drops", changes_result=True, least=1
+    )
+    lr: float = option(5e-4, "learning rate of Adam", changes_result=True, above=0, most=1)
+    lr_factor: float = option(
+        0.5, "what a milestone multiplies the learning rate by", changes_result=True, above=0, most=1
+    )
+    patch_size: int = option(
+        120, "side of the square crops, in pixels", changes_result=True, least=16, most=4096
+    )
     augment: bool = option(False, "flip and rotate the crops; not in the paper", changes_result=True)
     recombine: bool = option(
         False, "swap streak layers between pairs (Rain200H/L only); not in the paper", changes_result=True
     )
-    backgrounds: tuple[Path, ...] = option(
-        (), "with --recombine: folders of further clean images", changes_result=True
-    )
+    backgrounds: tuple[Path, ...] = option((), "with --recombine: folders of further clean images")
     rainy_side: str = option(
         "auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"), changes_result=True
     )
+    backbone: str = option("DerainNet", "the network: a name in networks.BACKBONES", changes_result=True)
     channels: tuple[int, ...] = option(
-        (24, 32, 48), "channels at full, half and quarter resolution", changes_result=True
+        (24, 32, 48),
+        "channels at full, half and quarter resolution",
+        changes_result=True,
+        least=1,
+        most=512,
+        count=3,
     )
     units: tuple[int, ...] = option(
-        (10, 4, 2), "unit applications a stage at full, half and quarter resolution", changes_result=True
+        (10, 4, 2),
+        "unit applications a stage at full, half and quarter resolution",
+        changes_result=True,
+        least=1,
+        most=64,
+        count=3,
     )
-    seed: int = option(0, "of the first weights, the order, the crops", changes_result=True)
+    seed: int = option(
+        0, "of the first weights, the order, the crops", changes_result=True, least=0, most=2**63 - 1
+    )
+    ema: float = option(
+        0.0,
+        "keep an average of the weights, and validate it: the share of itself that it keeps at each step, as "
+        "0.999; 0: no average; not in the paper",
+        changes_result=True,
+        least=0,
+        most=0.99999,
+    )
 
-    workers: int = option(2, "loader processes for each training process; 0: none")
+    workers: int = option(2, "loader processes for each training process; 0: none", least=0, most=256)
     cache: str = option("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
     recompute: bool = option(False, "recompute the units in the backward pass: half the memory, slower")
     compile: bool = option(False, "compile the units (CUDA): minutes at the start, faster steps")
-    log_every: int = option(10, "steps between log lines")
-    save_every: int = option(200, "steps between checkpoints; Ctrl-C saves too")
-    val_every: float = option(10.0, "epochs between validations on the test pairs; 0: never")
-    val_images: int = option(0, "validate on so many of the test pairs, spread evenly; 0: all")
+    log_every: int = option(10, "steps between log lines", least=1)
+    save_every: int = option(200, "steps between checkpoints; Ctrl-C saves too", least=1)
+    keep_every: int = option(
+        0, "steps between checkpoints that are kept for good, as net_STEP; 0: none", least=0
+    )
+    val_every: float = option(10.0, "epochs between validations on the test pairs; 0: never", least=0)
+    val_images: int = option(0, "validate on so many of the test pairs, spread evenly; 0: all", least=0)
+
+    def contradiction(self) -> str | None:
+        late = [each for each in self.milestone if each >= self.epochs]
+        if late:
+            return f"--milestone {late[0]}: the run ends after {self.epochs} epochs (--epochs)"
+        weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
+        if not any(weights.values()):
+            return f"--{' and --'.join(weights)}: all are 0, so there is nothing to learn"
+        return super().contradiction()
 
 
 @dataclass(frozen=True)
 class Teacher(Training):
     """Stage 1, SID: supervised by synthetic pairs."""
 
-    stage: str = "SID"
-    ssim_weight: float = option(1.0, "of minus SSIM to the clean image", changes_result=True)
+    weights: Path = option(Path(), "fine-tune these: a checkpoint, or a folder with net_latest")
+
+    ssim_weight: float = option(1.0, "of minus SSIM to the clean image", changes_result=True, least=0)
+    l1_weight: float = option(0.0, "of L1 to the clean image; not in the paper", changes_result=True, least=0)
 
 
 @dataclass(frozen=True)
 class Student(Training):
     """Stage 2, SSID-KD: the teacher's weights, trained on with synthetic pairs and real rain."""
 
-    stage: str = "SSID-KD"
     teacher: Path = option(Path(), "checkpoint to start from: a file, or a folder with net_latest")
-    real_path: tuple[Path, ...] = option((), "folders of unlabelled real rainy images", changes_result=True)
+    real_path: tuple[Path, ...] = option((), "folders of unlabelled real rainy images")
 
-    batchSize: int = option(2, "synthetic pairs a step, and as many real images", changes_result=True)
-    epochs: int = option(10, "a run is epochs * pairs / batchSize steps")
-    milestone: tuple[int, ...] = option((), "epochs after which the learning rate drops", changes_result=True)
-    lr: float = option(1e-4, "learning rate of Adam", changes_result=True)
-    patch_size: int = option(128, "side of the crops and window of the dark channel", changes_result=True)
-    val_every: float = option(1.0, "epochs between validations on the test pairs; 0: never")
+    batchSize: int = option(
+        2, "synthetic pairs, and as many real images, a step", changes_result=True, least=1
+    )
+    epochs: int = option(10, "a run is epochs * pairs / batchSize steps", least=1)
+    milestone: tuple[int, ...] = option(
+        (), "epochs after which the learning rate drops", changes_result=True, least=1
+    )
+    lr: float = option(1e-4, "learning rate of Adam", changes_result=True, above=0, most=1)
+    patch_size: int = option(
+        128, "side of the crops and window of the dark channel", changes_result=True, least=16, most=4096
+    )
+    val_every: float = option(1.0, "epochs between validations on the test pairs; 0: never", least=0)
 
-    l1_weight: float = option(20.0, "of L1 to the clean image", changes_result=True)
-    dark_syn_weight: float = option(1e-6, "of the dark channel's sum, synthetic", changes_result=True)
-    dark_real_weight: float = option(1e-6, "of the dark channel's sum, real", changes_result=True)
-    tv_syn_weight: float = option(1e-6, "of the total variation's sum, synthetic", changes_result=True)
-    tv_real_weight: float = option(1e-6, "of the total variation's sum, real", changes_result=True)
-    kl_weight: float = option(1e-6, "of the distillation, KL of the codes", changes_result=True)
+    l1_weight: float = option(20.0, "of L1 to the clean image", changes_result=True, least=0)
+    dark_syn_weight: float = option(1e-6, "of the dark channel, synthetic", changes_result=True, least=0)
+    dark_real_weight: float = option(1e-6, "of the dark channel, real", changes_result=True, least=0)
+    tv_syn_weight: float = option(1e-6, "of the total variation, synthetic", changes_result=True, least=0)
+    tv_real_weight: float = option(1e-6, "of the total variation, real", changes_result=True, least=0)
+    kl_weight: float = option(1e-6, "of the distillation, KL of the codes", changes_result=True, least=0)
 
 
 @dataclass(frozen=True)

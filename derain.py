@@ -13,17 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import numpy as np
-import torch
 from tqdm import tqdm
 
 import utils
-from inference import derain_in_tiles, place
+from inference import Derainer
 from machinery import distributed
-from machinery.checkpoints import open_network
 from machinery.options import Machine, option, parse
-from networks import DerainNet
-from utils import IMAGE_SUFFIXES, UserError, list_images, read_image, to_tensor, to_uint8
+from utils import IMAGE_SUFFIXES, UserError, list_images, read_image
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 
@@ -42,11 +38,13 @@ def main() -> None:
     options = parse(Derain(), __doc__)
     inputs = list(found(options.inputs))
     device = distributed.devices(options)[0]
-    net, content = open_network(options.logdir, "train one with train_Rain200H_real.py, or give --logdir")
-    place(net, device)
-    print(f"model: {content['path']}, step {content.get('step', 0)}")
+    remedy = "train one with train_Rain200H_real.py, or give --logdir"
+    derain = Derainer.open(
+        options.logdir, device, remedy=remedy, precision=options.precision, tile=options.tile
+    )
+    print(f"model: {derain.path}, step {derain.content['step']}")
     for path, target in zip(inputs, targets(inputs, options.save_path), strict=True):
-        (derain_video if is_video(path) else derain_photograph)(path, target, net, options, device)
+        (derain_video if is_video(path) else derain_photograph)(path, target, derain)
         tqdm.write(f"{path} -> {target}")
 
 
@@ -82,18 +80,11 @@ def targets(inputs: Sequence[Path], folder: Path) -> Iterator[Path]:
         yield target
 
 
-def derained(image: np.ndarray, net: DerainNet, options: Derain, device: torch.device) -> np.ndarray:
-    """uint8 RGB (H, W, 3) to the same without its rain."""
-    return to_uint8(derain_in_tiles(net, to_tensor(image), options, device, options.tile))
+def derain_photograph(path: Path, target: Path, derain: Derainer) -> None:
+    utils.write_image(target, derain(read_image(path)))
 
 
-def derain_photograph(
-    path: Path, target: Path, net: DerainNet, options: Derain, device: torch.device
-) -> None:
-    utils.write_image(target, derained(read_image(path), net, options, device))
-
-
-def derain_video(path: Path, target: Path, net: DerainNet, options: Derain, device: torch.device) -> None:
+def derain_video(path: Path, target: Path, derain: Derainer) -> None:
     """Frame by frame. Raises UserError where OpenCV cannot read or write it."""
     reader = cv2.VideoCapture(str(path))
     if not reader.isOpened():
@@ -112,7 +103,7 @@ def derain_video(path: Path, target: Path, net: DerainNet, options: Derain, devi
             frames = iter(reader.read, (False, None))
             bar = tqdm(frames, path.name, count if count > 0 else None, unit="frame", **utils.BAR)
             for _, frame in bar:
-                rgb = derained(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), net, options, device)
+                rgb = derain(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
                 writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
             if not bar.n:
                 raise UserError(f"{path} holds no frame that OpenCV reads: is it cut short?")

@@ -1,54 +1,54 @@
-"""The training loop, once, for both stages and every dataset.
+"""The training loop, once, for any stage, any network and every dataset.
 
-A train script names its recipe and calls `train`, which reads the command line and exits the process.
+A train script names its stage and its recipe, and calls `train`, which reads the command line and exits the
+process. The method is in `stages.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import utils
-from config import Student, Teacher, Training
-from datasets.layouts import Found, check_pairs, find_images, find_pairs, is_simulated, read_pair
-from DerainDataset import PairCrops, RealCrops, loader
-from inference import autocast, derain, place
-from losses import StudentCriterion, TeacherCriterion
+from config import Training
+from datasets.layouts import Found, check_pairs, find_pairs, is_simulated, read_pair
+from DerainDataset import Crops
+from evaluation import score_pairs
+from inference import Derainer, Prepared, build, network_of
 from machinery import distributed
 from machinery.checkpoints import (
     BEST,
     LATEST,
+    fill,
     find_checkpoint,
     load_checkpoint,
-    load_weights,
+    load_to_resume,
+    restore,
     save_checkpoint,
 )
 from machinery.distributed import World
-from machinery.options import Machine, parse
-from machinery.runlog import FILE as LOG
-from machinery.runlog import RunLog
-from metrix_code.psnr import psnr
+from machinery.loading import BatchStream, ImageCache, loader
+from machinery.options import as_plain, parse
+from machinery.runlog import RunFolder, RunLog
 from metrix_code.scores import mean
-from metrix_code.ssim import ssim
-from networks import Derained, DerainNet
-from utils import UserError, to_tensor, to_uint8
+from stages import Stage
+from utils import UserError
 
-# -------------------------------------------------------------------------------------------- training
+Batch = Mapping[str, Tensor]  # names to crops (N, 3, P, P), float32 in [0, 1]
 
 
-def train(recipe: Teacher | Student) -> None:
+def train(stage: type[Stage], recipe: Training) -> None:
     """What a train script is: trains `recipe`, with the command line's changes, and exits the process."""
 
     def main() -> None:
@@ -56,13 +56,49 @@ def train(recipe: Teacher | Student) -> None:
             options = parse(recipe, sys.modules["__main__"].__doc__ or "")
         distributed.launch(options)
         with distributed.one_voice():
-            training = Run(options, distributed.start(options))
+            run = Run(stage, options, distributed.start(options))
             for each in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(each, training.on_signal)
-            training.go()
+                signal.signal(each, run.on_signal)
+            run.go()
         distributed.stop()
 
     utils.run(main)
+
+
+def training_step(
+    stage: Stage, net: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Batch]
+) -> dict[str, Tensor]:
+    """Moves the weights once, by a batch that comes in one part or several, and returns terms and `total`.
+
+    `net` is what `Prepared` made of a network, or DistributedDataParallel of that. The gradient is the mean
+    over the parts, so that one of twelve crops and three of four give the same. Raises UserError where the
+    stage's terms and the recipe's weights do not have the same names.
+    """
+    optimizer.zero_grad()
+    logged: dict[str, list[Tensor]] = {}
+    for number, batch in enumerate(parts, 1):
+        # gradients travel between processes once a step, with the last part
+        alone = isinstance(net, DistributedDataParallel) and number < len(parts)
+        with net.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            terms = stage.terms(net, batch)
+            total = weighted_sum(stage, terms)
+            (total / len(parts)).backward()
+        for name, value in {**terms, "total": total}.items():
+            logged.setdefault(name, []).append(value.detach())
+    optimizer.step()
+    stage.after_step(net.module if isinstance(net, DistributedDataParallel) else net)
+    return {name: torch.stack(values).mean() for name, values in logged.items()}
+
+
+def weighted_sum(stage: Stage, terms: Mapping[str, Tensor]) -> Tensor:
+    if terms.keys() != stage.weights.keys():
+        alone = sorted(terms.keys() ^ stage.weights.keys())
+        raise UserError(
+            f"{stage.name}: a term without a weight, or a weight without a term: {', '.join(alone)}; "
+            "each term of the stage needs a field <term>_weight in its recipe"
+        )
+    # a term weighted 0 is logged, and not followed back
+    return torch.stack([weight * terms[name] for name, weight in stage.weights.items() if weight]).sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +110,7 @@ class Schedule:
     drops: tuple[int, ...]
 
     @classmethod
-    def of(cls, recipe: Teacher | Student, pairs: int) -> Schedule:
+    def of(cls, recipe: Training, pairs: int) -> Schedule:
         """By epochs, or `recipe.steps` long with the milestones moved in proportion."""
         by_epochs = max(1, recipe.epochs * pairs // recipe.batchSize)
         steps = recipe.steps or by_epochs
@@ -83,51 +119,39 @@ class Schedule:
 
 
 class Run:
-    """One training run of either stage: its data, its network, its loop, its files."""
+    """One training run: its data, its network, its loop."""
 
-    def __init__(self, recipe: Teacher | Student, world: World) -> None:
+    def __init__(self, stage: type[Stage], recipe: Training, world: World) -> None:
         self.recipe, self.world = recipe, world
         self.stop_signal = 0
-        self._find_data()
-        self.schedule = Schedule.of(recipe, len(self.pairs))
+        self.stage = stage(recipe, parts=world.size * recipe.accumulate)
+        cache = ImageCache(recipe.cache)
+        self.crops = self.stage.crops(cache)
+        self.data = [line for crops in self.crops for line in crops.notes]
+        for line in self.data:
+            self.say(line)
+        self.counts = {what: count for crops in self.crops for what, count in crops.counts.items()}
+        self.schedule = Schedule.of(recipe, len(self.crops[0]))
+        self.test = self._test_pairs()
         self._build()
-        self.loaders = self._loaders()  # before anything is written: an uneven batchSize is refused here
+        self.streams = [self._stream(crops) for crops in self.crops]  # an uneven batchSize is refused here
 
     def say(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
-        if self.world.is_first:
+        if self.world.is_main_process:
             tqdm.write(text)
 
-    # ------------------------------------------------------------------------------------- what it is made of
-
-    def _find_data(self) -> None:
-        recipe = self.recipe
-        found = find_pairs(recipe.data_path, "train", recipe.dataset, recipe.rainy_side)
-        self.root = found.root
-        self.data = [found.describe()]
-        self.say(found.describe())
-        for warning in check_pairs(found):
-            self.say(f"warning: {warning}")
-        backgrounds = find_images(recipe.backgrounds) if recipe.backgrounds else None
-        self.pairs = PairCrops(
-            found, recipe.patch_size, recipe.seed, recipe.augment, recipe.recombine, backgrounds, recipe.cache
+    def _stream(self, crops: Crops) -> BatchStream:
+        each = self.recipe.accumulate
+        return BatchStream(
+            len(crops),
+            self.recipe.batchSize,
+            seed=self.recipe.seed,
+            tag=crops.tag,
+            steps=range(self.step, self.schedule.steps),
+            parts=self.stage.parts,
+            mine=range(self.world.rank * each, (self.world.rank + 1) * each),
         )
-        self.say(self.pairs.note)
-        self.real: RealCrops | None = None
-        if isinstance(recipe, Student):
-            real = find_images(recipe.real_path)
-            self.data.append(real.describe())
-            self.say(real.describe())
-            self.real = RealCrops(
-                real, recipe.patch_size, recipe.seed, recipe.augment, recipe.cache, self.pairs.read.size
-            )
-            self.say(f"real {self.real.note}")
-        self.counts = {
-            "pairs": len(self.pairs),
-            "backgrounds": len(self.pairs.backgrounds),
-            "real images": len(self.real) if self.real else 0,
-        }
-        self.test = self._test_pairs()
 
     def _test_pairs(self) -> Found | None:
         recipe = self.recipe
@@ -136,7 +160,7 @@ class Run:
         except UserError as error:
             self.say(f"no validation: {error}")
             return None
-        if found.root == self.root:
+        if found.root == self.crops[0].root:
             self.say(f"no validation: {found.root} is not divided into training and test pairs")
             return None
         if not recipe.val_every:
@@ -154,69 +178,49 @@ class Run:
         torch.manual_seed(recipe.seed)
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-        self.net = DerainNet(recipe.channels, recipe.units, recipe.recompute)
-        self.step, self.best, self.teacher = 0, -float("inf"), ""
+        self.network = network_of(recipe)
+        self.net = Prepared(build(self.network), recipe.precision)
+        self.step, self.validated, self.best, self.began_with = 0, 0, -float("inf"), ""
         self.latest = recipe.save_path / LATEST
         resumed = self._resumed() if recipe.resume else None
-        if not resumed and isinstance(recipe, Student):
-            self._start_from_teacher(recipe)
-        place(self.net, device)
-        if recipe.compile:
-            self.net.compile_units()
+        if not resumed:
+            self._first_weights()
+        self.net.to(device)
+        for wanted in ("recompute", "compile"):
+            if getattr(recipe, wanted):
+                if not hasattr(self.net.net, f"{wanted}_units"):
+                    raise UserError(f"--{wanted}: the backbone {recipe.backbone} does not offer it")
+                getattr(self.net.net, f"{wanted}_units")()
         self.optimizer = torch.optim.Adam(self.net.parameters(), recipe.lr, fused=device.type == "cuda")
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: recipe.lr_factor ** sum(step >= drop for drop in self.schedule.drops)
         )
+        self.stage.start(self.net)
         if resumed:
-            self.optimizer.load_state_dict(resumed["optimizer"])
-            self.scheduler.load_state_dict(resumed["scheduler"])
-        if isinstance(recipe, Student):
-            self.criterion: TeacherCriterion | StudentCriterion = StudentCriterion(
-                weights_of(recipe, StudentCriterion.TERMS), recipe.patch_size, self.world.size
-            )
-        else:
-            self.criterion = TeacherCriterion(weights_of(recipe, TeacherCriterion.TERMS))
+            restore(self.optimizer, self.scheduler, resumed["training"], self.latest)
+            self.stage.load_state_dict(resumed["training"]["stage"])
         self.model: nn.Module = self.net
         if self.world.size > 1:
             cards = [device] if device.type == "cuda" else None
             self.model = DistributedDataParallel(self.net, device_ids=cards, gradient_as_bucket_view=True)
 
-    def _start_from_teacher(self, recipe: Student) -> None:
-        remedy = (
-            f"a student starts from a teacher: python train_{recipe.dataset}.py makes one, or give --teacher"
-        )
-        path = find_checkpoint(recipe.teacher, remedy)
+    def _first_weights(self) -> None:
+        logdir = self.stage.first_weights()
+        if logdir is None:
+            return
+        remedy = f"python train_{self.recipe.dataset}.py makes a teacher, or give --teacher"
+        path = find_checkpoint(logdir, remedy if self.stage.name == "SSID-KD" else "see --weights")
         content = load_checkpoint(path)
-        load_weights(self.net, content["net"], path)
-        self.teacher = f"{path}, step {content.get('step', 0)}"
-        self.say(f"teacher: {self.teacher}")
+        fill(self.net.net, content["net"], path)
+        self.began_with = f"{path}, step {content['step']}"
+        self.say(f"starts from: {self.began_with}")
 
     def _resumed(self) -> dict[str, Any]:
-        content = load_checkpoint(find_checkpoint(self.latest, "start without --resume"))
-        if "optimizer" not in content:
-            raise UserError(
-                f"{self.latest} holds the network alone: use it as --teacher, or train without --resume"
-            )
-        made_of, given = content["recipe"], as_plain(self.recipe)
-        for name in ("dataset", "stage"):
-            if made_of[name] != given[name]:
-                raise UserError(
-                    f"{self.latest} is a run of {made_of['stage']} on {made_of['dataset']}, and this script "
-                    f"trains {given['stage']} on {given['dataset']}: give another --save_path"
-                )
-        if changed := changed_option(made_of, self.recipe):
-            raise UserError(
-                f"{self.latest} was begun with --{changed} {_shown(made_of.get(changed))}, not "
-                f"{_shown(given[changed])}: give the same to resume it, or start anew without --resume"
-            )
-        for what, count in self.counts.items():
-            if content["counts"][what] != count:
-                raise UserError(
-                    f"{self.latest} was begun on {content['counts'][what]} {what}, and here are {count}: "
-                    "give the same data to resume it, or start anew without --resume"
-                )
-        load_weights(self.net, content["net"], self.latest)
-        self.step, self.best, self.teacher = content["step"], content["best"], content["teacher"]
+        path = find_checkpoint(self.latest, "start without --resume")
+        content = load_to_resume(path, self.recipe, self.stage.name, self.counts)
+        fill(self.net.net, content["training"].get("net", content["net"]), path)
+        self.step, self.began_with = content["step"], content["began_with"]
+        self.best, self.validated = content["training"]["best"], content["training"]["validated"]
         self.say(f"resuming at step {self.step}")
         return content
 
@@ -224,31 +228,33 @@ class Run:
 
     def go(self) -> None:
         """Trains to the end of the schedule, or until a signal asks to stop; either way it saves."""
-        recipe, world = self.recipe, self.world
-        if world.is_first and not recipe.resume:
-            set_earlier_run_aside(recipe.save_path, self.say)
-        first, steps = world.is_first, self.schedule.steps
+        recipe, main, steps = self.recipe, self.world.is_main_process, self.schedule.steps
+        folder = RunFolder(recipe.save_path).held(anew=not recipe.resume, say=self.say)
+        bar = tqdm(total=steps, initial=self.step, unit="step", disable=not main, smoothing=0.1, **utils.BAR)
         with (
-            RunLog(recipe.save_path, self.step, silent=not first) as self.log,
-            tqdm(
-                total=steps, initial=self.step, unit="step", disable=not first, smoothing=0.1, **utils.BAR
-            ) as self.bar,
+            folder if main else contextlib.nullcontext(),
+            RunLog(recipe.save_path, self.step, self.validated, silent=not main) as self.log,
+            bar as self.bar,
         ):
+            if self._validation_is_due():  # a kill cut it short
+                self._validate()
             self._start_watch()
-            for batch in self._batches():
-                terms = self._step(batch)
+            for parts in self._batches():
+                terms = training_step(self.stage, self.model, self.optimizer, parts)
+                self.scheduler.step()
                 self.step += 1
                 self.bar.update()
-                last = self.step == steps
-                stopped = distributed.anywhere(bool(self.stop_signal), world)
-                validating = last or self._is_validation_step()
+                stopped = distributed.anywhere(bool(self.stop_signal), self.world)
+                validating = self._validation_is_due()
                 # before a validation too: it may take long, and be cut short
-                saving = validating or stopped or self.step % recipe.save_every == 0
+                saving = validating or stopped or self.step % recipe.save_every == 0 or self.step == steps
                 if saving or self.step % recipe.log_every == 0:
-                    self._tell(distributed.averaged(terms, world))
+                    self._tell(distributed.all_reduce_mean(terms, self.world))
                 if saving:
                     self._save(LATEST)
-                if stopped and not last:
+                if recipe.keep_every and self.step % recipe.keep_every == 0:
+                    self._save(f"net_{self.step}")
+                if stopped and self.step < steps:
                     break
                 if validating:
                     self._validate()
@@ -256,6 +262,21 @@ class Run:
         if self.step < steps:
             self._leave()
         self.say(f"done: {self.latest}")
+
+    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
+        """What a step works on, `accumulate` parts of it, each with every source's crops by name."""
+        device, each = self.world.device, self.recipe.accumulate
+        loaders = [
+            loader(crops, stream, workers=self.recipe.workers, pin_memory=device.type == "cuda")
+            for crops, stream in zip(self.crops, self.streams, strict=True)
+        ]
+        parts: list[dict[str, Tensor]] = []
+        for sources in zip(*loaders, strict=True):
+            merged = {name: images for source in sources for name, images in source.items()}
+            parts.append({name: images.to(device, non_blocking=True) for name, images in merged.items()})
+            if len(parts) == each:
+                yield parts
+                parts = []
 
     def _start_watch(self) -> None:
         self.watched_since, self.watched_from = time.perf_counter(), self.step
@@ -274,77 +295,53 @@ class Run:
         rate = float(self.scheduler.get_last_lr()[0])
         self.log.scalars(self.step, {**terms, "lr": rate, "images_per_second": pace})
 
-    def _loaders(self) -> list[DataLoader]:
-        sets: list[PairCrops | RealCrops] = [self.pairs, self.real] if self.real else [self.pairs]
-        return [
-            loader(
-                each,
-                self.recipe.batchSize,
-                self.recipe.seed,
-                self.step,
-                self.schedule.steps,
-                self.recipe.workers,
-                self.world.rank,
-                self.world.size,
-                pin_memory=self.world.device.type == "cuda",
-            )
-            for each in sets
-        ]
-
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
-        for parts in zip(*self.loaders, strict=True):
-            merged = {name: images for part in parts for name, images in part.items()}
-            yield {name: images.to(self.world.device, non_blocking=True) for name, images in merged.items()}
-
-    def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        rainy = batch["rainy"]
-        if self.real:
-            rainy = torch.cat([rainy, batch["real_rainy"]])
-        with autocast(self.recipe, self.world.device):
-            output = self.model(rainy.contiguous(memory_format=torch.channels_last))
-        terms = self.criterion(output, batch["clean"])
-        self.optimizer.zero_grad()
-        terms["total"].backward()
-        self.optimizer.step()
-        self.scheduler.step()
-        return terms
-
     def _save(self, name: str) -> None:
-        if not self.world.is_first:
+        if not self.world.is_main_process:
             return
-        content = {
-            "net": self.net.state_dict(),
+        result: Any = self.stage.result(self.net)
+        training: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "step": self.step,
-            "recipe": as_plain(self.recipe),
-            "counts": self.counts,
-            "data": self.data,
+            "stage": self.stage.state_dict(),
             "best": self.best,
-            "teacher": self.teacher,
+            "validated": self.validated,
+        }
+        if result is not self.net:
+            training["net"] = self.net.net.state_dict()
+        content = {
+            "net": result.net.state_dict(),
+            "network": self.network,
+            "step": self.step,
+            "recipe": {**as_plain(self.recipe), "stage": self.stage.name},
+            "data": self.data,
+            "counts": self.counts,
+            "began_with": self.began_with,
+            "training": training,
         }
         save_checkpoint(self.recipe.save_path / name, content)
 
     # ------------------------------------------------------------------------------------------ validation
 
-    def _is_validation_step(self) -> bool:
+    def _validation_is_due(self) -> bool:
         every = max(1, round(self.recipe.val_every * self.schedule.steps_an_epoch))
-        return self.recipe.val_every > 0 and self.step % every == 0
+        due = self.step == self.schedule.steps or (self.recipe.val_every > 0 and self.step % every == 0)
+        return due and self.step > self.validated
 
     def _validate(self) -> None:
         """PSNR and SSIM of the test pairs, each scored by one process, and the fixed strips."""
-        if self.world.is_first:
-            self._draw()
-        if not self.test or not self.recipe.val_every:
-            return
-        rank, size = self.world.rank, self.world.size
-        mine = {}
-        for i in range(rank, len(self.test.pairs), size):
-            rainy, clean = read_pair(self.test.pairs[i])
-            assert clean is not None
-            derained = to_uint8(self._derain(to_tensor(rainy)).derained[0])
-            mine[i] = (psnr(derained, clean), ssim(derained, clean))
-        columns = zip(*distributed.gathered(mine, self.world), strict=True)
+        derainer = Derainer(self.stage.result(self.net), self.world.device)
+        if self.world.is_main_process:
+            self._draw(derainer)
+        self.validated = self.step
+        if self.test and self.recipe.val_every:
+            self._score(derainer, self.test)
+        self._save(LATEST)  # what resumes from it must know that this is done, and what there is to beat
+
+    def _score(self, derainer: Derainer, test: Found) -> None:
+        mine = range(self.world.rank, len(test.pairs), self.world.size)
+        scored = score_pairs(derainer, [test.pairs[i] for i in mine], ("psnr", "ssim"))
+        scores = {i: (each.scores["psnr"], each.scores["ssim"]) for i, each in zip(mine, scored, strict=True)}
+        columns = zip(*distributed.gathered(scores, self.world), strict=True)
         (mean_psnr, infinite), (mean_ssim, _) = map(mean, columns)
         assert mean_psnr is not None and mean_ssim is not None
         of = ", simulated rain" if is_simulated(self.recipe.data_path) else ""
@@ -356,21 +353,12 @@ class Run:
         if mean_psnr > self.best:
             self.best = mean_psnr
             self._save(BEST)
-            self._save(LATEST)  # what resumes from it must know what there is to beat
 
-    def _derain(self, rainy: Tensor) -> Derained:
-        return derain(self.net, rainy, self.recipe, self.world.device)
-
-    def _draw(self) -> None:
-        shown = self.test.pairs[0] if self.test else self.pairs.pairs[0]
-        rainy, clean = (to_tensor(_middle(image)) for image in read_pair(shown) if image is not None)
-        output = self._derain(rainy)
-        images = [rainy, output.derained[0], output.streaks[0], clean]
-        self.log.strip(self.step, "rainy|derained|streaks|clean", images)
-        if self.real:
-            real_rainy = to_tensor(_middle(read_pair(self.real.images[0])[0]))
-            images = [real_rainy, self._derain(real_rainy).derained[0]]
-            self.log.strip(self.step, "real rainy|derained", images)
+    def _draw(self, derainer: Derainer) -> None:
+        """What TensorBoard shows beside the curves: the first test pair, and the first image of real rain."""
+        for number, crops in enumerate(self.crops):
+            pair = self.test.pairs[0] if self.test and not number else crops.pairs[0]
+            self.log.strip(self.step, derainer.derained, *read_pair(pair))
 
     # --------------------------------------------------------------------------------------------- leaving
 
@@ -385,47 +373,3 @@ class Run:
         self.say(f"stopped at step {self.step}, saved; go on with:\n  {go_on}")
         distributed.stop()
         sys.exit(130)
-
-
-def weights_of(recipe: Teacher | Student, terms: Sequence[str]) -> dict[str, float]:
-    """The losses' weights, which are the recipe's fields l1_weight and so on."""
-    return {term: getattr(recipe, f"{term}_weight") for term in terms}
-
-
-def changed_option(made_of: Mapping[str, Any], recipe: Training) -> str | None:
-    """The first option that changes the result and differs from a checkpoint's recipe."""
-    given = as_plain(recipe)
-    names = (each.name for each in dataclasses.fields(recipe) if each.metadata.get("changes_result"))
-    return next((name for name in names if made_of.get(name) != given[name]), None)
-
-
-def set_earlier_run_aside(folder: Path, say: Callable[[str], None]) -> None:
-    """Moves what an earlier run left in `folder` to its first free earlier-N: nothing written is lost."""
-    files = [path for name in (LATEST, BEST, LOG, "events.out.tfevents.*") for path in folder.glob(name)]
-    if not files:
-        return
-    aside = next(p for n in range(1, 10**6) if not (p := folder / f"earlier-{n}").exists())
-    aside.mkdir()
-    for path in files:
-        path.rename(aside / path.name)
-    say(f"the earlier run in {folder} is now in {aside}")
-
-
-def as_plain(record: Machine) -> dict[str, Any]:
-    """A recipe as numbers, texts and lists, which a checkpoint can hold."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(each) for each in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {key: plain(value) for key, value in vars(record).items()}
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _middle(image: np.ndarray, most: int = 256) -> np.ndarray:
-    top, left = (max(0, (side - most) // 2) for side in image.shape[:2])
-    return image[top : top + most, left : left + most]

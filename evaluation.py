@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 import utils
 from config import Evaluation
-from datasets.layouts import OFFICIAL, Found, check_pairs, find_images, find_pairs, is_simulated, read_pair
-from inference import derain, hardware, place
+from datasets.layouts import OFFICIAL, Pair, check_pairs, find_images, find_pairs, is_simulated, read_pair
+from inference import Derainer, hardware
 from machinery import distributed
-from machinery.checkpoints import open_network
 from machinery.options import parse
 from metrix_code.niqe import niqe
 from metrix_code.page import PageWriter
@@ -48,46 +47,39 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     """
     script = "_real" if options.method == "SSID-KD" else ""
     remedy = f"train one with train_{options.trained_on}{script}.py, or give --logdir"
-    net, content = open_network(options.logdir, remedy)
-    place(net, device)
+    derainer = Derainer.open(options.logdir, device, remedy=remedy, precision=options.precision)
+    content = derainer.content
     if options.labelled:
         found = find_pairs(options.data_path, "test", options.dataset, options.rainy_side)
     else:
         found = find_images([options.data_path], options.dataset)
-    print(f"model: {content['path']}, step {content.get('step', 0)}")
+    print(f"model: {derainer.path}, step {content.get('step', 0)}")
     print(found.describe())
     for warning in check_pairs(found):
         print(f"warning: {warning}")
     simulated = is_simulated(options.data_path)
-    about = f"{content['path']}, step {content.get('step', 0)}. PSNR and SSIM: RGB, 8 bits, as saved."
+    about = f"{derainer.path}, step {content.get('step', 0)}. PSNR and SSIM: RGB, 8 bits, as saved."
     title = f"{options.dataset}: {options.method}{', simulated rain' if simulated else ''}"
     page = PageWriter(options.save_path, title, about) if options.page else None
     images = []
-    ahead = DataLoader(WholePairs(found), batch_size=None, collate_fn=as_it_is, num_workers=options.workers)
+    metrics = ["psnr", "ssim", "psnr_float", "psnr_y", "rainy_psnr"] + ["niqe"] * options.niqe
+    scored = score_pairs(derainer, found.pairs, metrics, options.workers)
     # disable=None: in a log file the lines of the images are progress enough
-    for pair, sides in zip(found.pairs, tqdm(ahead, unit="image", disable=None), strict=True):
-        if isinstance(sides, UserError):
-            raise UserError(str(sides))
-        rainy, clean = sides
-        began = time.perf_counter()
-        output = derain(net, to_tensor(rainy), options, device).derained[0]
-        seconds = time.perf_counter() - began
-        derained = to_uint8(output)
-        file = f"{pair.name}.png"
-        utils.write_image(options.save_path / file, derained)
-        row = {"name": pair.name, "file": file, "seconds": seconds}
-        row |= scores_of(output, derained, rainy, clean, options.niqe)
+    for each in tqdm(scored, total=len(found.pairs), unit="image", disable=None):
+        file = f"{each.pair.name}.png"
+        utils.write_image(options.save_path / file, each.derained)
+        row = {"name": each.pair.name, "file": file, "seconds": each.seconds, **each.scores}
         images.append(row)
         tqdm.write(in_words(row))
         if page:
-            page.add(row, rainy, derained, clean)
+            page.add(row, each.rainy, each.derained, each.clean)
     result = {
         "dataset": options.dataset,
         "method": options.method,
         "protocol": "RGB",
         "simulated": simulated,
         "images_expected": OFFICIAL.get(options.dataset, {}).get("test"),
-        "checkpoint": str(content["path"]),
+        "checkpoint": str(derainer.path),
         "checkpoint_step": content.get("step", 0),
         "data_path": str(options.data_path),
         "command": shlex.join(["python", *sys.argv]),
@@ -103,21 +95,43 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     return result
 
 
+class Scored(NamedTuple):
+    """One image's way through a network. `clean` is None for a real photograph."""
+
+    pair: Pair
+    rainy: np.ndarray  # uint8 RGB (H, W, 3), like clean and derained
+    clean: np.ndarray | None
+    output: Tensor  # float (3, H, W), not clamped
+    derained: np.ndarray
+    scores: dict[str, float | None]
+    seconds: float
+
+
+def score_pairs(
+    derainer: Derainer, pairs: Sequence[Pair], metrics: Sequence[str], workers: int = 0
+) -> Iterator[Scored]:
+    """Derains and scores `pairs` one by one, read ahead by so many processes."""
+    ahead = DataLoader(WholePairs(pairs), batch_size=None, collate_fn=as_it_is, num_workers=workers)
+    for pair, (rainy, clean) in zip(pairs, ahead, strict=True):
+        began = time.perf_counter()
+        output = derainer.derained(to_tensor(rainy))
+        seconds = time.perf_counter() - began
+        derained = to_uint8(output)
+        scores = scores_of(output, derained, rainy, clean, metrics)
+        yield Scored(pair, rainy, clean, output, derained, scores, seconds)
+
+
 class WholePairs(Dataset):
     """Whole pairs, for workers to read ahead."""
 
-    def __init__(self, found: Found) -> None:
-        self.pairs = found.pairs
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = pairs
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None] | UserError:
-        # raised in a worker, it would reach the user as a traceback of many lines
-        try:
-            return read_pair(self.pairs[index])
-        except UserError as error:
-            return error
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return read_pair(self.pairs[index])
 
 
 def as_it_is(item: Any) -> Any:
@@ -125,11 +139,17 @@ def as_it_is(item: Any) -> Any:
 
 
 def scores_of(
-    output: Tensor, derained: np.ndarray, rainy: np.ndarray, clean: np.ndarray | None, with_niqe: bool
+    output: Tensor,
+    derained: np.ndarray,
+    rainy: np.ndarray,
+    clean: np.ndarray | None,
+    metrics: Sequence[str],
 ) -> dict[str, float | None]:
     """An image's scores by the names that scores.json has for them."""
     values: dict[str, float | None] = {}
-    if clean is not None:
+    if clean is not None and "psnr_y" not in metrics:
+        values |= {"psnr": psnr(derained, clean), "ssim": ssim(derained, clean)}
+    elif clean is not None:
         as_float = output.permute(1, 2, 0).numpy(), clean.astype(np.float32) / 255
         values |= {
             "psnr": psnr(derained, clean),
@@ -141,7 +161,7 @@ def scores_of(
             "rainy_psnr": psnr(rainy, clean),
             "rainy_ssim": ssim(rainy, clean),
         }
-    if with_niqe:
+    if "niqe" in metrics:
         values |= {"niqe": niqe_or_none(derained), "rainy_niqe": niqe_or_none(rainy)}
     return values
 

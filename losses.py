@@ -1,19 +1,14 @@
-"""The losses of both stages, each term a function of its own.
+"""The terms of both stages' losses, each a pure function. `stages.py` says which stage minimises which.
 
-Images are float (N, 3, H, W) in [0, 1], not clamped. Each stage's criterion returns its terms by name and
-their weighted total, so that one place sums, weights and logs them. The formulas follow the released code
-where the paper leaves room; `REPRODUCTION.md` lists where.
+Images are float32 (N, 3, H, W) in [0, 1], not clamped. The formulas follow the released code where the paper
+leaves room; REPRODUCTION.md lists where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from networks import Derained
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -36,6 +31,11 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return (luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)).mean()
+
+
+def l1(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute difference, a scalar."""
+    return F.l1_loss(x, y)
 
 
 def dark_channel(image: Tensor, window: int) -> Tensor:
@@ -64,53 +64,3 @@ def distillation(code_syn: Tensor, code_real: Tensor) -> Tensor:
     """
     target = F.softmax(code_real, 1)
     return F.kl_div(F.log_softmax(code_syn, 1), target, reduction="none").mean()
-
-
-class TeacherCriterion:
-    """Stage 1, SID: minus SSIM to the clean image, nothing else."""
-
-    TERMS = ("ssim",)
-
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        self.weights = weights
-
-    def __call__(self, output: Derained, clean: Tensor) -> dict[str, Tensor]:
-        """The unweighted term and `total`, scalars, from the network's output for a synthetic batch."""
-        return _with_total({"ssim": ssim(output.derained.float(), clean)}, {"ssim": -self.weights["ssim"]})
-
-
-class StudentCriterion:
-    """Stage 2, SSID-KD: L1 on synthetic pairs, dark channel, total variation and distillation with real rain.
-
-    `window` is that of the dark channel, the patch size as released. `processes` shares one batch among so
-    many: the terms that are sums over the batch are scaled by it, so that the average over the processes,
-    which is what data parallelism takes of gradients and the log of terms, is the sum over the whole batch.
-    """
-
-    TERMS = ("l1", "dark_syn", "dark_real", "tv_syn", "tv_real", "kl")
-
-    def __init__(self, weights: Mapping[str, float], window: int, processes: int = 1) -> None:
-        self.weights = {term: weights[term] for term in self.TERMS}
-        self.window, self.processes = window, processes
-
-    def __call__(self, output: Derained, clean: Tensor) -> dict[str, Tensor]:
-        """The unweighted terms and `total`, from the output for synthetic images, then as many real ones."""
-        derained_syn, derained_real = output.derained.float().chunk(2)
-        code_syn, code_real = output.code.float().chunk(2)
-        terms = {
-            "l1": F.l1_loss(derained_syn, clean),
-            # (x + 1) / 2: the released term takes its images to be in [-1, 1], which they are not
-            "dark_syn": self.processes * dark_channel((derained_syn + 1) / 2, self.window),
-            "dark_real": self.processes * dark_channel((derained_real + 1) / 2, self.window),
-            "tv_syn": self.processes * total_variation(derained_syn),
-            "tv_real": self.processes * total_variation(derained_real),
-            "kl": distillation(code_syn, code_real),
-        }
-        return _with_total(terms, self.weights)
-
-
-def _with_total(terms: dict[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    # a term weighted 0 is logged, and not followed back
-    total = sum(weight * terms[name] for name, weight in weights.items() if weight)
-    logged = {name: term.detach() for name, term in terms.items()}
-    return {**logged, "total": torch.as_tensor(total)}

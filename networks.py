@@ -4,15 +4,14 @@ One network serves as teacher and as student. Images are RGB, (N, 3, H, W), floa
 1x1 up. C1, C2, C4 are the channels at full, half and quarter resolution (24, 32, 48 in the paper) and n1, n2,
 n4 how often a stage applies its unit there (10, 4, 2); both are arguments, so that a test can be small.
 
-Three formulations here differ from the paper's figures and give the same function at less cost: a 1x1 fusion
-of concatenated maps is the sum of each map's slice of it (`Fusion`), the first 3x3 and 5x5 convolutions of a
-unit are one (`MultiScaleFusion`), and the five fusions whose output the released network throws away are left
-out.
+Where a formulation differs from the paper's figures, and gives the same function at less cost, its docstring
+has the plain formula; benchmarks/plain.py is the whole network in them. The five fusions whose output the
+released network throws away are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,54 +31,12 @@ class Derained(NamedTuple):
     code: Tensor  # (N, C4, H // 4, W // 4), of the padded image where a side is below 32: what is distilled
 
 
+# --------------------------------------------------------------------------------------- convolutions, sizes
+
+
 def activate(x: Tensor) -> Tensor:
     # in place: the backward pass of LeakyReLU needs the sign of its result alone
     return F.leaky_relu(x, SLOPE, inplace=True)
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, without aligned corners, to `size` (H, W)."""
-    height, width = x.shape[-2:]
-    if (height, width) == (2 * size[0], 2 * size[1]):
-        return F.avg_pool2d(x, 2)  # the same numbers, cheaper
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
-
-
-class Fusion(nn.Conv2d):
-    """1x1 convolution of several maps, concatenated, all brought to the size of the first (nearest).
-
-    It commutes with nearest upsampling and is a sum over its input channels: so each map meets its own slice
-    of the weights at its own resolution, and the wide concatenated tensor is never built. For maps that lie
-    channels last each slice is a product of two matrices as they are, added to the sum in place.
-    """
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(channels_in, channels_out, 1)
-
-    def forward(self, maps: Iterable[Tensor]) -> Tensor:
-        maps = iter(maps)
-        first = next(maps)
-        count, channels, height, width = first.shape
-        # cast once: autocast leaves operations in place alone, and would cast every slice anew
-        weight = self.weight.flatten(1).t().to(first.dtype)  # (C_in, C_out)
-        fused = torch.addmm(self.bias, pixels(first), weight[:channels])  # type: ignore[arg-type]
-        del first
-        for level in maps:
-            part = weight[channels : channels + level.shape[1]]
-            channels += level.shape[1]
-            rows, columns = level.shape[-2:]
-            if (rows, columns) == (height, width):
-                fused.addmm_(pixels(level), part)
-            else:
-                small = (pixels(level) @ part).unflatten(0, (count, rows, columns)).permute(0, 3, 1, 2)
-                fused += pixels(F.interpolate(small, (height, width)))
-            del level  # the next one may only now be made
-        return fused.unflatten(0, (count, height, width)).permute(0, 3, 1, 2)
-
-
-def pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) to (N H W, C), a row a pixel: a view of maps that lie channels last."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class Conv(nn.Conv2d):
@@ -90,6 +47,79 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return activate(super().forward(x))
+
+
+class Fusion(nn.Conv2d):
+    """1x1 convolution of several maps of as many channels, all brought to the size of the first; LeakyReLU.
+
+    Plainly, with `nearest` upsampling to the first map's size, and without LReLU where not `activated`:
+
+        LReLU(conv1x1(concatenation of [nearest(map) for map in maps])) + plus
+
+    A 1x1 convolution commutes with nearest upsampling and is a sum over its input channels: so each map meets
+    its own slice of the weights at its own resolution, and the wide concatenated tensor is never built. Of
+    maps that lie channels last each slice is a product of two matrices as they are, added to the sum.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, activated: bool = True) -> None:
+        super().__init__(channels_in, channels_out, 1)
+        self.activated = activated
+
+    def forward(self, maps: Iterable[Tensor], plus: Tensor | None = None) -> Tensor:
+        """Maps (N, C_in / their number, h, w), and `plus`, like the result, to (N, C_out, H, W)."""
+        maps = iter(maps)
+        first = next(maps)
+        count, channels, height, width = first.shape
+        # cast once: autocast leaves operations in place alone, and would cast every slice anew
+        weight = self.weight.flatten(1).t().to(first.dtype)  # (C_in, C_out)
+        slice_of_first, *slices = weight.split(channels)
+        fused = torch.addmm(self.bias, pixels(first), slice_of_first)  # type: ignore[arg-type]
+        del first
+        for part in slices:
+            level = next(maps)
+            if level.shape[-2:] == (height, width):
+                fused.addmm_(pixels(level), part)
+            else:
+                small = unpixels(pixels(level) @ part, count, level.shape[-2:])
+                fused += pixels(nearest(small, (height, width)))
+            del level  # the next one may only now be made
+        # here, not on the image: in place on a view, autograd would copy
+        if self.activated:
+            fused = activate(fused)
+        if plus is not None:
+            fused = fused + pixels(plus)
+        return unpixels(fused, count, (height, width))
+
+
+def pixels(x: Tensor) -> Tensor:
+    """(N, C, H, W) to (N H W, C), a row a pixel: a view of maps that lie channels last."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def unpixels(x: Tensor, count: int, size: Sequence[int]) -> Tensor:
+    """(N H W, C) back to `count` maps (N, C, H, W) of `size`, channels last."""
+    return x.unflatten(0, (count, *size)).permute(0, 3, 1, 2)
+
+
+def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest upsampling to `size` (H, W)."""
+    with torch.autocast(x.device.type, enabled=False):  # on CUDA it would make float32 of numbers it copies
+        return F.interpolate(x, tuple(size))
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, without aligned corners, to `size` (H, W)."""
+    height, width = x.shape[-2:]
+    if (height, width) == (2 * size[0], 2 * size[1]):
+        return F.avg_pool2d(x, 2)  # the same numbers, cheaper
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def halved(size: Sequence[int]) -> tuple[int, int]:
+    return size[0] // 2, size[1] // 2
+
+
+# ---------------------------------------------------------------------------------------------- the unit
 
 
 class PyramidFusion(nn.Module):
@@ -110,15 +140,21 @@ class PyramidFusion(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         p2 = F.max_pool2d(x, 2)
         p4 = F.max_pool2d(p2, 2)  # of x by 4: the maximum of maxima
-        s8 = self.chain8(F.max_pool2d(p4, 2))
-        s4 = self.chain4(activate(self.fuse84([p4, s8])))
-        s2 = self.chain2(activate(self.fuse42([p2, s4])))
-        s1 = self.chain1(activate(self.fuse21([x, s2])))
-        return activate(self.fuse_all([s1, s2, s4, s8])) + x
+        p8 = F.max_pool2d(p4, 2)
+        s8 = self.chain8(p8)
+        s4 = self.chain4(self.fuse84([p4, s8]))
+        s2 = self.chain2(self.fuse42([p2, s4]))
+        s1 = self.chain1(self.fuse21([x, s2]))
+        return self.fuse_all([s1, s2, s4, s8], plus=x)
 
 
 class MultiScaleFusion(nn.Module):
-    """3x3 and 5x5 convolutions side by side, twice, each pair seeing both. (N, C, H, W) to the same."""
+    """3x3 and 5x5 convolutions side by side, twice, each pair seeing both. (N, C, H, W) to the same.
+
+    The first pair is, plainly, the concatenation of [LReLU(conv3_1(x)), LReLU(conv5_1(x))]. One convolution
+    makes both, the 3x3 as a 5x5 with a rim of zeros. More products, yet less time: it fills the vector units,
+    which 24 output channels do not, and nothing is left to concatenate.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -126,54 +162,72 @@ class MultiScaleFusion(nn.Module):
         self.conv5_1 = nn.Conv2d(channels, channels, 5, padding=2)
         self.conv3_2 = Conv(2 * channels, 2 * channels, 3)
         self.conv5_2 = Conv(2 * channels, 2 * channels, 5)
-        self.fuse = Fusion(4 * channels, channels)
+        self.fuse = Fusion(4 * channels, channels, activated=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # One convolution makes both, the 3x3 as a 5x5 with a rim of zeros. More products, yet less time: it
-        # fills the vector units, which 24 output channels do not, and nothing is left to concatenate.
         weight = torch.cat([F.pad(self.conv3_1.weight, (1, 1, 1, 1)), self.conv5_1.weight])
         bias = torch.cat([self.conv3_1.bias, self.conv5_1.bias])  # type: ignore[list-item]
         both = activate(F.conv2d(x, weight, bias, padding=2))  # (N, 2C, H, W)
-        fused = self.fuse(conv(both) for conv in (self.conv3_2, self.conv5_2))  # one at a time
-        fused += x  # no activation here
-        return fused
+        return self.fuse((conv(both) for conv in (self.conv3_2, self.conv5_2)), plus=x)  # one at a time
 
 
-class DenseStage(nn.Module):
-    """Applies ONE unit n times, its weights tied as the authors released it; only the 1x1 fusions differ.
+class Unit(nn.Sequential):
+    """A pyramid fusion module, then a multi-scale fusion module. (N, C, H, W) to the same."""
 
-    `gives_output`: whether anything reads the stage's output, or its features alone. Without it the last
-    fusion would get no gradient, so it is not made.
+    def __init__(self, channels: int) -> None:
+        super().__init__(PyramidFusion(channels), MultiScaleFusion(channels))
+
+    def forward(self, x: Tensor) -> Tensor:  # its own: nn.Sequential's would be compiled to a graph a module
+        pyramid_fusion, multi_scale_fusion = self
+        return multi_scale_fusion(pyramid_fusion(x))
+
+
+# -------------------------------------------------------------------------------------- stages and branches
+
+
+class DenseFeatures(nn.Module):
+    """A dense stage whose output nothing reads: of
+
+        out_0 = x,   t_i = unit(out_{i-1} + skip_i),   out_i = LReLU(conv1x1_i([x, t_1, ..., t_i]))
+
+    it gives the features t_1, ..., t_n, and has no conv1x1_n. The unit is ONE, its weights tied as the
+    authors released it; only the 1x1 convolutions differ.
     """
 
-    def __init__(self, channels: int, n: int, gives_output: bool) -> None:
+    def __init__(self, channels: int, n: int) -> None:
         super().__init__()
-        self.unit = nn.Sequential(PyramidFusion(channels), MultiScaleFusion(channels))
-        self.fusions = nn.ModuleList(
-            Fusion((i + 1) * channels, channels) for i in range(1, n + int(gives_output))
-        )
+        self.unit = Unit(channels)
+        self.fusions = nn.ModuleList(Fusion((i + 1) * channels, channels) for i in range(1, n))
         self.n = n
         self.recompute = False  # the unit's inner maps in the backward pass: slower, and far smaller
 
-    def forward(self, x: Tensor, skips: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """x (N, C, H, W) and another stage's n features to this stage's n features and its output.
-
-        `skips` is emptied as it is read: outside training, each is then freed where it is read last.
-
-        Where the output is not given, what stands in its place is the last unit's input: do not read it.
-        """
+    def forward(self, x: Tensor, skips: Iterator[Tensor] | None = None) -> list[Tensor]:
+        """x (N, C, H, W), and the n features of another stage, to n features like x."""
         features: list[Tensor] = []
-        out = x
         for i in range(self.n):
+            out = self.fusions[i - 1]([x, *features]) if i else x
             if skips:
-                out = out + skips.pop(0)
+                out = out + next(skips)
             if self.recompute and torch.is_grad_enabled():
                 features.append(checkpoint(self.unit, out, use_reentrant=False))
             else:
                 features.append(self.unit(out))
-            if i < len(self.fusions):
-                out = activate(self.fusions[i]([x, *features]))
-        return features, out
+        return features
+
+
+class DenseStage(DenseFeatures):
+    """A dense stage that gives its features t_1, ..., t_n and its output out_n."""
+
+    def __init__(self, channels: int, n: int) -> None:
+        super().__init__(channels, n)
+        self.fusions.append(Fusion((n + 1) * channels, channels))
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, skips: Iterator[Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """x (N, C, H, W), and the n features of another stage, to n features and the output, like x."""
+        features = super().forward(x, skips)
+        return features, self.fusions[-1]([x, *features])
 
 
 class Join(Conv):
@@ -185,24 +239,37 @@ class Join(Conv):
         return super().forward(torch.cat([resize(t, size) for t in features], 1))
 
 
+def last_read(features: list[Tensor]) -> Iterator[Tensor]:
+    """One feature after another, each out of the list for good: outside training it is freed once it is used.
+
+    A full-resolution stage has ten; the memory of an inference peaks in the stage that reads them as skips.
+    """
+    while features:
+        yield features.pop(0)
+
+
 class HalfBranch(nn.Module):
     """Half resolution: down to a quarter and up again, with skips from the quarter branch."""
 
     def __init__(self, channels: Sequence[int], units: Sequence[int]) -> None:
         super().__init__()
         (_, c2, c4), (_, n2, n4) = channels, units
-        self.encode2 = DenseStage(c2, n2, gives_output=False)
+        self.encode2 = DenseFeatures(c2, n2)
         self.down4 = Join(c2 * n2, c4)
-        self.encode4 = DenseStage(c4, n4, gives_output=False)
+        self.encode4 = DenseFeatures(c4, n4)
         self.up2 = Join(c4 * n4, c2)
-        self.decode2 = DenseStage(c2, n2, gives_output=True)
+        self.decode2 = DenseStage(c2, n2)
 
-    def forward(self, f2: Tensor, skips4: list[Tensor], size4: Sequence[int]) -> tuple[list[Tensor], ...]:
-        """f2 (N, C2, H/2, W/2) to the features of encode2, encode4, decode2, and [d2]."""
-        encoded2, _ = self.encode2(f2)
-        encoded4, _ = self.encode4(self.down4(encoded2, size4), skips4)
-        decoded2, out = self.decode2(self.up2(encoded4, f2.shape[-2:]), list(encoded2))
-        return encoded2, encoded4, decoded2, [out + f2]
+    def forward(
+        self, f2: Tensor, skips4: Iterator[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """f2 (N, C2, H/2, W/2) to the features of encode2, encode4 and decode2, and d2, which is like f2."""
+        size2 = f2.shape[-2:]
+        size4 = halved(size2)
+        encoded2 = self.encode2(f2)
+        encoded4 = self.encode4(self.down4(encoded2, size4), skips4)
+        decoded2, out = self.decode2(self.up2(encoded4, size2), iter(encoded2))
+        return encoded2, encoded4, decoded2, out + f2
 
 
 class FullBranch(nn.Module):
@@ -211,56 +278,49 @@ class FullBranch(nn.Module):
     def __init__(self, channels: Sequence[int], units: Sequence[int]) -> None:
         super().__init__()
         (c1, c2, c4), (n1, n2, n4) = channels, units
-        self.encode1 = DenseStage(c1, n1, gives_output=False)
+        self.encode1 = DenseFeatures(c1, n1)
         self.down2 = Join(c1 * n1, c2)
-        self.encode2 = DenseStage(c2, n2, gives_output=False)
+        self.encode2 = DenseFeatures(c2, n2)
         self.down4 = Join(c2 * n2, c4)
-        self.encode4 = DenseStage(c4, n4, gives_output=False)
+        self.encode4 = DenseFeatures(c4, n4)
         self.up2 = Join(c4 * n4, c2)
-        self.decode2 = DenseStage(c2, n2, gives_output=True)
+        self.decode2 = DenseStage(c2, n2)
         self.up1 = Join(c2 * n2, c1)
-        self.decode1 = DenseStage(c1, n1, gives_output=True)
+        self.decode1 = DenseStage(c1, n1)
 
-    def forward(self, f1: Tensor, half: Sequence[list[Tensor]]) -> tuple[Tensor, Tensor]:
-        """f1 and the half branch's features to d1 (N, C1, H, W) and the code (N, C4, H/4, W/4)."""
-        skips2, skips4, skips2_up = half
-        size2, size4 = skips2[0].shape[-2:], skips4[0].shape[-2:]
-        encoded1, _ = self.encode1(f1)
+    def forward(
+        self, f1: Tensor, skips2: Iterator[Tensor], skips4: Iterator[Tensor], skips2_up: Iterator[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """f1 (N, C1, H, W) to d1, which is like f1, and the code (N, C4, H/4, W/4)."""
+        size1 = f1.shape[-2:]
+        size2 = halved(size1)
+        size4 = halved(size2)
+        encoded1 = self.encode1(f1)
         g = self.down2(encoded1, size2)
-        encoded2, _ = self.encode2(g, skips2)
-        encoded4, _ = self.encode4(self.down4(encoded2, size4), skips4)
+        encoded2 = self.encode2(g, skips2)
+        encoded4 = self.encode4(self.down4(encoded2, size4), skips4)
         decoded2, out = self.decode2(self.up2(encoded4, size2), skips2_up)
-        x = self.up1([*decoded2[:-1], out + g], f1.shape[-2:])  # the last feature gives way to the output
-        del encoded2, decoded2, out, g  # inference: the next stage is where memory peaks
-        _, out = self.decode1(x, encoded1)
-        return out + f1, encoded4[-1]
+        x = self.up1([*decoded2[:-1], out + g], size1)  # the last feature gives way to the output
+        code = encoded4[-1]
+        del encoded2, encoded4, decoded2, out, g  # as `last_read`: the next stage is where memory peaks
+        _, out = self.decode1(x, last_read(encoded1))
+        return out + f1, code
+
+
+# --------------------------------------------------------------------------------------------- the network
 
 
 class DerainNet(nn.Module):
     """rainy (N, 3, H, W) to `Derained`. The paper's size is the default: 4,403,195 parameters."""
 
-    def __init__(
-        self,
-        channels: Sequence[int] = (24, 32, 48),
-        units: Sequence[int] = (10, 4, 2),
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, channels: Sequence[int] = (24, 32, 48), units: Sequence[int] = (10, 4, 2)) -> None:
         super().__init__()
         c1, c2, c4 = channels
         self.head1, self.head2, self.head4 = Conv(3, c1), Conv(3, c2), Conv(3, c4)
-        self.quarter_branch = DenseStage(c4, units[2], gives_output=True)
+        self.quarter_branch = DenseStage(c4, units[2])
         self.half_branch = HalfBranch(channels, units)
         self.full_branch = FullBranch(channels, units)
         self.tail = Conv(c1 + c2 + c4, 3)
-        for stage in self.modules():
-            if isinstance(stage, DenseStage):
-                stage.recompute = recompute
-
-    def compile_units(self) -> None:
-        """Has torch compile each stage's unit, not the network: one small graph a stage compiles fast."""
-        for stage in self.modules():
-            if isinstance(stage, DenseStage):
-                stage.unit.compile()
 
     def forward(self, rainy: Tensor) -> Derained:
         height, width = rainy.shape[-2:]
@@ -271,12 +331,39 @@ class DerainNet(nn.Module):
         return Derained(rainy - streaks, streaks, code)
 
     def _streaks(self, rainy: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = size1 = rainy.shape[-2:]
-        size2, size4 = (height // 2, width // 2), (height // 4, width // 4)
+        size1 = rainy.shape[-2:]
+        size2 = halved(size1)
+        size4 = halved(size2)
+
         f4 = self.head4(resize(rainy, size4))  # (N, C4, H/4, W/4)
-        quarter, out = self.quarter_branch(f4)
-        d4 = f4 + out
-        *half, (d2,) = self.half_branch(self.head2(resize(rainy, size2)), quarter, size4)
-        d1, code = self.full_branch(self.head1(rainy), half)
+        features4, out = self.quarter_branch(f4)
+        d4 = out + f4
+
+        f2 = self.head2(resize(rainy, size2))  # (N, C2, H/2, W/2)
+        encoded2, encoded4, decoded2, d2 = self.half_branch(f2, last_read(features4))
+
+        f1 = self.head1(rainy)  # (N, C1, H, W)
+        skips = last_read(encoded2), last_read(encoded4), last_read(decoded2)
+        d1, code = self.full_branch(f1, *skips)
+
         streaks = self.tail(torch.cat([d1, resize(d2, size1), resize(d4, size1)], 1))
         return streaks, code
+
+    def recompute_units(self) -> None:
+        """Has the backward pass compute each unit's inner maps anew: slower, in far less memory."""
+        for stage in self.modules():
+            if isinstance(stage, DenseFeatures):
+                stage.recompute = True
+
+    def compile_units(self) -> None:
+        """Has torch compile each stage's unit, not the network: small graphs compile fast.
+
+        One for each size: at the second size torch would try one for any, and inductor fails on that.
+        """
+        for stage in self.modules():
+            if isinstance(stage, DenseFeatures):
+                stage.unit.compile(dynamic=False)
+
+
+# The networks that --backbone and a checkpoint may name: whoever has another adds it here.
+BACKBONES: dict[str, type[nn.Module]] = {"DerainNet": DerainNet}

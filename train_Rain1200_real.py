@@ -2,6 +2,7 @@
 
 from config import STUDENTS
 from engine import train
+from stages import SSIDKD
 
 if __name__ == "__main__":
-    train(STUDENTS["Rain1200"])
+    train(SSIDKD, STUDENTS["Rain1200"])

@@ -1,7 +1,8 @@
-"""Trains the teacher, SID, on the synthetic pairs of Rain1400. The recipe: config.py; the loop: engine.py."""
+"""Trains the teacher, SID, on the synthetic pairs of Rain1400. Method: stages.py; numbers: config.py."""
 
 from config import TEACHERS
 from engine import train
+from stages import SID
 
 if __name__ == "__main__":
-    train(TEACHERS["Rain1400"])
+    train(SID, TEACHERS["Rain1400"])

@@ -26,6 +26,10 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 class UserError(Exception):
     """Something the user can mend. Its text is one line that names the file or option, and the remedy."""
 
+    def __init__(self, message: str) -> None:
+        # raised in a loader's worker, it comes as the last line of a traceback
+        super().__init__(message.strip().splitlines()[-1].removeprefix("utils.UserError: "))
+
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a script's main and exits: 0 done, 1 a bug (with its traceback), 2 a UserError, 130 Ctrl-C."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks import DenseStage, Derained, DerainNet, MultiScaleFusion, PyramidFusion
+from networks import DenseFeatures, DenseStage, Derained, DerainNet, MultiScaleFusion, PyramidFusion
 
 
 class PlainNet(DerainNet):
@@ -42,16 +42,16 @@ class PlainNet(DerainNet):
         d4 = f4 + out
 
         half = self.half_branch
-        features_b, _ = dense_stage(half.encode2, f2)
-        features_c, _ = dense_stage(half.encode4, joined(half.down4, features_b, size4), features_a)
+        features_b = dense_features(half.encode2, f2)
+        features_c = dense_features(half.encode4, joined(half.down4, features_b, size4), features_a)
         features_d, out = dense_stage(half.decode2, joined(half.up2, features_c, size2), features_b)
         d2 = out + f2
 
         full = self.full_branch
-        features_e, _ = dense_stage(full.encode1, f1)
+        features_e = dense_features(full.encode1, f1)
         g = joined(full.down2, features_e, size2)
-        features_f, _ = dense_stage(full.encode2, g, features_b)
-        features_g, _ = dense_stage(full.encode4, joined(full.down4, features_f, size4), features_c)
+        features_f = dense_features(full.encode2, g, features_b)
+        features_g = dense_features(full.encode4, joined(full.down4, features_f, size4), features_c)
         features_h, out = dense_stage(full.decode2, joined(full.up2, features_g, size2), features_d)
         x = joined(full.up1, [*features_h[:-1], out + g], size1)
         _, out = dense_stage(full.decode1, x, features_e)
@@ -111,20 +111,25 @@ def multi_scale_fusion(weights: MultiScaleFusion, x: Tensor) -> Tensor:
     return convolved(weights.fuse, wide) + x
 
 
-def dense_stage(weights: DenseStage, x: Tensor, skips: Sequence[Tensor] = ()) -> tuple[list[Tensor], Tensor]:
-    """The stage's features, and its output where the stage has one."""
+def dense_features(weights: DenseFeatures, x: Tensor, skips: Sequence[Tensor] = ()) -> list[Tensor]:
     pyramid, multi_scale = weights.unit
     assert isinstance(pyramid, PyramidFusion) and isinstance(multi_scale, MultiScaleFusion)
     features: list[Tensor] = []
-    out = x
     for i in range(weights.n):
+        out = fused(weights.fusions[i - 1], x, features) if features else x
         unit_in = out + skips[i] if skips else out
         features.append(multi_scale_fusion(multi_scale, pyramid_fusion(pyramid, unit_in)))
-        if i < len(weights.fusions):
-            fusion = weights.fusions[i]
-            assert isinstance(fusion, nn.Conv2d)
-            out = activated(fusion, torch.cat([x, *features], 1))
-    return features, out
+    return features
+
+
+def dense_stage(weights: DenseStage, x: Tensor, skips: Sequence[Tensor] = ()) -> tuple[list[Tensor], Tensor]:
+    features = dense_features(weights, x, skips)
+    return features, fused(weights.fusions[-1], x, features)
+
+
+def fused(fusion: nn.Module, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+    assert isinstance(fusion, nn.Conv2d)
+    return activated(fusion, torch.cat([x, *features], 1))
 
 
 # --------------------------------------------------------------------------------------------- losses

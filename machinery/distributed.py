@@ -42,7 +42,7 @@ class World:
     device: torch.device
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.rank == 0
 
 
@@ -186,7 +186,7 @@ def _is_first_to_fail(message: str) -> bool:
 # --------------------------------------------------------------------------------------- what is shared
 
 
-def averaged(terms: Mapping[str, Tensor], world: World) -> dict[str, float]:
+def all_reduce_mean(terms: Mapping[str, Tensor], world: World) -> dict[str, float]:
     """Scalar terms averaged over the processes. Every process must call it."""
     stacked = torch.stack([value.detach().double() for value in terms.values()])
     if world.size > 1:

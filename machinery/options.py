@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +17,23 @@ def option(
     default: Any,
     help: str,
     choices: Sequence[str] | None = None,
+    *,
     changes_result: bool = False,
     positional: bool = False,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    count: int | None = None,
 ) -> Any:
-    """A field that is an option. `changes_result`: a resumed run must have the value it began with."""
+    """A field that is an option: its default, what `--help` says of it, and which values are sound.
+
+    `changes_result`: a resumed run must have the value it began with. `least` <= value <= `most`, or
+    `above` < value; of several values, each, and `count` of them.
+    """
     about = {"help": help, "choices": choices, "changes_result": changes_result, "positional": positional}
-    return field(default=default, metadata=about)
+    return field(
+        default=default, metadata=about | {"least": least, "above": above, "most": most, "count": count}
+    )
 
 
 @dataclass(frozen=True)
@@ -29,13 +42,19 @@ class Machine:
 
     use_GPU: bool = option(True, "use CUDA where there is any; False means the CPU, whatever there is")
     gpu_id: tuple[int, ...] = option(
-        (0, 1), "CUDA devices, one process each; those that are absent are left out"
+        (0, 1), "CUDA devices, one process each; those that are absent are left out", least=0
     )
     precision: str = option(
         "float32",
         "the network's arithmetic; bfloat16 takes less memory, and less time on hardware that multiplies it",
         ("float32", "bfloat16"),
     )
+
+    def contradiction(self) -> str | None:
+        """What cannot be right about several options together, in a line; None where nothing is wrong."""
+        if len(set(self.gpu_id)) < len(self.gpu_id):
+            return f"--gpu_id {','.join(map(str, self.gpu_id))} names a card twice"
+        return None
 
 
 Record = TypeVar("Record", bound=Machine)
@@ -54,8 +73,20 @@ def parse(record: Record, description: str, arguments: Sequence[str] | None = No
     # an option that takes several values comes as a list of tuples: "24,32 48" is ((24, 32), (48,))
     given = {k: tuple(itertools.chain(*v)) if isinstance(v, list) else v for k, v in given.items()}
     changed = dataclasses.replace(record, **given)
-    _check(parser, changed)
+    if wrong := problem(changed):
+        parser.error(wrong)
     return changed
+
+
+def as_plain(record: Machine) -> dict[str, Any]:
+    """A record as numbers, texts and lists, which a checkpoint can hold."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(each) for each in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {key: plain(value) for key, value in vars(record).items()}
 
 
 def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: Any, default: Any) -> None:
@@ -90,14 +121,23 @@ def _truth(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
-def _check(parser: argparse.ArgumentParser, record: Machine) -> None:
-    for name in ("batchSize", "epochs", "patch_size", "lr", "log_every", "save_every"):
-        if getattr(record, name, 1) <= 0:
-            parser.error(f"--{name} must be above 0")
-    for name in ("steps", "seed", "workers", "val_every", "val_images"):
-        if getattr(record, name, 0) < 0:
-            parser.error(f"--{name} must be 0 or above")
-    for name in ("channels", "units"):
-        values = getattr(record, name, (1, 1, 1))
-        if len(values) != 3 or min(values) < 1:
-            parser.error(f"--{name} takes three numbers above 0, as 24,32,48")
+def problem(record: Machine) -> str | None:
+    """What is wrong with a record's values, in a line that names the option; None where all are sound."""
+    for each in dataclasses.fields(record):
+        value, limits = getattr(record, each.name), each.metadata
+        values = value if isinstance(value, tuple) else (value,)
+        if (count := limits.get("count")) and len(values) != count:
+            return f"--{each.name} takes {count} numbers, as {','.join('8' * count)}"
+        for number in values:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if not math.isfinite(number):
+                return f"--{each.name} {number} is no finite number"
+            for limit, broken, words in (
+                (limits.get("least"), operator.lt, "at least"),
+                (limits.get("above"), operator.le, "above"),
+                (limits.get("most"), operator.gt, "at most"),
+            ):
+                if limit is not None and broken(number, limit):
+                    return f"--{each.name} {number} must be {words} {limit}"
+    return record.contradiction()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ WITHOUT_OUTPUT = (
     "full_branch.encode2",
     "full_branch.encode4",
 )
+HEADS = ("head1.bias", "head2.bias", "head4.bias")
 
 
 def is_released(content: Mapping) -> bool:
@@ -79,6 +81,17 @@ def from_released(content: Mapping) -> dict[str, Tensor]:
             raise UserError(f"the released checkpoint has no {name}: fetch it again")
         weights[name] = weights[name].flip(channels)  # BGR in, BGR out
     return weights
+
+
+def network_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How to build the network of `weights` where a checkpoint does not say: told by names and shapes."""
+
+    def units(stage: str) -> int:
+        return sum(bool(re.fullmatch(rf"{re.escape(stage)}\.fusions\.\d+\.bias", key)) for key in weights)
+
+    channels = [len(weights[key]) if key in weights and weights[key].ndim else 0 for key in HEADS]
+    counts = [units(stage) for stage in ("full_branch.decode1", "half_branch.decode2", "quarter_branch")]
+    return {"backbone": "DerainNet", "arguments": {"channels": channels, "units": counts}}
 
 
 def _fusion_of(stage: str) -> re.Pattern[str]:

@@ -1,21 +1,75 @@
-"""What a training run tells: lines of JSON for programs, TensorBoard for people."""
+"""What a training run leaves in its folder: lines of JSON for programs, TensorBoard for people."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from utils import write_atomically
+from machinery.checkpoints import BEST, LATEST
+from utils import UserError, to_tensor, write_atomically
 
 FILE = "log.jsonl"
+
+
+class RunFolder:
+    """A run's folder, which belongs to one run at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def held(self, anew: bool, say: Callable[[str], None]) -> Iterator[None]:
+        """Makes the folder, and keeps other runs out of it; `anew` moves an earlier run out of the way.
+
+        Raises UserError where another run is at work in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"--save_path {self.path} cannot be written to: {error.strerror}") from None
+        with lock:
+            self._lock(lock, say)
+            for left in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
+                left.unlink(missing_ok=True)
+            if anew:
+                self._set_earlier_run_aside(say)
+            yield
+
+    def _lock(self, file: TextIO, say: Callable[[str], None]) -> None:
+        # a record lock: it ends with the process, however that ends, and loader workers do not inherit it
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"another training is at work in {self.path}: wait for it, or give another --save_path"
+            ) from None
+        except (ImportError, OSError):  # Windows, or a network disk without locks
+            say(f"warning: {self.path} cannot be locked here: start no second run in it")
+
+    def _set_earlier_run_aside(self, say: Callable[[str], None]) -> None:
+        """Moves what an earlier run left to the first free earlier-N: nothing written is lost."""
+        patterns = (LATEST, BEST, "net_[0-9]*", FILE, "events.out.tfevents.*")
+        files = [path for pattern in patterns for path in self.path.glob(pattern)]
+        if not files:
+            return
+        aside = next(p for n in range(1, 10**6) if not (p := self.path / f"earlier-{n}").exists())
+        aside.mkdir()
+        for path in files:
+            path.rename(aside / path.name)
+        say(f"the earlier run in {self.path} is now in {aside}")
 
 
 class RunLog:
@@ -23,15 +77,20 @@ class RunLog:
 
     One process of a run writes; the others are `silent`.
 
-    From `step` on: what a killed run logged beyond the checkpoint that it resumes from is taken back.
+    From `step` on, `validated` being the last step that was: what a killed run logged beyond the checkpoint
+    that it resumes from is taken back.
     """
 
-    def __init__(self, folder: Path, step: int, silent: bool = False) -> None:
+    def __init__(self, folder: Path, step: int, validated: int, silent: bool = False) -> None:
         self.silent = silent
         if silent:
             return
         path = folder / FILE
-        kept = [line for line in logged(path) if line["step"] <= step]
+        kept = [
+            line
+            for line in logged(path)
+            if line["step"] <= (validated if "validation/psnr" in line else step)
+        ]
         text = "".join(f"{json.dumps(line)}\n" for line in kept)
         write_atomically(path, lambda temporary: temporary.write_text(text))
         self.lines = path.open("a")
@@ -54,12 +113,27 @@ class RunLog:
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
-    def strip(self, step: int, name: str, images: Sequence[Tensor]) -> None:
-        """Images (3, H, W) in [0, 1] side by side, as one picture."""
+    def strip(
+        self, step: int, derained: Callable[[Tensor], Tensor], rainy: np.ndarray, clean: np.ndarray | None
+    ) -> None:
+        """A picture of one image, its middle: rainy|derained|streaks|clean, or real rainy|derained."""
         if self.silent:
             return
-        gap = [F.pad(image.detach().cpu().clamp(0, 1), (0, 4), value=1.0) for image in images]
+        before = to_tensor(_middle(rainy))
+        after = derained(before)
+        images, name = [before, after], "real rainy|derained"
+        if clean is not None:
+            images, name = (
+                [before, after, before - after, to_tensor(_middle(clean))],
+                "rainy|derained|streaks|clean",
+            )
+        gap = [F.pad(image.clamp(0, 1), (0, 4), value=1.0) for image in images]
         self.board.add_image(name, torch.cat(gap, 2)[..., :-4], step)
+
+
+def _middle(image: np.ndarray, most: int = 256) -> np.ndarray:
+    top, left = (max(0, (side - most) // 2) for side in image.shape[:2])
+    return image[top : top + most, left : left + most]
 
 
 def logged(path: Path) -> list[dict[str, float]]:

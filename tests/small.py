@@ -14,6 +14,7 @@ from config import EVALUATIONS, STUDENTS, TEACHERS, Evaluation, Student, Teacher
 from engine import Run
 from machinery.checkpoints import load_checkpoint
 from machinery.distributed import World
+from stages import SID, SSIDKD
 from tests import layouts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,8 +73,12 @@ def evaluation(folder: Path, **changes: Any) -> Evaluation:
     return dataclasses.replace(EVALUATIONS["Rain200H", "SID"], **{**few, **paths, **changes})
 
 
+def a_run(recipe: Teacher | Student, of: type[Run] = Run) -> Run:
+    return of(SSIDKD if isinstance(recipe, Student) else SID, recipe, ALONE)
+
+
 def trained(recipe: Teacher | Student) -> Run:
-    run = Run(recipe, ALONE)
+    run = a_run(recipe)
     run.go()
     return run
 

@@ -1,10 +1,9 @@
-"""Layouts, their errors and warnings, crops, order, cache, recombination, and the scripts in datasets/."""
+"""Layouts, their errors and warnings, and the scripts in datasets/."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import itertools
 import os
 import pickle
 import shutil
@@ -13,12 +12,9 @@ import tracemalloc
 from pathlib import Path
 from types import ModuleType
 
-import cv2
 import numpy as np
 import pytest
-import torch
 
-import DerainDataset as data
 from datasets.layouts import (
     LIST_FILE,
     OFFICIAL,
@@ -33,7 +29,8 @@ from datasets.layouts import (
     refuse_unless_additive,
     why_not_additive,
 )
-from DerainDataset import BatchStream, PairCrops, RealCrops, loader
+from DerainDataset import PairCrops, RealCrops
+from machinery.loading import BatchStream, ImageCache, loader
 from tests import layouts
 from utils import UserError, read_image, write_image
 
@@ -184,7 +181,7 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path: Path) -> None:
     listed = find_images([layouts.spa(tmp_path / "SPA")])
     assert len(listed.pairs) == 3
     assert listed.pairs[0].clean is None
-    assert {tuple(RealCrops(listed, 16, 0)[(0, i)]["real_rainy"].shape) for i in range(3)} == {(3, 16, 16)}
+    assert {tuple(RealCrops(listed, 16)[(0, i)]["real_rainy"].shape) for i in range(3)} == {(3, 16, 16)}
 
 
 # ------------------------------------------------------------------------------------------------ list of SPA
@@ -203,12 +200,12 @@ def test_long_list_opens_without_listing_or_reading(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(os, name, refuse)
     tracemalloc.start()
     found = find_pairs(root, "train", "SPA")
-    crops = PairCrops(found, 8, 0)
+    crops = PairCrops(found, 8, cache=ImageCache())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(found.pairs) == len(crops) == 638_492
     assert found.warnings == ()
-    assert "not cached" in crops.note
+    assert "not cached" in crops.notes[-1]
     assert peak < 50e6
     last = found.pairs[-1]
     assert last.name == "638491"
@@ -267,10 +264,10 @@ def test_unreadable_names_the_file_in_one_line(tmp_path: Path, workers: int) -> 
     root = layouts.plain(tmp_path / "set", "rain", "norain")
     whole = (root / "rain/2.png").read_bytes()
     (root / "rain/2.png").write_bytes(whole[:20])
-    crops = PairCrops(find_pairs(root, "train"), 16, 0)
+    crops = PairCrops(find_pairs(root, "train"), 16)
     message = ""
     try:
-        list(loader(crops, 3, 0, 0, 1, workers))
+        list(loader(crops, BatchStream(len(crops), 3, steps=range(1)), workers=workers))
     except UserError as error:  # pytest.raises would keep the loader, and its worker, alive
         message = str(error)
     assert message.startswith(f"{root / 'rain/2.png'} is not an image")
@@ -367,172 +364,7 @@ def test_real_photographs(shared: Path) -> None:
             find_pairs(shared / "data" / folder, "test")
 
 
-# ------------------------------------------------------------------------------------------------------ crops
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Found:
-    return find_pairs(layouts.plain(tmp_path / "set", "rain", "norain", count=5), "train")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-@pytest.mark.parametrize("recombine", [False, True])
-@pytest.mark.parametrize("augment", [False, True])
-def test_crops_are_a_function_of_seed_epoch_index(pairs: Found, augment: bool, recombine: bool) -> None:
-    def crops(seed: int) -> PairCrops:
-        return PairCrops(pairs, 16, seed, augment, recombine)
-
-    one, again = crops(7), crops(7)
-    keys = [(epoch, index) for epoch in range(3) for index in range(5)]
-    forwards = [one[key] for key in keys]
-    backwards = [again[key] for key in reversed(keys)][::-1]
-    assert all(same(a, b) for a, b in zip(forwards, backwards, strict=True))
-    assert all(item[side].shape == (3, 16, 16) for item in forwards for side in ("rainy", "clean"))
-    assert not all(same(one[(0, i)], one[(1, i)]) for i in range(5))
-    assert not all(same(one[(0, i)], crops(8)[(0, i)]) for i in range(5))
-
-
-def as_uint8(crop: torch.Tensor) -> np.ndarray:
-    return np.round(crop.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-
-
-@pytest.mark.parametrize("augment", [False, True])
-def test_crops_are_windows_of_both_sides_at_one_place(pairs: Found, augment: bool) -> None:
-    crops, turned = PairCrops(pairs, 20, 3, augment), 0
-    for key in itertools.product(range(4), range(5)):
-        both = np.dstack([image for image in read_pair(pairs.pairs[key[1]]) if image is not None])
-        windows = {
-            both[top : top + 20, left : left + 20].tobytes()
-            for top in range(both.shape[0] - 19)
-            for left in range(both.shape[1] - 19)
-        }
-        crop = np.dstack([as_uint8(crops[key][side]) for side in ("rainy", "clean")])
-        eight = [np.rot90(crop, k)[:, ::flip] for k in range(4) for flip in (1, -1)]
-        matches = [view.tobytes() in windows for view in (eight if augment else eight[:1])]
-        assert any(matches)
-        turned += not matches[0]
-    assert (turned > 10) == augment
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 30), (5, 3), (40, 9)])
-def test_small_images_are_reflected(tmp_path: Path, size: tuple[int, int]) -> None:
-    image = layouts.clean_image(1, size)
-    write_image(tmp_path / "real/1.png", image)
-    crop = RealCrops(find_images([tmp_path / "real"]), 24, 0)[(0, 0)]["real_rainy"]
-    assert crop.shape == (3, 24, 24)
-    expected = cv2.copyMakeBorder(image, 0, 100, 0, 100, cv2.BORDER_REFLECT_101)
-    where = np.round(crop.permute(1, 2, 0).numpy() * 255)
-    assert any(
-        np.array_equal(where, expected[top : top + 24, :24]) for top in range(max(1, size[0] - 23))
-    ) or any(np.array_equal(where, expected[:24, left : left + 24]) for left in range(max(1, size[1] - 23)))
-
-
-def test_cache_and_workers_change_nothing(pairs: Found, tmp_path: Path) -> None:
-    real = find_images([layouts.real_images(tmp_path / "real")])
-    for make in (
-        lambda cache: PairCrops(pairs, 16, 0, recombine=True, backgrounds=real, cache=cache),
-        lambda cache: RealCrops(real, 16, 0, cache=cache),
-    ):
-        plain = list(loader(make("off"), 4, 0, 0, 6, 0))
-        assert len(plain) == 6
-        for cache, workers in (("on", 0), ("on", 2), ("off", 2)):
-            for batch, expected in zip(loader(make(cache), 4, 0, 0, 6, workers), plain, strict=True):
-                assert same(batch, expected)
-
-
-def test_cache_is_filled_by_workers_and_said(pairs: Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    crops = PairCrops(pairs, 16, 0)
-    assert "images are cached in memory: 0.00 GB" in crops.note
-    list(loader(crops, 5, 0, 0, 2, 1))
-    monkeypatch.setattr(data, "read_image", lambda path: pytest.fail(f"{path} was decoded again"))
-    assert crops[(0, 0)]["rainy"].shape == (3, 16, 16)  # in this process, from what the worker decoded
-    assert "as asked" in PairCrops(pairs, 16, 0, cache="off").note
-
-
-def test_cache_only_where_it_fits(pairs: Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded = 10 * 3 * layouts.SIZE[0] * layouts.SIZE[1]
-
-    class Memory:
-        available = 2 * decoded
-
-    monkeypatch.setattr(data.psutil, "virtual_memory", Memory)
-    assert "cached in memory" in PairCrops(pairs, 16, 0).note
-    assert "cached in memory" in RealCrops(pairs, 16, 0).note
-    assert "not cached" in RealCrops(pairs, 16, 0, promised=1).note
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes on this machine share it
-    assert "not cached" in PairCrops(pairs, 16, 0).note
-    assert "cached in memory" in PairCrops(pairs, 16, 0, cache="on").note
-
-
-def test_crops_survive_pickling_without_their_cache(pairs: Found) -> None:
-    crops = PairCrops(pairs, 16, 0)
-    packed = pickle.dumps(crops)
-    assert len(packed) < 10_000
-    assert same(pickle.loads(packed)[(1, 2)], crops[(1, 2)])
-
-
-# ------------------------------------------------------------------------------------------------------ order
-
-
-def stream(count: int, batch: int, start: int, stop: int, rank: int = 0, world: int = 1) -> list:
-    return list(BatchStream(count, batch, 5, start, stop, rank, world))
-
-
-def test_every_epoch_has_each_entry_once_in_another_order() -> None:
-    drawn = [key for batch in stream(10, 4, 0, 10) for key in batch]  # four epochs
-    for epoch in range(4):
-        assert sorted(index for e, index in drawn if e == epoch) == list(range(10))
-    orders = {tuple(index for e, index in drawn if e == epoch) for epoch in range(4)}
-    assert len(orders) == 4
-
-
-@pytest.mark.parametrize("count", [3, 10, 50])
-def test_order_does_not_depend_on_start_or_processes(count: int) -> None:
-    whole = stream(count, 8, 0, 9)
-    assert stream(count, 8, 4, 9) == whole[4:]
-    for world in (2, 4):
-        shares = [stream(count, 8, 2, 9, rank, world) for rank in range(world)]
-        assert [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == whole[2:]
-
-
-def test_uneven_split_is_refused_with_what_works() -> None:
-    for batch, world, works in ((12, 5, "10 or 15"), (3, 2, "2 or 4"), (2, 4, "4")):
-        refusal = f"--batchSize {batch} does not split over {world} processes: use {works}$"
-        with pytest.raises(UserError, match=refusal):
-            stream(10, batch, 0, 1, 0, world)
-
-
-def test_a_set_smaller_than_a_batch_repeats_with_other_crops(pairs: Found) -> None:
-    (batch,) = loader(PairCrops(pairs, 16, 0), 12, 0, 0, 1, 0)
-    assert batch["rainy"].shape == (12, 3, 16, 16)
-    assert len({crop.numpy().tobytes() for crop in batch["clean"]}) == 12
-
-
-def test_pairs_and_real_images_are_shuffled_apart(pairs: Found) -> None:
-    orders = [list(BatchStream(50, 50, 0, 0, 1, tag=each.tag)) for each in (PairCrops, RealCrops)]
-    assert orders[0] != orders[1]
-
-
-# ---------------------------------------------------------------------------------------------- recombination
-
-
-def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_path: Path) -> None:
-    backgrounds = tmp_path / "backgrounds"
-    for n in range(5):
-        write_image(backgrounds / f"{n}.png", layouts.clean_image(100 + n))
-    usual = PairCrops(pairs, 24, 0)
-    crops = PairCrops(pairs, 24, 0, recombine=True, backgrounds=find_images([backgrounds]))
-    other_background = 0
-    for key in [(epoch, index) for epoch in range(6) for index in range(5)]:
-        true = {side: np.round(crop.numpy() * 255).astype(int) for side, crop in usual[key].items()}
-        made = {side: np.round(crop.numpy() * 255).astype(int) for side, crop in crops[key].items()}
-        layer = true["rainy"] - true["clean"]
-        assert np.array_equal(made["rainy"], np.minimum(255, made["clean"] + layer))
-        other_background += not np.array_equal(made["clean"], true["clean"])
-    assert other_background > 20
+# ---------------------------------------------------------------------------------------------- additive rain
 
 
 def test_additive_or_not() -> None:
@@ -548,15 +380,6 @@ def test_additive_or_not() -> None:
     assert (
         why_not_additive(np.array([[[255, 252, 252]]], np.uint8), clipped) != ""
     )  # clipped by an addition of 2
-
-
-def test_recombination_is_refused_where_rain_is_not_additive(tmp_path: Path) -> None:
-    found = find_pairs(layouts.rain800(tmp_path / "Rain800"), "train", "Rain800")
-    with pytest.raises(UserError, match=r"exact grey addition; .*training/1.jpg is not: \d"):
-        PairCrops(found, 16, 0, recombine=True)
-    real = find_images([layouts.real_images(tmp_path / "Real")])
-    with pytest.raises(UserError, match="holds real images"):
-        PairCrops(real, 16, 0, recombine=True)
 
 
 def test_real_sets_that_are_additive_and_those_that_are_not(shared: Path) -> None:

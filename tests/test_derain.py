@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import derain
-from inference import derain_in_tiles
+from inference import Derainer
 from networks import Derained, DerainNet
 from tests import layouts
-from tests.small import CPU, evaluation, teacher, trained
+from tests.small import evaluation, teacher, trained
 from tests.test_networks import small_network
 from utils import UserError, read_image, write_image
 
@@ -47,13 +47,13 @@ class Identity(DerainNet):
 @pytest.mark.parametrize("size", [(300, 700), (257, 256), (64, 900), (256, 256)])
 def test_tiles_cover_every_pixel_once(size):
     rainy = torch.rand(3, *size)
-    tiled = derain_in_tiles(Identity((4, 6, 8), (1, 1, 1)), rainy, MACHINE, CPU, tile=256)
+    tiled = Derainer(Identity((4, 6, 8), (1, 1, 1)), tile=256).derained(rainy)
     assert torch.allclose(tiled, rainy, atol=1e-6)
 
 
 def test_a_tile_that_holds_the_image_changes_nothing():
     net, rainy = small_network(), torch.rand(3, 100, 260)
-    whole = derain_in_tiles(net, rainy, MACHINE, CPU, tile=320)
+    whole = Derainer(net, tile=320).derained(rainy)
     with torch.no_grad():
         assert torch.allclose(whole, net(rainy[None]).derained[0], atol=1e-6)
 

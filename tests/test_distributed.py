@@ -21,6 +21,7 @@ from engine import Run
 from machinery import distributed
 from machinery.checkpoints import load_checkpoint
 from machinery.options import Machine
+from stages import SID, SSIDKD
 from tests import layouts
 from tests.small import ROOT, assert_same_weights, command, lines, student, teacher, trained, wait_for
 from utils import UserError
@@ -49,7 +50,8 @@ def as_one_of(rank: int, size: int, port: int, recipe: Teacher | Student, folder
     ended_by = ""
     try:
         with distributed.one_voice():
-            Run(recipe, distributed.start(recipe)).go()
+            stage = SSIDKD if isinstance(recipe, Student) else SID
+            Run(stage, recipe, distributed.start(recipe)).go()
     except (UserError, SystemExit) as error:
         ended_by = repr(error)
     distributed.stop()

@@ -15,8 +15,8 @@ import torch
 
 from config import EVALUATIONS
 from evaluation import in_words, left_out, score
-from inference import derain
-from machinery.checkpoints import find_checkpoint, load_checkpoint, open_network
+from inference import Derainer
+from machinery.checkpoints import find_checkpoint, load_checkpoint
 from metrix_code.scores import average, read_scores
 from tests import layouts
 from tests.small import CPU, evaluation, teacher, trained
@@ -39,9 +39,9 @@ def test_images_keep_their_names_and_are_rounded(folder):
     written = sorted(path.name for path in (folder / "results").glob("*.png"))
     assert written == ["norain-1x2.png", "norain-2x2.png"]
     options = evaluation(folder)
-    net, _ = open_network(options.logdir, "")
+    derain = Derainer.open(options.logdir)
     rainy = read_image(folder / "data/rain_data_test_Heavy/rain/X2/norain-2x2.png")
-    derained = derain(net, to_tensor(rainy), options, CPU).derained[0]
+    derained = derain.derained(to_tensor(rainy))
     saved = read_image(folder / "results/norain-2x2.png")
     assert np.array_equal(saved, np.rint(derained.clamp(0, 1).permute(1, 2, 0).numpy() * 255))
 
@@ -76,19 +76,18 @@ def test_a_released_checkpoint_is_a_model_as_ours(tmp_path):
     released = {"net": released_weights(), "clock_net": 78_000, "opt_net": {"state": {}}}
     (tmp_path / "Rain200H").mkdir()
     torch.save(released, tmp_path / "Rain200H" / "net_latest")
-    net, content = open_network(tmp_path / "Rain200H", "")
+    derain = Derainer.open(tmp_path / "Rain200H")
     with torch.no_grad():
-        derained = net(swapped(NETWORK["small_in"])).derained.flip(1).numpy()
+        derained = derain.net(swapped(NETWORK["small_in"])).derained.flip(1).numpy()
     assert np.abs(derained - NETWORK["small_derained"]).max() < 1e-4
-    assert content["step"] == 78_000
+    assert derain.content["step"] == 78_000
 
 
 def test_a_network_kept_in_float16_loads_into_float32(folder, tmp_path):
     content = load_checkpoint(folder / "teacher/net_latest")
     half = {name: value.half() for name, value in content["net"].items()}
     torch.save({"net": half}, tmp_path / "net_latest")
-    net, _ = open_network(tmp_path, "")
-    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert {p.dtype for p in Derainer.open(tmp_path).net.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +97,13 @@ def test_a_network_kept_in_float16_loads_into_float32(folder, tmp_path):
         (b"not a checkpoint", "is no checkpoint, or is cut short"),
         ({"model": {}}, "holds no network under 'net'"),
         ({"net": torch.zeros(1)}, "holds no network under 'net'"),
+        ({"net": {"head1.bias": [1.0]}}, "'head1.bias' of its network is no weight"),
+        (
+            {"net": {"head1.bias": torch.zeros(4, dtype=torch.int64)}},
+            "'head1.bias' of its network is no weight",
+        ),
+        ({"net": {"head1.bias": torch.zeros(4).to_sparse()}}, "'head1.bias' of its network is no weight"),
+        ({"net": {"head1.bias": torch.full((4,), torch.nan)}}, "1 of its 1 weights are no finite numbers"),
         ({"net": {"encoder_decoder_1.a": torch.zeros(1)}}, r"has no head1\.weight: fetch it again"),
         (
             {"net": {"layer.weight": torch.zeros(1)}},
@@ -112,7 +118,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path, content, says):
     else:
         torch.save(content, path)
     with pytest.raises(UserError, match=says):
-        open_network(tmp_path, "")
+        Derainer.open(tmp_path)
 
 
 def test_a_checkpoint_is_never_unpickled_into_code(tmp_path):

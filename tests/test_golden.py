@@ -4,6 +4,7 @@ The files in tests/golden were made with weights that are a function of each rel
 `released_weights`, on images in the released network's own channel order, BGR.
 """
 
+import dataclasses
 import gzip
 import json
 import re
@@ -14,16 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from losses import (
-    StudentCriterion,
-    TeacherCriterion,
-    dark_channel,
-    distillation,
-    ssim,
-    total_variation,
-)
+from config import STUDENTS, TEACHERS
+from engine import training_step
+from inference import Prepared
+from losses import dark_channel, distillation, ssim, total_variation
 from machinery.released import from_released
 from networks import DerainNet
+from stages import SID, SSIDKD
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORK, LOSSES, TRAINING = (np.load(GOLDEN / f"{name}.npz") for name in ("network", "losses", "training"))
@@ -103,35 +101,29 @@ def test_distillation():
 
 
 def test_teacher_steps():
-    net = golden_network()
-    rainy, clean = swapped(TRAINING["rainy"]), swapped(TRAINING["clean"])
-    criterion = TeacherCriterion({"ssim": 1.0})
+    net = Prepared(golden_network())
+    batch = {"rainy": swapped(TRAINING["rainy"]), "clean": swapped(TRAINING["clean"])}
+    stage = SID(TEACHERS["Rain200H"])
     optimizer = torch.optim.Adam(net.parameters(), 5e-4)
     for expected in TRAINING["teacher_losses"]:
-        total = criterion(net(rainy), clean)["total"]
+        total = training_step(stage, net, optimizer, [batch])["total"]
         assert total.item() == pytest.approx(float(expected), rel=2e-3)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
     with torch.no_grad():
-        derained = net(rainy).derained.flip(1).numpy()
+        derained = net(batch["rainy"]).derained.flip(1).numpy()
     assert np.abs(derained - TRAINING["teacher_derained"]).max() < 1e-2
 
 
 def test_student_steps():
-    net = golden_network()
+    net = Prepared(golden_network())
     rainy, clean, real = (swapped(TRAINING[name]) for name in ("rainy", "clean", "real"))
-    weights = dict.fromkeys(StudentCriterion.TERMS, 1e-6) | {"l1": 20.0}
-    criterion = StudentCriterion(weights, window=64)
+    stage = SSIDKD(dataclasses.replace(STUDENTS["Rain200H"], patch_size=64))
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
     for row in TRAINING["student_terms"]:
-        terms = criterion(net(torch.cat([rainy, real])), clean)
+        batch = {"rainy": rainy, "clean": clean, "real_rainy": real}
+        terms = training_step(stage, net, optimizer, [batch])
         expected = dict(zip(TRAINING["student_term_names"].tolist(), row.tolist(), strict=True))
         del expected["ssim"]  # for reading only: no term of this stage
         assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=2e-3)
-        optimizer.zero_grad()
-        terms["total"].backward()
-        optimizer.step()
     with torch.no_grad():
         derained = net(rainy).derained.flip(1).numpy()
     assert np.abs(derained - TRAINING["student_derained"]).max() < 1e-3

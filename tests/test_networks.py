@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from networks import DenseStage, DerainNet
+from networks import DenseFeatures, DenseStage, DerainNet
 
 
 def small_network(recompute: bool = False) -> DerainNet:
     torch.manual_seed(0)
-    return DerainNet((4, 6, 8), (2, 2, 1), recompute)
+    net = DerainNet((4, 6, 8), (2, 2, 1))
+    if recompute:
+        net.recompute_units()
+    return net
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (7, 5), (31, 33), (32, 32), (37, 51), (40, 64)])
@@ -37,8 +40,8 @@ def test_every_parameter_gets_a_gradient():
 
 
 def test_a_stage_ties_its_unit():
-    assert len([m for m in small_network().modules() if isinstance(m, DenseStage)]) == 9
-    stage = DenseStage(4, 3, gives_output=True)
+    assert len([m for m in small_network().modules() if isinstance(m, DenseFeatures)]) == 9
+    stage = DenseStage(4, 3)
     assert sum(name.startswith("unit.1.") for name, _ in stage.named_parameters()) == 10  # five convolutions
     features, _ = stage(torch.rand(1, 4, 32, 32))
     assert len(features) == 3 and len(stage.fusions) == 3

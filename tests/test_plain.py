@@ -12,7 +12,10 @@ SIZES = [(32, 32), (37, 51), (64, 40), (33, 66), (20, 45), (7, 5)]
 
 def network(recompute: bool = False) -> DerainNet:
     torch.manual_seed(0)
-    return DerainNet((4, 6, 8), (3, 2, 1), recompute).double()
+    net = DerainNet((4, 6, 8), (3, 2, 1))
+    if recompute:
+        net.recompute_units()
+    return net.double()
 
 
 def outputs_and_gradients(net: DerainNet, rainy: torch.Tensor) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint, save
 from machinery.runlog import FILE, RunLog, logged
 from utils import UserError, run
 
-KEPT = ("step", "recipe", "data", "counts", "teacher", "released")
+KEPT = ("network", "step", "recipe", "data", "counts", "began_with", "released")
 
 
 def main() -> None:
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--save_path", type=Path, required=True, help="another folder, for the small one")
     options = parser.parse_args()
     path = find_checkpoint(options.logdir, "give the folder of a training run")
-    if path.parent.resolve() == options.save_path.resolve():
-        raise UserError(f"--save_path {options.save_path} is the run's own folder: give another")
+    if (options.save_path / LATEST).exists():
+        raise UserError(f"{options.save_path} has a {LATEST} already: give another --save_path")
     content = load_checkpoint(path)
     small = {name: content[name] for name in KEPT if name in content}
     small["net"] = {name: value.half() for name, value in content["net"].items()}
@@ -44,7 +44,7 @@ def main() -> None:
 
 def _copy_log(log: Path, folder: Path) -> None:
     """The run's numbers, without its pictures, as log.jsonl and for TensorBoard."""
-    with RunLog(folder, 0) as copy:
+    with RunLog(folder, 0, 0) as copy:
         for values in logged(log):
             copy.scalars(int(values.pop("step")), values)
 

@@ -23,13 +23,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script t
 
 import utils
 from config import EVALUATIONS, STUDENTS, Evaluation, Student
-from engine import Run, Schedule, changed_option
+from engine import Run, Schedule
 from evaluation import score
 from machinery import distributed
-from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint
+from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint, load_to_resume
 from machinery.distributed import World
 from machinery.options import option, parse
 from metrix_code.scores import FILE, read_scores
+from stages import SSIDKD
 from utils import UserError
 
 BASE = "no real terms"  # plain fine-tuning: what the others are compared to
@@ -61,7 +62,7 @@ def main() -> None:
             folder = study.save_path / name.replace(" ", "_").replace("%", "percent") / str(seed)
             student = dataclasses.replace(study, save_path=folder, seed=seed, **weights)
             if not finished(student):
-                Run(student, World(0, 1, device)).go()
+                Run(SSIDKD, student, World(0, 1, device)).go()
             found.setdefault(name, []).append(scored(study, folder, f"{name}, seed {seed}", device))
     text = table(study, found, weightings)
     utils.write_atomically(study.save_path / "study.md", lambda path: path.write_text(text, encoding="utf-8"))
@@ -79,7 +80,7 @@ def weightings_of(study: Study, device: torch.device) -> dict[str, dict[str, Any
     folder = study.save_path / "shares"
     first = dataclasses.replace(study, save_path=folder, steps=8, log_every=1, val_every=0, lr=1e-12)
     if not finished(first):
-        Run(first, World(0, 1, device)).go()
+        Run(SSIDKD, first, World(0, 1, device)).go()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     total, kl = (float(np.mean([line[term] for line in lines])) for term in ("total", "kl"))
     return {
@@ -98,9 +99,12 @@ def finished(student: Study) -> bool:
     if not path.exists():
         return False
     content = load_checkpoint(path)
-    steps = Schedule.of(student, content["counts"]["pairs"]).steps
-    same_teacher = content["recipe"]["teacher"] == str(student.teacher)
-    return same_teacher and content["step"] == steps and not changed_option(content["recipe"], student)
+    steps = Schedule.of(student, content["counts"]["pairs"][0]).steps
+    try:
+        load_to_resume(path, student, SSIDKD.name, {})
+    except UserError:  # of other options
+        return False
+    return content["recipe"]["teacher"] == str(student.teacher) and content["step"] == steps
 
 
 def scored(study: Study, logdir: Path, name: str, device: torch.device) -> dict[str, float]:

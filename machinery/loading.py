@@ -1,0 +1,196 @@
+"""Images kept in memory, and batches of crops that processes and workers share out.
+
+The entries of a batch depend on (seed, step) alone, so neither the number of workers nor that of processes
+changes what is trained on, and a run can be taken up again at any step.
+"""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Sampler
+
+from utils import UserError, read_image
+
+ORDER = 3  # this draw's own key: DerainDataset.py has 0 to 2
+MOST_FILES = 50_000  # more are not even looked at: reading so many headers takes minutes on a network disk
+
+
+class Slot(NamedTuple):
+    """Where an image lies in the cache's memory: `shape` (height, width) is 0, 0 until it is filled in."""
+
+    memory: np.ndarray
+    shape: np.ndarray
+
+
+class ImageCache:
+    """Decoded images in memory that forked workers share; who needs an image first fills it in.
+
+    One cache serves all the crops of a run, and decides for each set of files that it is asked to `keep`.
+    `mode` is "auto" (kept where all of the set fits into what is left of half the memory available), "on" or
+    "off".
+    """
+
+    def __init__(self, mode: str = "auto") -> None:
+        self.mode = mode
+        self._slots: dict[Path, Slot] = {}
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._budget = psutil.virtual_memory().available // 2 // processes  # bytes
+
+    def keep(self, files: Iterable[Path] | None) -> str:
+        """Keeps `files` (None: too many to list) if they fit, and says in a line what was decided."""
+        if self.mode == "off":
+            return "images are not cached: as asked"
+        new = [path for path in dict.fromkeys(files or ()) if path not in self._slots]
+        if files is None or (self.mode == "auto" and len(new) > MOST_FILES):
+            return "images are not cached: too many files"
+        sizes = [_decoded_bytes(path) for path in new]
+        needed = f"{sum(sizes) / 1e9:.2f} GB decoded, {self._budget / 1e9:.2f} GB of memory may be used"
+        if self.mode == "auto" and sum(sizes) > self._budget:
+            return f"images are not cached: {needed}"
+        self._budget -= sum(sizes)
+        memory, shapes = _shared(sum(sizes), np.uint8), _shared(2 * len(sizes), np.int32).reshape(-1, 2)
+        starts = np.append(0, np.cumsum(sizes, dtype=int))
+        for i, path in enumerate(new):
+            self._slots[path] = Slot(memory[starts[i] : starts[i + 1]], shapes[i])
+        return f"images are cached in memory: {needed}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a spawned worker would get a copy of its own: it decodes instead
+        return {"mode": "off", "_slots": {}, "_budget": 0}
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """The image, uint8 RGB (H, W, 3); not to be written to."""
+        slot = self._slots.get(path)
+        if slot is None:
+            return read_image(path)
+        height, width = map(int, slot.shape)
+        if height:
+            return slot.memory[: 3 * height * width].reshape(height, width, 3)
+        image = read_image(path)
+        if image.size <= len(slot.memory):
+            slot.memory[: image.size] = image.ravel()
+            slot.shape[1] = image.shape[1]
+            slot.shape[0] = image.shape[0]  # last: from here on the slot counts as filled
+        return image
+
+
+def _shared(length: int, kind: type) -> np.ndarray:
+    """Zeros, (length,), in memory that stays one and the same in forked processes."""
+    size = np.dtype(kind).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(1, length) * size), kind)[:length]
+
+
+def _decoded_bytes(path: Path) -> int:
+    try:
+        with Image.open(path) as image:  # reads the header only
+            return 3 * image.width * image.height
+    except Exception:  # whoever reads it will say what is wrong with it
+        return 0
+
+
+class Numbered(Protocol):
+    """What a loader draws from: entries by (epoch, index). `tag` keeps its order apart from another's."""
+
+    tag: int
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
+
+
+class BatchStream(Sampler[list[tuple[int, int]]]):
+    """The batches of `steps`, as lists of (epoch, index).
+
+    Step s draws positions s * batch_size and on of an endless stream; position q is entry q % count of epoch
+    q // count's own permutation. So a set smaller than a batch repeats with another epoch's crops. A batch is
+    worked on in `parts` equal pieces, and `mine` are those that this process takes, in order.
+    Raises UserError where the batch does not split.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        tag: int = 0,
+        steps: range = range(0),
+        parts: int = 1,
+        mine: range = range(1),
+    ) -> None:
+        if batch_size % parts:
+            fewer = batch_size // parts * parts
+            works = f"{fewer} or {fewer + parts}" if fewer else str(parts)
+            raise UserError(
+                f"--batchSize {batch_size} does not split over {parts} processes, or parts: use {works}"
+            )
+        self.count, self.batch_size, self.seed, self.tag = count, batch_size, seed, tag
+        self.steps, self.mine, self.share = steps, mine, batch_size // parts
+
+    def __len__(self) -> int:
+        return len(self.steps) * len(self.mine)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        shuffled, order = -1, np.empty(0, int)
+        for step in self.steps:
+            for part in self.mine:
+                batch = []
+                first = step * self.batch_size + part * self.share
+                for position in range(first, first + self.share):
+                    epoch, entry = divmod(position, self.count)
+                    if epoch != shuffled:
+                        shuffled = epoch
+                        key = (self.seed, epoch, self.tag, ORDER)
+                        order = np.random.default_rng(key).permutation(self.count)
+                    batch.append((epoch, int(order[entry])))
+                yield batch
+
+
+class _Loader(DataLoader):
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        atexit.register(_end_workers)  # after, so it runs before, torch's own, which waits for each of them
+        return batches
+
+
+def _outlive_signals(_: int) -> None:
+    """For workers: a terminal, torchrun and Slurm signal them too, and the training ends its step first."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    if left := [child for child in multiprocessing.active_children() if child.daemon]:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises where a worker is killed
+        for child in left:
+            child.kill()
+
+
+def loader(
+    source: Numbered, stream: BatchStream, *, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """The batches of `stream` out of `source`, read ahead by `workers` processes."""
+    return _Loader(
+        source,  # type: ignore[arg-type]
+        batch_sampler=stream,
+        num_workers=workers,
+        worker_init_fn=_outlive_signals,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # the loader's own: torch's global one is left to the training
+        # forked workers share the cache; elsewhere they are spawned, and decode for themselves
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
