@@ -58,7 +58,7 @@ def forked(main: Callable[[], None], output: int, encoding: str = "utf-8") -> tu
     try:
         os.dup2(output, 1)
         os.dup2(says, 2)
-        sys.stdout, sys.stderr, sys.argv = open(1, "w", encoding=encoding), open(2, "w", buffering=1), ["1"]
+        sys.stdout, sys.stderr, sys.argv = open(1, "w", encoding=encoding), open(2, "w", buffering=1), ["1"]  # noqa: SIM115
         utils.run(main)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 71
