@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from datasets.layouts import Found, ListedPairs, Pair, read_pair, read_side, refuse_unless_additive
+from datasets.pairs import Found, ListedPairs, Pair, read_pair, read_side, refuse_unless_additive
 from utils import UserError, read_image, to_tensor
 
 # What a random draw is for: two draws with one (seed, epoch, index) must not be the same.

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 import utils
 from config import Student, Teacher, Training
-from datasets.layouts import Found, check_pairs, find_images, find_pairs, is_simulated, read_pair
+from datasets.catalogue import is_simulated
+from datasets.layouts import find_images, find_pairs
+from datasets.pairs import Found, check_pairs, read_pair
 from DerainDataset import PairCrops, RealCrops, loader
 from inference import autocast, derain, place
 from losses import StudentCriterion, TeacherCriterion

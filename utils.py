@@ -218,6 +218,14 @@ def is_folder(entry: os.DirEntry) -> bool:
     return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
+def is_file(path: Path) -> bool:
+    """Links followed. False too where it may not be looked at, or where no file can be called so."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def list_images(folder: Path) -> list[Path]:
     """The images directly in `folder`, by their names, in natural order. Hidden ones are passed over.
 
