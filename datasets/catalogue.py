@@ -50,7 +50,8 @@ class Entry:
 
     def claims(self, folders: str) -> bool:
         """Whether names of folders, as 'downloads/DID-MDN-test', mean this set."""
-        return bool(self.called and re.search(self.called, folders.lower()))
+        own = rf"(?<![a-z0-9]){re.escape(self.name.lower())}(?![a-z0-9])"
+        return any(re.search(pattern, folders.lower()) for pattern in (own, self.called) if pattern)
 
 
 # In the order of the paper's tables. That Rain200's rain is additive was measured on 222 pairs, that the
@@ -67,7 +68,7 @@ CATALOGUE: dict[str, Entry] = {
             100,
             tables=("psnr",),
             additive=False,
-            called="rain800|test_syn",
+            called="test_syn",
             rainy_half="right",
             photographs="test_nature",
         ),
@@ -77,7 +78,7 @@ CATALOGUE: dict[str, Entry] = {
             1_200,
             tables=("psnr",),
             additive=False,
-            called=r"rain1200|(?<![a-z])did(mdn|data)?(?![a-z])|train2018new",
+            called=r"(?<![a-z])did(mdn|data)?(?![a-z])|train2018new",
             rainy_half="left",
             parts=("Rain_Light", "Rain_Medium", "Rain_Heavy"),
             series={"train": 3},
@@ -106,7 +107,7 @@ CATALOGUE: dict[str, Entry] = {
         Entry("Real275", 0, 275, "Real-275", ("niqe",), labelled=False, called="real-275"),
         Entry("Rain100H", 1800, 100),
         Entry("Rain100L", 200, 100),
-        Entry("Rain12", 0, 12, called=r"(?<![a-z])rain12(?!\d)", rainy_half="left"),
+        Entry("Rain12", 0, 12, rainy_half="left"),
         Entry("Internet", 147, labelled=False, called="real_input"),
         Entry("Simulated200H", 24, 6, simulated=True, additive=True, sides=_RAIN200),
         Entry("Simulated200L", 24, 6, simulated=True, additive=True, sides=_RAIN200),
@@ -134,6 +135,6 @@ def printed(dataset: str) -> str:
     return next((e.title for e in CATALOGUE.values() if plain(e.name) == plain(dataset)), dataset)
 
 
-def is_simulated(path: Path) -> bool:
-    """Whether a set is one of simulate.py's, by its name: no number of it passes for a benchmark's."""
-    return "simulated" in str(path).lower()
+def is_simulated(path: Path, dataset: str = "") -> bool:
+    """Whether a set is one of simulate.py's, by name or folder: no number of it passes for a benchmark's."""
+    return of(dataset).simulated or "simulated" in str(path).lower()

@@ -105,7 +105,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", choices=CATALOGUE, help="which set it is meant to be")
+    downloaded = [entry.name for entry in CATALOGUE.values() if not entry.simulated]
+    parser.add_argument("dataset", choices=downloaded, help="which set it is meant to be")
     parser.add_argument("path", type=Path, help="where it was unpacked")
     parser.add_argument(
         "--split", choices=("train", "test"), help="check only this one (default: all it has)"
