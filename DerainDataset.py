@@ -15,17 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from config import Student, Training
-from datasets.layouts import (
-    Found,
-    ListedPairs,
-    Pair,
-    check_pairs,
-    find_images,
-    find_pairs,
-    read_pair,
-    read_side,
-    refuse_unless_additive,
-)
+from datasets.layouts import find_images, find_pairs
+from datasets.pairs import Found, ListedPairs, Pair, check_pairs, read_pair, read_side, refuse_unless_additive
 from machinery.loading import MOST_FILES, ImageCache
 from utils import UserError, to_tensor
 

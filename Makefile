@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test check bench clean
+.PHONY: demo test attack check bench clean
 
 demo: .venv/ready
 	$(PY) demo.py
@@ -11,6 +11,11 @@ demo: .venv/ready
 # a process a core, one thread each: small networks gain nothing from a second thread
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+# the tests of tests/attack, so many seconds each
+ATTACK ?= 60
+attack: .venv/ready
+	ATTACK=$(ATTACK) OMP_NUM_THREADS=1 $(PY) -m pytest tests/attack
 
 check: .venv/ready
 	$(PY) -m ruff check .

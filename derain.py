@@ -94,9 +94,7 @@ def derain_video(path: Path, target: Path, derain: Derainer) -> None:
     count, pace = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), reader.get(cv2.CAP_PROP_FPS) or 25
 
     def write(temporary: Path) -> None:
-        # OpenCV chooses the container by the name, which the temporary file's does not tell
-        unfinished = temporary.with_suffix(".mp4")
-        writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter.fourcc(*"mp4v"), pace, size)
+        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), pace, size)
         if not writer.isOpened():
             raise UserError(f"{target} cannot be written: this OpenCV has no MP4 encoder")
         try:
@@ -107,11 +105,8 @@ def derain_video(path: Path, target: Path, derain: Derainer) -> None:
                 writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
             if not bar.n:
                 raise UserError(f"{path} holds no frame that OpenCV reads: is it cut short?")
-            writer.release()
-            unfinished.replace(temporary)
         finally:
             writer.release()
-            unfinished.unlink(missing_ok=True)
 
     try:
         utils.write_atomically(target, write)

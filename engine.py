@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 import utils
 from config import Training
-from datasets.layouts import Found, check_pairs, find_pairs, is_simulated, read_pair
+from datasets.catalogue import is_simulated
+from datasets.layouts import find_pairs
+from datasets.pairs import Found, check_pairs, read_pair
 from DerainDataset import Crops
 from evaluation import score_pairs
 from inference import Derainer, Prepared, build, network_of

@@ -17,7 +17,10 @@ from tqdm import tqdm
 
 import utils
 from config import Evaluation
-from datasets.layouts import OFFICIAL, Pair, check_pairs, find_images, find_pairs, is_simulated, read_pair
+from datasets import catalogue
+from datasets.catalogue import is_simulated
+from datasets.layouts import find_images, find_pairs
+from datasets.pairs import Pair, check_pairs, read_pair
 from inference import Derainer, hardware
 from machinery import distributed
 from machinery.options import parse
@@ -78,7 +81,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
         "method": options.method,
         "protocol": "RGB",
         "simulated": simulated,
-        "images_expected": OFFICIAL.get(options.dataset, {}).get("test"),
+        "images_expected": catalogue.of(options.dataset).counts.get("test"),
         "checkpoint": str(derainer.path),
         "checkpoint_step": content.get("step", 0),
         "data_path": str(options.data_path),

@@ -20,13 +20,10 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
-from datasets.layouts import OFFICIAL, Found, ListedPairs, Pair, check_pairs, find_images, locate, read_pair
+from datasets.catalogue import CATALOGUE
+from datasets.layouts import Wanted, find_images, locate
+from datasets.pairs import Found, ListedPairs, Pair, check_pairs, read_pair
 from utils import UserError, one_line, run
-
-UNLABELLED = ("Real275", "Internet")
-# How many times the official sets count through: fourteen rains on each scene, three strengths
-SERIES = {("Rain1400", "train"): 14, ("Rain1400", "test"): 14, ("Rain1200", "train"): 3}
-FIRST = {("Rain1400", "test"): 901}
 
 
 def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
@@ -37,11 +34,12 @@ def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
             folder, head, number, tail = numbered.groups(default="")
             width = len(number) if number.startswith("0") else 0  # 001 is padded, 1 is not
             series.setdefault((folder + head, tail), {})[int(number)] = width
-    times = SERIES.get((dataset, split), 1)
-    each = OFFICIAL[dataset][split] // times
+    entry = CATALOGUE[dataset]
+    times = entry.series.get(split, 1)
+    each = entry.counts[split] // times
     missing = []
     for (head, tail), present in sorted(series.items(), key=lambda item: -len(item[1]))[:times]:
-        first = FIRST.get((dataset, split), 0 if 0 in present else 1)
+        first = entry.first.get(split, 0 if 0 in present else 1)
         width = max(present.values())
         missing += [f"{head}{n:0{width}}{tail}" for n in range(first, first + each) if n not in present]
     return missing
@@ -50,16 +48,16 @@ def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
 def check_split(dataset: str, split: str, options: argparse.Namespace) -> list[str]:
     """Prints what was recognised; returns what is wrong with it. Raises UserError where nothing was."""
     lone_rainy: Sequence[Path] = ()
-    if dataset in UNLABELLED:
-        found = find_images([options.path])
+    if not CATALOGUE[dataset].labelled:
+        found = find_images([options.path], option="the path")
     else:
-        spot, warnings = locate(options.path, split, dataset, options.rainy_side)
+        spot, warnings = locate(options.path, Wanted(split, dataset, options.rainy_side))
         pairs, lone_rainy, lone_clean = spot.gather()
         warnings += [f"no rainy image to the clean {path}" for path in lone_clean]
-        found = Found(spot.layout, spot.folder, pairs, tuple(warnings))
+        found = Found(spot.layout, spot.folder, pairs, tuple(warnings), dataset)
     if not found.pairs:
         return [f"{found.root} holds no pairs: {one_line(lone_rainy) or 'no images'}"]
-    expected = OFFICIAL[dataset][split]
+    expected = CATALOGUE[dataset].counts[split]
     print(f"{dataset} {split}: {found.describe()}, officially {expected:,}")
     wrong = [f"no clean image to the rainy {path}" for path in lone_rainy]
     try:
@@ -107,7 +105,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", choices=OFFICIAL, help="which set it is meant to be")
+    downloaded = [entry.name for entry in CATALOGUE.values() if not entry.simulated]
+    parser.add_argument("dataset", choices=downloaded, help="which set it is meant to be")
     parser.add_argument("path", type=Path, help="where it was unpacked")
     parser.add_argument(
         "--split", choices=("train", "test"), help="check only this one (default: all it has)"
@@ -123,19 +122,19 @@ def main() -> None:
         help="of side-by-side images: which half is rainy (default: auto, by the set)",
     )
     options = parser.parse_args()
-    splits = [split for split in OFFICIAL[options.dataset] if options.split in (None, split)]
+    splits = [split for split in CATALOGUE[options.dataset].counts if options.split in (None, split)]
     if not splits:
         raise UserError(f"{options.dataset} has no {options.split} set")
     problems: dict[str, list[str]] = {}
-    errors: list[UserError] = []
+    unrecognised: list[str] = []
     for split in splits:
         try:
             problems[split] = check_split(options.dataset, split, options)
         except UserError as error:
-            errors.append(error)
+            unrecognised.append(str(error))
             problems[split] = [str(error)]
-    if len(errors) == len(splits):
-        raise errors[0]
+    if len(unrecognised) == len(splits):
+        raise UserError(unrecognised[0])
     for split, wrong in problems.items():
         report(f"{options.dataset} {split}", wrong, len(wrong) if options.all else 20)
     sys.exit(1 if any(problems.values()) else 0)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
+from datasets.catalogue import CATALOGUE
 from utils import run, write_image
 
 # public domain (astronaut, rocket: NASA) or CC0 (coffee, chelsea)
@@ -65,10 +66,13 @@ class Set:
     count: dict[str, int]
 
 
-SETS = (
-    Set("Simulated200H", "Heavy", HEAVY, {"train": 24, "test": 6}),
-    Set("Simulated200L", "Light", LIGHT, {"train": 24, "test": 6}),
-    Set("SimulatedReal", "", REAL, {"train": 24, "test": 6}),
+SETS = tuple(
+    Set(name, kind, rain, CATALOGUE[name].counts)
+    for name, kind, rain in (
+        ("Simulated200H", "Heavy", HEAVY),
+        ("Simulated200L", "Light", LIGHT),
+        ("SimulatedReal", "", REAL),
+    )
 )
 
 

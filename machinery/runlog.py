@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from machinery.checkpoints import BEST, LATEST
-from utils import UserError, to_tensor, write_atomically
+from utils import UserError, about, sweep, to_tensor, write_atomically
 
 FILE = "log.jsonl"
 
@@ -33,15 +33,12 @@ class RunFolder:
 
         Raises UserError where another run is at work in it.
         """
-        try:
+        with about(self.path, "give another --save_path", done="written to"):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise UserError(f"--save_path {self.path} cannot be written to: {error.strerror}") from None
         with lock:
             self._lock(lock, say)
-            for left in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
-                left.unlink(missing_ok=True)
+            sweep(self.path)  # what a killed run left unfinished
             if anew:
                 self._set_earlier_run_aside(say)
             yield
@@ -108,10 +105,11 @@ class RunLog:
         """One line {"step": step, ...} and a TensorBoard point for each value."""
         if self.silent:
             return
-        self.lines.write(json.dumps({"step": step, **values}) + "\n")
-        self.lines.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        with about(self.lines.name, done="written"):
+            self.lines.write(json.dumps({"step": step, **values}) + "\n")
+            self.lines.flush()
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def strip(
         self, step: int, derained: Callable[[Tensor], Tensor], rainy: np.ndarray, clean: np.ndarray | None
@@ -139,7 +137,7 @@ def _middle(image: np.ndarray, most: int = 256) -> np.ndarray:
 def logged(path: Path) -> list[dict[str, float]]:
     """The lines of a log.jsonl, none where there is no such file. One cut short by a kill is left out."""
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             lines.append(json.loads(line))
-    return [line for line in lines if isinstance(line, dict) and "step" in line]
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.layouts import Found, find_images, find_pairs, read_pair
+from datasets.layouts import find_images, find_pairs
+from datasets.pairs import Found, read_pair
 from DerainDataset import Crops, PairCrops, RealCrops
 from machinery import loading
 from machinery.loading import BatchStream, ImageCache, loader

@@ -15,14 +15,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from datasets.layouts import (
-    LIST_FILE,
-    OFFICIAL,
+from datasets.catalogue import CATALOGUE
+from datasets.layouts import find_images, find_pairs
+from datasets.pairs import (
     Found,
     Pair,
     check_pairs,
-    find_images,
-    find_pairs,
     looks_swapped,
     rain_excess,
     read_pair,
@@ -190,7 +188,7 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path: Path) -> None:
 def test_long_list_opens_without_listing_or_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = layouts.spa(tmp_path / "SPA", train=1)
     line = "/media/data/real_world/{0}/{0}.png /media/data/real_world_gt/{0}/{0}gt.png\r\n"
-    with (root / LIST_FILE).open("a") as listed:  # of all these files only the first is there
+    with (root / "real_world.txt").open("a") as listed:  # of all these files only the first is there
         listed.writelines(line.format(n) for n in range(1, 638_492))
 
     def refuse(*_: object) -> None:
@@ -208,7 +206,7 @@ def test_long_list_opens_without_listing_or_reading(tmp_path: Path, monkeypatch:
     assert "not cached" in crops.notes[-1]
     assert peak < 50e6
     last = found.pairs[-1]
-    assert last.name == "638491"
+    assert last.name == "real_world/638491/638491"
     assert last.rainy.path == root / "real_world/638491/638491.png"
     assert last.clean is not None
     assert last.clean.path == root / "real_world_gt/638491/638491gt.png"
@@ -218,7 +216,7 @@ def test_long_list_opens_without_listing_or_reading(tmp_path: Path, monkeypatch:
 
 def test_bad_lists(tmp_path: Path) -> None:
     root = layouts.spa(tmp_path / "SPA")
-    listed = root / LIST_FILE
+    listed = root / "real_world.txt"
     listed.write_text(listed.read_text() + "\n/only/one.png\n")
     with pytest.raises(UserError, match=r"'/only/one.png' is not a rainy and a clean file name"):
         find_pairs(listed, "train").pairs[3]
@@ -408,7 +406,7 @@ def test_check_names_what_is_missing_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     root = layouts.rain200(tmp_path / "Rain200H", train=12, test=3)
-    monkeypatch.setitem(OFFICIAL, "Rain200H", {"train": 12, "test": 3})
+    monkeypatch.setitem(CATALOGUE, "Rain200H", dataclasses.replace(CATALOGUE["Rain200H"], train=12, test=3))
     before = tree(root)
     status, said = run_check(monkeypatch, capsys, "Rain200H", str(root), "--deep")
     assert status == 0
@@ -431,11 +429,11 @@ def test_check_names_what_is_missing_and_changes_nothing(
 
 def test_check_knows_each_numbering(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = script("check").missing_names
-    monkeypatch.setitem(OFFICIAL, "Rain1400", {"train": 28, "test": 42})
+    monkeypatch.setitem(CATALOGUE, "Rain1400", dataclasses.replace(CATALOGUE["Rain1400"], train=28, test=42))
     names = [f"{scene}_{k}" for scene in (901, 902, 903) for k in range(1, 15)]
     assert missing("Rain1400", "test", names) == []
     assert missing("Rain1400", "test", [n for n in names if n != "902_7"]) == ["902_7"]
-    monkeypatch.setitem(OFFICIAL, "Rain1200", {"train": 9, "test": 3})
+    monkeypatch.setitem(CATALOGUE, "Rain1200", dataclasses.replace(CATALOGUE["Rain1200"], train=9, test=3))
     assert missing("Rain1200", "test", ["0", "2"]) == ["1"]
     names = [f"Rain_{s}/train2018new/{n}" for s in ("Light", "Medium", "Heavy") for n in (1, 2, 3)]
     assert missing("Rain1200", "train", names[1:]) == ["Rain_Light/train2018new/1"]
@@ -447,7 +445,7 @@ def test_check_of_a_list_names_absent_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     root = layouts.spa(tmp_path / "SPA")
-    monkeypatch.setitem(OFFICIAL, "SPA", {"train": 3, "test": 2})
+    monkeypatch.setitem(CATALOGUE, "SPA", dataclasses.replace(CATALOGUE["SPA"], train=3, test=2))
     assert run_check(monkeypatch, capsys, "SPA", str(root))[0] == 0
     (root / "real_world_gt/0/2gt.png").unlink()
     status, said = run_check(monkeypatch, capsys, "SPA", str(root), "--split", "train")

@@ -85,7 +85,7 @@ def test_both_stages_write_their_logs_and_checkpoints(tmp_path):
             content = load_checkpoint(folder / name)
             assert {"net", "network", "training", "step", "recipe"} <= set(content)
             assert content["recipe"]["stage"] == stage
-        assert not list(folder.glob(".*.tmp"))
+        assert [path.name for path in folder.glob(".*")] == [".lock"]
     assert "real rainy|derained" in board.Tags()["images"]
     assert run.began_with == f"{tmp_path / 'teacher' / 'net_latest'}, step 6"
 

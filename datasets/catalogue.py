@@ -1,0 +1,140 @@
+"""What is known of each dataset, one record a set. Everything else about a set is read from here.
+
+A new set is one `Entry` in CATALOGUE (and its scripts: README.md, 'Changing the method').
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dataset: its counts as its paper states them, how its download lies, and what is known of its rain.
+
+    `name` is what scripts and `check.py` call it. Left out: what does not apply, or is not known.
+    """
+
+    name: str
+    train: int = 0  # pairs; images where there is no clean side
+    test: int = 0
+    printed: str = ""  # its name in papers, where that is another
+    tables: tuple[str, ...] = ()  # the scores that the paper's tables print of it, by their keys
+    labelled: bool = True  # whether it has clean images
+    simulated: bool = False  # made by simulate.py: no number of it passes for a benchmark's
+    additive: bool | None = None  # whether rainy = min(255, clean + one grey layer), to the last bit
+
+    # How it lies on the disk
+    called: str = ""  # pattern of folder names that mean this set, beside its own name; in small letters
+    sides: tuple[str, str] = ("", "")  # its folders of rainy and of clean images
+    rainy_half: str = ""  # of side-by-side images: left or right
+    parts: tuple[str, ...] = ()  # folders that make up one split together
+    list_file: str = ""  # the file beside its folders that lists them, 'rainy clean' a line
+    photographs: str = ""  # its folder of real photographs, which are no pairs
+
+    # How its files are numbered, where not once through from 0 or 1
+    series: Mapping[str, int] = field(default_factory=dict)  # split: how many times they count through
+    first: Mapping[str, int] = field(default_factory=dict)  # split: the first number
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By split, those that it has."""
+        return {split: count for split, count in (("train", self.train), ("test", self.test)) if count}
+
+    @property
+    def title(self) -> str:
+        return self.printed or self.name
+
+    def claims(self, folders: str) -> bool:
+        """Whether names of folders, as 'downloads/DID-MDN-test', mean this set."""
+        own = rf"(?<![a-z0-9]){re.escape(self.name.lower())}(?![a-z0-9])"
+        return any(re.search(pattern, folders.lower()) for pattern in (own, self.called) if pattern)
+
+
+# In the order of the paper's tables. That Rain200's rain is additive was measured on 222 pairs, that the
+# others' is not on some of each; Rain1200 is of JPEGs, which no exact addition survives.
+_RAIN200 = ("rain/X2", "norain")
+CATALOGUE: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry("Rain200H", 1800, 200, tables=("psnr",), additive=True, sides=_RAIN200),
+        Entry("Rain200L", 1800, 200, tables=("psnr",), additive=True, sides=_RAIN200),
+        Entry(
+            "Rain800",
+            700,
+            100,
+            tables=("psnr",),
+            additive=False,
+            called="test_syn",
+            rainy_half="right",
+            photographs="test_nature",
+        ),
+        Entry(
+            "Rain1200",
+            12_000,
+            1_200,
+            tables=("psnr",),
+            additive=False,
+            called=r"(?<![a-z])did(mdn|data)?(?![a-z])|train2018new",
+            rainy_half="left",
+            parts=("Rain_Light", "Rain_Medium", "Rain_Heavy"),
+            series={"train": 3},
+        ),
+        Entry(
+            "Rain1400",
+            12_600,
+            1_400,
+            tables=("psnr",),
+            additive=False,
+            called=r"(?<![a-z])ddn(data)?(?![a-z])",
+            sides=("rainy_image", "ground_truth"),
+            series={"train": 14, "test": 14},
+            first={"test": 901},
+        ),
+        Entry(
+            "SPA",
+            638_492,
+            1_000,
+            tables=("psnr", "niqe"),
+            additive=False,
+            called="real_?world|real_test",
+            sides=("rain", "gt"),
+            list_file="real_world.txt",
+        ),
+        Entry("Real275", 0, 275, "Real-275", ("niqe",), labelled=False, called="real-275"),
+        Entry("Rain100H", 1800, 100),
+        Entry("Rain100L", 200, 100),
+        Entry("Rain12", 0, 12, rainy_half="left"),
+        Entry("Internet", 147, labelled=False, called="real_input"),
+        Entry("Simulated200H", 24, 6, simulated=True, additive=True, sides=_RAIN200),
+        Entry("Simulated200L", 24, 6, simulated=True, additive=True, sides=_RAIN200),
+        Entry("SimulatedReal", 24, 6, simulated=True, additive=False, sides=("rain", "norain")),
+    )
+}
+
+
+def of(dataset: str) -> Entry:
+    """What is known of it: nothing but its name, of a set that is not in the catalogue."""
+    return CATALOGUE.get(dataset, Entry(dataset))
+
+
+def columns(score: str) -> list[str]:
+    """The sets that the paper's table of this score has, in its order, as papers print them."""
+    return [entry.title for entry in CATALOGUE.values() if score in entry.tables]
+
+
+def printed(dataset: str) -> str:
+    """A set's name as papers print it, from any spelling of it: real275, Real-275."""
+
+    def plain(name: str) -> str:
+        return name.replace("-", "").lower()
+
+    return next((e.title for e in CATALOGUE.values() if plain(e.name) == plain(dataset)), dataset)
+
+
+def is_simulated(path: Path, dataset: str = "") -> bool:
+    """Whether a set is one of simulate.py's, by name or folder: no number of it passes for a benchmark's."""
+    return of(dataset).simulated or "simulated" in str(path).lower()

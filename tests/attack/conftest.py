@@ -1,0 +1,62 @@
+"""How long each target is attacked, and the count at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+
+SECONDS = float(os.environ.get("ATTACK") or 0)  # a target; 0: the few cases of `make test`
+
+
+class Budget:
+    """Says when a target has had enough, and counts its cases."""
+
+    def __init__(self) -> None:
+        self.cases = 0
+        self._end = time.monotonic() + SECONDS
+
+    def seeds(self, few: int) -> Iterator[int]:
+        """0, 1, 2, ...: `few` of them in `make test`, else until the time is up. Each is a case."""
+        while self.cases < few or time.monotonic() < self._end:
+            self.cases += 1
+            yield self.cases - 1
+
+    def draw(self, few: int, check: Callable[..., None], **strategies: Any) -> None:
+        """Calls `check` with what the strategies draw, as many times as `seeds`; a failure is shrunk."""
+
+        def counted(**drawn: Any) -> None:
+            self.cases += 1
+            check(**drawn)
+
+        settings = hypothesis.settings(
+            max_examples=few if not SECONDS else max(few, 200),
+            deadline=None,
+            database=None,  # a case is found again by its seed
+            print_blob=False,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        for seed in range(1 << 30):
+            attacked = settings(hypothesis.seed(seed)(hypothesis.given(**strategies)(counted)))
+            attacked()
+            if time.monotonic() >= self._end:
+                break
+
+
+@pytest.fixture
+def budget(record_property: Callable[[str, object], None]) -> Iterator[Budget]:
+    budget = Budget()
+    yield budget
+    record_property("attacked", budget.cases)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    for report in reports if SECONDS else ():
+        counts = dict(getattr(report, "user_properties", ()))
+        if getattr(report, "when", "") == "teardown" and "attacked" in counts:
+            terminalreporter.write_line(f"{counts['attacked']:>10,} cases  {report.nodeid}")

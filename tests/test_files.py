@@ -1,0 +1,374 @@
+"""Files in and out: what a strange one gets for an answer, whole files or none, and errors in one line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import utils
+from tests import layouts
+from tests.small import wait_for
+from utils import UserError, about, image_size, list_images, read_image, sweep, write_atomically, write_image
+
+
+def png(width: int, height: int, data: bytes = b"", bits: int = 8, colour: int = 2) -> bytes:
+    """A PNG whose header says so; `data` is what follows it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def refusal(path: Path) -> str:
+    """The one line that reading `path` gives."""
+    with pytest.raises(UserError) as refused:
+        read_image(path)
+    text = str(refused.value)
+    assert text.startswith(str(path))
+    assert "\n" not in text
+    return text
+
+
+def forked(main: Callable[[], None], output: int, encoding: str = "utf-8") -> tuple[int, int]:
+    """Begins `main` as a script of its own that prints to `output`: (its process, where its errors go)."""
+    said, says = os.pipe()
+    if child := os.fork():
+        os.close(says)
+        return child, said
+    code = 70
+    try:
+        os.dup2(output, 1)
+        os.dup2(says, 2)
+        sys.stdout, sys.stderr, sys.argv = open(1, "w", encoding=encoding), open(2, "w", buffering=1), ["1"]  # noqa: SIM115
+        utils.run(main)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 71
+    finally:
+        os._exit(code)
+
+
+def ended(child: tuple[int, int]) -> tuple[int, str]:
+    """Its exit code, and what it wrote to standard error."""
+    with open(child[1]) as said:  # noqa: PTH123
+        text = said.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]), text
+
+
+# ------------------------------------------------------------------------------------------- strange pictures
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (png(65000, 65000), "says it is 65000x65000, more than 268,435,456 pixels: cut it up"),
+        (png(16385, 16384), "more than 268,435,456 pixels"),
+        (png(1 << 28, 1), "is not an image"),  # few pixels, but wider than OpenCV takes
+        (png(0, 5), "is not an image"),
+        (png(16000, 16000), "is not an image, or is cut short (65 bytes)"),  # within the bound, and a lie
+        (b"", "is not an image, or is cut short (0 bytes): fetch it again"),
+        (b"\x89PNG\r\n\x1a\n", "is not an image"),
+        (b"GIF89a" + bytes(40), "is not an image"),
+        (b"a,b\n1,2\n", "is not an image"),
+    ],
+)
+def test_a_picture_that_is_none_or_lies_about_its_size(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "1.png"
+    path.write_bytes(content)
+    assert says in refusal(path)
+
+
+def test_a_true_bomb_is_refused_unread(tmp_path: Path) -> None:
+    """Of some kilobytes, and as RGB more than 0.8 GB: its header alone is read."""
+    path = tmp_path / "bomb.png"
+    width, height = 17_000, 16_000
+    path.write_bytes(png(width, height, bytes(height * (1 + width // 8)), bits=1, colour=0))
+    assert path.stat().st_size < 100_000
+    assert "says it is 17000x16000" in refusal(path)
+
+
+def test_a_header_broken_anywhere_never_passes_for_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "1.png"
+    write_image(path, layouts.clean_image(1, (8, 8)))
+    whole = path.read_bytes()
+    for place in range(33):  # the signature and IHDR, whose checksum ends there
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert "1.png" in refusal(path)
+    path.write_bytes(whole)
+    assert read_image(path).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+def test_cut_short_in_any_format(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"1{suffix}"
+    write_image(path, layouts.clean_image(1))
+    whole = path.read_bytes()
+    assert image_size(path) == read_image(path).shape[:2] == layouts.SIZE
+    for length in (len(whole) // 3, len(whole) * 9 // 10):
+        path.write_bytes(whole[:length])
+        assert "is cut short" in refusal(path)
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.png"))
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "round.png").symlink_to("round.png")
+    for name, says in (
+        ("pipe", "is a pipe, not an image: take it away"),
+        ("folder", "is a folder, not an image"),
+        ("socket", "is a socket, not an image"),
+        ("null", "is a device, not an image"),
+        ("gone", "cannot be read: No such file or directory"),
+        ("round", "cannot be read: Too many levels of symbolic links"),
+        ("nothing", "cannot be read: No such file or directory"),
+        ("n" * 300, "cannot be read: File name too long: choose a shorter name"),
+    ):
+        assert says in refusal(tmp_path / f"{name}.png")
+        with pytest.raises(UserError, match=name):
+            image_size(tmp_path / f"{name}.png")
+    assert [path.name for path in list_images(tmp_path)] == [
+        "gone.png",
+        "null.png",
+        "pipe.png",
+        "round.png",
+        "socket.png",
+    ]
+
+
+def test_what_may_not_be_read_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rights themselves are nothing to root, as whom tests may run."""
+
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    write_image(tmp_path / "1.png", layouts.clean_image(1))
+    with monkeypatch.context() as rights:
+        rights.setattr(Path, "open", refuse)
+        assert refusal(tmp_path / "1.png").endswith(
+            "Permission denied: change its rights, or choose another place"
+        )
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be listed: Permission denied: change its rights"):
+        list_images(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ names
+
+
+def test_digits_that_are_no_numbers_sort_as_letters(tmp_path: Path) -> None:
+    for name in ("10", "2", "x²", "②", "٣", "2²"):
+        write_image(tmp_path / f"{name}.png", layouts.clean_image(1, (4, 4)))
+    assert [path.stem for path in list_images(tmp_path)][:3] == ["2", "2²", "٣"]  # an Arabic 3 is a number
+    assert len(list_images(tmp_path)) == 6
+
+
+def test_a_name_that_is_not_utf8_is_read_written_and_printed(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    write_image(path, layouts.clean_image(1))
+    assert list_images(tmp_path) == [path]
+    assert read_image(path).shape == (*layouts.SIZE, 3)
+
+    def main() -> None:
+        print(list_images(tmp_path)[0])
+        raise UserError(f"{path}: a\nb")
+
+    for encoding in ("utf-8", "ascii"):
+        reader, writer = os.pipe()
+        child = forked(main, writer, encoding)
+        os.close(writer)
+        assert ended(child) == (2, f"1: {tmp_path}/caf\\udce9.png: a\\nb\n")
+        assert os.read(reader, 1000).decode() == f"{tmp_path}/caf\\udce9.png\n"
+        os.close(reader)
+
+
+# ---------------------------------------------------------------------------------------------- whole, or not
+
+
+def test_the_longest_name_is_written(tmp_path: Path) -> None:
+    for name in ("n" * 251 + ".png", "n" * 5 + "." + "s" * 249):
+        write_atomically(tmp_path / name, lambda path: path.write_text("whole"))
+        assert (tmp_path / name).read_text() == "whole"
+    with pytest.raises(UserError, match=r"nn cannot be written: File name too long: choose a shorter name"):
+        write_atomically(tmp_path / ("n" * 256), lambda path: path.write_text("whole"))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/file").write_text("old")
+    for name in ("file", "not yet"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(tmp_path / "far" / name)
+        write_atomically(link, lambda path: path.write_text("new"))
+        assert link.is_symlink()
+        assert (tmp_path / "far" / name).read_text() == "new"
+    assert {path.name for path in (tmp_path / "far").iterdir()} == {"file", "not yet"}
+
+
+def test_a_device_or_a_pipe_is_written_to_and_a_folder_is_not(tmp_path: Path) -> None:
+    write_atomically(Path("/dev/null"), lambda path: path.write_text("away"))
+    assert Path("/dev/null").is_char_device()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(pipe, lambda path: path.write_text("through"))
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert pipe.is_fifo()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder is a folder, and cannot be written to: choose another name"):
+        write_atomically(tmp_path / "folder", lambda path: path.write_text("x"))
+    with pytest.raises(UserError, match="pipe/file cannot be written: Not a directory"):
+        write_atomically(tmp_path / "pipe/file", lambda path: path.write_text("x"))
+
+
+def test_a_full_disk_is_told_with_the_files_name_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text("old")
+
+    def fill(temporary: Path) -> None:
+        temporary.write_text("half")
+        Path("/dev/full").write_text("x" * 100_000)
+
+    with pytest.raises(UserError) as told:
+        write_atomically(path, fill)
+    assert (
+        str(told.value) == f"{path} cannot be written: No space left on device: make room, then run it again"
+    )
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_runs_are_swept_and_others_work_is_not(tmp_path: Path) -> None:
+
+    def write(path: Path) -> None:
+        path.write_text("half")
+        (tmp_path / "begun").touch()
+        time.sleep(60)
+
+    (tmp_path / ".unfinished-notes").write_text("the user's own")
+    child, _ = forked(lambda: write_atomically(tmp_path / "net_latest", write), 1)
+    wait_for(tmp_path / "begun")
+    (unfinished,) = tmp_path.glob(".unfinished-????????")
+    assert unfinished.read_text() == "half"
+    assert sweep(tmp_path) == []
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert sweep(tmp_path) == [unfinished]
+    assert {path.name for path in tmp_path.iterdir()} == {".unfinished-notes", "begun"}
+    assert sweep(tmp_path / "nowhere") == []
+
+
+# ----------------------------------------------------------------------------------------- errors in one line
+
+
+def about_it(action, **options) -> str:
+    with pytest.raises(UserError) as told, about(Path("x.json"), "fetch it again", **options):
+        action()
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+def test_what_goes_wrong_with_a_named_file_is_one_line_that_names_it() -> None:
+    def no_room() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def no_memory() -> None:
+        raise MemoryError
+
+    assert about_it(lambda: Path("nowhere").read_text()) == (
+        "x.json cannot be read: No such file or directory: fetch it again"
+    )
+    assert "written: No space left on device: make room" in about_it(no_room, done="written")
+    assert "cannot be read: no memory holds it" in about_it(no_memory)
+    assert "no memory holds it" in about_it(lambda: np.empty(1 << 50))
+    assert "no memory holds it" in about_it(lambda: torch.empty(1 << 50))
+    assert about_it(lambda: json.loads("{")).endswith("column 2 (char 1)): fetch it again")
+    assert "cannot be read (error: OpenCV" in about_it(lambda: cv2.imencode(".none", np.zeros((2, 2))))
+    assert "UnicodeDecodeError" in about_it(lambda: b"\xff".decode())
+    assert "ValueError: could not convert" in about_it(lambda: float("x"), kinds=(ValueError,))
+    with pytest.raises(UserError, match=r"^as it is$"), about("x.json"):
+        raise UserError("as it is")
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    content: dict[str, int] = {}
+    with pytest.raises(KeyError), about("x.json"):
+        content["missing"]
+    with pytest.raises(ValueError, match="could not convert"), about("x.json"):
+        float("x")
+    with pytest.raises(json.JSONDecodeError), about("x.json", library=False):
+        json.loads("{")
+
+
+def exit_of(main) -> int | str | None:
+    with pytest.raises(SystemExit) as left:
+        utils.run(main)
+    return left.value.code
+
+
+def test_a_script_ends_in_one_line_for_memory_and_for_a_file_that_an_error_names(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert exit_of(lambda: np.empty(1 << 50)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "the memory is used up (MemoryError: Unable to allocate" in said
+    assert "lower --batchSize, --patch_size, --tile or --workers" in said
+    assert exit_of(lambda: Path("/nowhere/at all").read_text()) == 2
+    assert capsys.readouterr().err.endswith(": /nowhere/at all: No such file or directory\n")
+    assert exit_of(lambda: sys.exit(1)) == 1
+    for defect in (RuntimeError, OSError, KeyError):
+
+        def broken(kind: type[Exception] = defect) -> None:
+            raise kind("of ours")
+
+        with pytest.raises(defect, match="of ours"):
+            utils.run(broken)
+
+
+def test_a_reader_that_has_gone_and_a_full_disk_behind_standard_output() -> None:
+    def many() -> None:
+        for n in range(100_000):
+            print(n)
+
+    def few() -> None:
+        print("a line that stays in the buffer")
+
+    def error() -> None:
+        few()
+        raise UserError("x")
+
+    for main, said in ((many, ""), (few, ""), (error, "1: x\n")):
+        reader, writer = os.pipe()
+        os.close(reader)
+        assert ended(forked(main, writer)) == (2 if said else 1, said)
+        os.close(writer)
+        full = os.open("/dev/full", os.O_WRONLY)
+        line = "1: standard output cannot be written: No space left on device: make room, then run it again\n"
+        assert ended(forked(main, full)) == (2, said + line)
+        os.close(full)
