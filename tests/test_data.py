@@ -182,6 +182,36 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path: Path) -> None:
     assert {tuple(RealCrops(listed, 16)[(0, i)]["real_rainy"].shape) for i in range(3)} == {(3, 16, 16)}
 
 
+def test_real_images_by_a_relative_and_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (layouts.real_images(tmp_path / name) for name in ("one", "two"))
+    monkeypatch.chdir(tmp_path)
+    found = find_images([Path("one"), two])
+    assert found.root == tmp_path
+    assert {pair.rainy.path.parent for pair in found.pairs} == {one, two}
+
+
+def test_links_that_lead_back_up_end(tmp_path: Path) -> None:
+    root = layouts.real_images(tmp_path / "real")
+    (root / "up").symlink_to(root)
+    (root / "round").symlink_to("round")
+    (root / "deep").symlink_to(tmp_path)
+    assert len(find_images([root]).pairs) == 3
+    with pytest.raises(UserError, match="no train pairs"):
+        find_pairs(root, "train")
+
+
+def test_a_folder_that_is_missing_names_its_option(tmp_path: Path) -> None:
+    for option in ("--real_path", "--backgrounds"):
+        with pytest.raises(
+            UserError, match=f"nowhere is not a folder: {option} takes .* datasets/README.md says"
+        ):
+            find_images([tmp_path / "nowhere"], option=option)
+    with pytest.raises(UserError, match=r"nowhere is not a folder: --data_path takes .* datasets/README.md"):
+        find_pairs(tmp_path / "nowhere", "train")
+
+
 # ------------------------------------------------------------------------------------------------ list of SPA
 
 
@@ -232,6 +262,28 @@ def test_bad_lists(tmp_path: Path) -> None:
     listed.write_text("\n\n")
     with pytest.raises(UserError, match=r"real_world.txt lists no image pairs"):
         find_pairs(root, "train")
+
+
+def test_one_name_in_two_folders_of_a_list_gives_two_outputs(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        layouts.plain(tmp_path / folder, "rain", "gt", count=1)
+    lines = [f"/x/{folder}/rain/1.png /x/{folder}/gt/1.png\n" for folder in ("a", "b")]
+    (tmp_path / "pairs.txt").write_text("".join(lines))
+    found = find_pairs(tmp_path / "pairs.txt", "test")
+    assert [pair.name for pair in found.pairs] == ["a/rain/1", "b/rain/1"]
+    assert_clean_is_clean(found)
+
+
+def test_a_list_of_bytes_and_of_names_that_cannot_be(tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    for content in (b"\xff\xfe \x00\x01", b"n" * 300 + b" " + b"m" * 300, b"../.. ..", b"\xb2 \xb3\n"):
+        listed.write_bytes(content)
+        with pytest.raises(UserError, match=r"list.txt lists .* put the images where it says"):
+            find_pairs(listed, "train")
+    name = os.fsdecode(b"caf\xe9.png")  # no UTF-8, and a file all the same
+    layouts.write_pair(tmp_path / "rain" / name, tmp_path / "gt" / name, 1)
+    listed.write_bytes(b"/x/rain/caf\xe9.png /x/gt/caf\xe9.png\n")
+    assert_clean_is_clean(find_pairs(listed, "train"))
 
 
 # ---------------------------------------------------------------------------------------- errors and warnings
