@@ -22,11 +22,9 @@ from inference import derain, hardware, place
 from machinery import distributed
 from machinery.checkpoints import open_network
 from machinery.options import parse
-from metrix_code.niqe import niqe
+from metrix_code.metrics import METRICS, OF_RECORD
 from metrix_code.page import PageWriter
-from metrix_code.psnr import psnr
-from metrix_code.scores import METRICS, average, write_scores
-from metrix_code.ssim import ssim
+from metrix_code.scores import average, write_scores
 from utils import UserError, to_tensor, to_uint8
 
 
@@ -84,9 +82,9 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     result = {
         "dataset": options.dataset,
         "method": options.method,
-        "protocol": "RGB",
         "simulated": simulated,
         "images_expected": OFFICIAL.get(options.dataset, {}).get("test"),
+        "images_found": len(found.pairs),
         "checkpoint": str(content["path"]),
         "checkpoint_step": content.get("step", 0),
         "data_path": str(options.data_path),
@@ -129,51 +127,38 @@ def scores_of(
 ) -> dict[str, float | None]:
     """An image's scores by the names that scores.json has for them."""
     values: dict[str, float | None] = {}
-    if clean is not None:
-        as_float = output.permute(1, 2, 0).numpy(), clean.astype(np.float32) / 255
-        values |= {
-            "psnr": psnr(derained, clean),
-            "ssim": ssim(derained, clean),
-            "psnr_float": psnr(*as_float, peak=1.0),
-            "ssim_float": ssim(*as_float, peak=1.0),
-            "psnr_y": psnr(derained, clean, "Y"),
-            "ssim_y": ssim(derained, clean, "Y"),
-            "rainy_psnr": psnr(rainy, clean),
-            "rainy_ssim": ssim(rainy, clean),
-        }
-    if with_niqe:
-        values |= {"niqe": niqe_or_none(derained), "rainy_niqe": niqe_or_none(rainy)}
+    for key, metric in METRICS.items():
+        if (metric.paired and clean is None) or not (metric.paired or with_niqe):
+            continue
+        sides = [(key, derained), (metric.rainy_key, rainy)]
+        against = clean
+        if metric.of_output and clean is not None:
+            sides, against = [(key, output.permute(1, 2, 0).numpy())], clean.astype(np.float32) / 255
+        for name, image in sides:
+            try:
+                values[name] = metric(image, against)
+            except UserError as error:  # too small or too plain for it: the rest is still scored
+                tqdm.write(f"no {metric.name}: {error}")
+                values[name] = None
     return values
-
-
-def niqe_or_none(image: np.ndarray) -> float | None:
-    """NIQE, or None where the image is too small or too plain for it: the rest of the set is still scored."""
-    try:
-        return niqe(image)
-    except UserError as error:
-        tqdm.write(f"no NIQE: {error}")
-        return None
 
 
 def in_words(row: dict[str, Any]) -> str:
     """An image's scores, or their means, in a line: those that there are."""
     parts = [row["name"]] if "name" in row else []
-    for metric, title, digits, unit in (
-        ("psnr", "PSNR", 4, " dB"),
-        ("ssim", "SSIM", 5, ""),
-        ("niqe", "NIQE", 4, ""),
-    ):
-        value, of_rainy = row.get(metric), row.get(f"rainy_{metric}")
+    for metric in OF_RECORD:
+        value, of_rainy = row.get(metric.key), row.get(metric.rainy_key)
         if value is not None:
-            besides = "" if of_rainy is None else f" (rainy {of_rainy:.{digits}f})"
-            parts.append(f"{title} {value:.{digits}f}{unit}{besides}")
+            unit = f" {metric.unit}" if metric.unit else ""
+            besides = "" if of_rainy is None else f" (rainy {metric.text(of_rainy)})"
+            parts.append(f"{metric.title} {metric.text(value)}{unit}{besides}")
     return "  ".join(parts)
 
 
 def left_out(images: Sequence[dict[str, Any]], mean: dict[str, Any]) -> str:
     """What the means do not hold: infinite scores, and those that could not be measured."""
-    parts = [f"infinite {metric}: {count}" for metric, count in mean["infinite"].items()]
-    for metric in (each for each in METRICS if mean[each] is not None):
-        if missing := sum(image.get(metric) is None for image in images):
-            parts.append(f"no {metric}: {missing}")
+    parts = [f"infinite {key}: {count}" for key, count in mean["infinite"].items()]
+    for key in (each for each in METRICS if mean[each] is not None):
+        if missing := sum(image.get(key) is None for image in images):
+            parts.append(f"no {key}: {missing}")
     return f"  (left out: {', '.join(parts)})" if parts else ""
