@@ -146,7 +146,7 @@ class Evaluation(Machine):
     """What is scored with which model."""
 
     dataset: str = ""
-    method: str = ""
+    stage: str = ""  # whose model the script takes where no --logdir is given
     labelled: bool = True  # whether the dataset has clean images
     trained_on: str = ""  # the dataset whose train scripts make the model
 
@@ -156,9 +156,15 @@ class Evaluation(Machine):
     data_path: Path = option(Path(), "the dataset, as unpacked: see datasets/README.md")
     save_path: Path = option(Path(), "where the derained images, scores.json and index.html go")
     rainy_side: str = option("auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"))
+    method: str = option("", "what the tables call this model, where its checkpoint does not tell")
+    tile: int = option(0, "side of the tiles that larger images are cut into, in pixels; 0: never", least=0)
+    self_ensemble: bool = option(
+        False, "the mean over the eight flips and rotations of each image, at eight times the cost"
+    )
+    clean_names: bool = option(False, "name results as the clean images, as the released scripts expect")
     niqe: bool = option(False, "score NIQE too, of the derained and the rainy images")
     page: bool = option(True, "write index.html, with a before/after slider for each image")
-    workers: int = option(2, "processes that read ahead; 0: none")
+    workers: int = option(2, "processes that read ahead; 0: none", least=0, most=256)
 
 
 def _teacher(dataset: str, **numbers: Any) -> Teacher:
@@ -181,15 +187,15 @@ def _student(dataset: str, **numbers: Any) -> Student:
     )
 
 
-def _evaluation(dataset: str, method: str, trained_on: str, **numbers: Any) -> Evaluation:
-    model = trained_on + ("+Real" if method == "SSID-KD" else "")
+def _evaluation(dataset: str, stage: str, trained_on: str, **numbers: Any) -> Evaluation:
+    model = trained_on + ("+Real" if stage == "SSID-KD" else "")
     return Evaluation(
         dataset=dataset,
-        method=method,
+        stage=stage,
         trained_on=trained_on,
         logdir=Path("trained_model") / model,
         data_path=Path("datasets") / dataset,
-        save_path=Path("results") / dataset / method,
+        save_path=Path("results") / dataset / stage,
         **numbers,
     )
 

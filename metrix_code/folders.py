@@ -1,4 +1,7 @@
-"""Scores a folder of derained images, of any method: which file goes with which, and the average."""
+"""Scores a folder of derained images, of any method: which file goes with which, and the average.
+
+With a row in the tables it is scored by an eval script: `eval_Rain200H.py --derained FOLDER --method NAME`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.names import match
-from metrix_code.protocol import PROTOCOLS, size
+from metrix_code.metrics import METRICS, Metric
+from metrix_code.protocol import size
 from metrix_code.scores import mean
 from utils import UserError, list_images, read_image, write_atomically
 
@@ -25,7 +29,8 @@ from utils import UserError, list_images, read_image, write_atomically
 class Score(NamedTuple):
     derained: Path
     clean: Path | None
-    value: float
+    value: float | None  # None: it could not be scored
+    why: str = ""
 
 
 def clean_images(folder: Path) -> list[Path]:
@@ -38,30 +43,36 @@ def clean_images(folder: Path) -> list[Path]:
 # ----------------------------------------------------------------------------------------------- scoring
 
 
-def main(
-    label: str, metric: Callable[..., float], digits: int, about: str | None, paired: bool = True
-) -> None:
-    """Each metric's script part. `metric` takes (derained, clean, protocol), or one image if not `paired`."""
-    options = _options(about, paired)
+def main(title: str, about: str | None) -> None:
+    """Each metric's script part: the metric of this `title`, in the protocol that the command line asks for.
+
+    Raises UserError at the end where an image could not be scored: the others are.
+    """
+    choices = {m.protocol: m for m in METRICS.values() if m.title == title and not m.of_output}
+    options = _options(about, choices)
+    metric = choices[options.protocol]
     derained = list_images(options.res_path)
     if not derained:
         raise UserError(
             f"{options.res_path} holds no images: give the folder of derained images as --res_path"
         )
     pairs: list[tuple[Path, Path | None]] = [(path, None) for path in derained]
-    measure: Callable[..., float] = partial(_score_alone, metric)
-    if paired:
+    if metric.paired:
         pairs = _pairs(derained, options.res_path, options.gt_path)
-        measure = partial(_score_pair, metric, options.protocol, options.gt_half)
-    scores = _in_parallel(measure, pairs, label, options.workers)
+    scores = _in_parallel(partial(_score, metric, options), pairs, title, options.workers)
     for score in scores:
-        print(f"{score.derained.name}  {score.value:.{digits}f}")
-    print(_summary(scores, f"{label} ({options.protocol})", digits))
+        if score.value is None:
+            print(f"{score.derained.name}  not scored: {score.why}", file=sys.stderr)
+        else:
+            print(f"{score.derained.name}  {metric.text(score.value)}")
+    print(_summary(scores, metric))
     if options.csv:
-        _write_csv(options.csv, scores, label.lower(), options.protocol)
+        _write_csv(options.csv, scores, metric)
+    if failed := [score for score in scores if score.value is None]:
+        raise UserError(f"{len(failed)} of {len(scores)} images were not scored: {failed[0].why}")
 
 
-def _options(about: str | None, paired: bool) -> argparse.Namespace:
+def _options(about: str | None, choices: dict[str, Metric]) -> argparse.Namespace:
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
 
@@ -70,10 +81,11 @@ def _options(about: str | None, paired: bool) -> argparse.Namespace:
         parser.add_argument, type=Path, required=True, default=argparse.SUPPRESS, metavar="FOLDER"
     )
     folder("--res_path", help="the derained images")
-    if paired:
+    first = next(iter(choices))
+    if choices[first].paired:
         folder("--gt_path", help="the clean images, matched by name, then by number")
         parser.add_argument(
-            "--protocol", choices=PROTOCOLS, default="RGB", help="what is scored, see protocol.py"
+            "--protocol", choices=choices, default=first, help="what is scored, see protocol.py"
         )
         parser.add_argument(
             "--gt_half",
@@ -82,7 +94,7 @@ def _options(about: str | None, paired: bool) -> argparse.Namespace:
             "layout, right in Rain1200 and Rain12",
         )
     else:
-        parser.set_defaults(protocol="Y")
+        parser.set_defaults(protocol=first)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="images scored at a time")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the scores to this file")
     options = parser.parse_args()
@@ -111,61 +123,65 @@ def _pairs(derained: list[Path], res_path: Path, gt_path: Path) -> list[tuple[Pa
 
 
 def _in_parallel(
-    measure: Callable[..., float], pairs: list[tuple[Path, Path | None]], label: str, workers: int
+    measure: Callable[..., Score], pairs: list[tuple[Path, Path | None]], label: str, workers: int
 ) -> list[Score]:
     # Threads, since OpenCV and NumPy let go of the interpreter's lock while they compute.
     with ThreadPoolExecutor(workers) as pool:
-        values = tqdm(pool.map(lambda pair: measure(*pair), pairs), label, len(pairs), unit="image")
-        return [Score(*pair, value) for pair, value in zip(pairs, values, strict=True)]
+        return list(tqdm(pool.map(lambda pair: measure(*pair), pairs), label, len(pairs), unit="image"))
 
 
-def _score_alone(metric: Callable[..., float], derained: Path, _: None) -> float:
+def _score(metric: Metric, options: argparse.Namespace, derained: Path, clean: Path | None) -> Score:
     try:
-        return metric(read_image(derained))
+        ours = read_image(derained)
+        theirs = _read_clean(clean, options.gt_half, derained, ours) if clean else None
     except UserError as error:
-        raise _naming(error, derained) from None
+        return Score(derained, clean, None, str(error))
+    try:
+        return Score(derained, clean, metric(ours, theirs))
+    except UserError as error:  # of arrays: it cannot name the files
+        files = " with ".join(str(path) for path in (derained, clean) if path)
+        return Score(derained, clean, None, f"{files}: {error}")
 
 
-def _score_pair(
-    metric: Callable[..., float], protocol: str, half: str | None, derained: Path, clean: Path
-) -> float:
-    ours, theirs = read_image(derained), read_image(clean)
+def _read_clean(path: Path, half: str | None, derained: Path, ours: np.ndarray) -> np.ndarray:
+    """The clean image at `path`, or its `half` ("left", "right"), uint8 RGB (H, W, 3) to go with `ours`.
+
+    Raises UserError where the file is side by side and no half is given, or the other way round.
+    """
+    theirs = read_image(path)
     doubled = theirs.shape[0] == ours.shape[0] and theirs.shape[1] == 2 * ours.shape[1]
     if half:
         if not doubled:
             raise UserError(
-                f"{clean} is {size(theirs)}, not twice as wide as {derained} ({size(ours)}): "
+                f"{path} is {size(theirs)}, not twice as wide as {derained} ({size(ours)}): "
                 "leave --gt_half out if it is not side by side"
             )
-        theirs = np.split(theirs, 2, axis=1)[("left", "right").index(half)]
-    elif doubled:
+        return np.split(theirs, 2, axis=1)[("left", "right").index(half)]
+    if doubled:
         raise UserError(
-            f"{clean} is twice as wide as {derained}: if it is a side-by-side file, say which half is clean, "
+            f"{path} is twice as wide as {derained}: if it is a side-by-side file, say which half is clean, "
             "--gt_half left or --gt_half right"
         )
-    try:
-        return metric(ours, theirs, protocol)
-    except UserError as error:
-        raise _naming(error, derained, clean) from None
+    return theirs
 
 
-def _naming(error: UserError, *paths: Path) -> UserError:
-    return UserError(f"{' with '.join(str(path) for path in paths)}: {error}")
-
-
-def _summary(scores: list[Score], label: str, digits: int) -> str:
+def _summary(scores: list[Score], metric: Metric) -> str:
     average, infinite = mean(score.value for score in scores)
-    if infinite:
-        exact = f"; {infinite} of {len(scores)} identical to the clean image (inf), not in the average"
-    else:
-        exact = ""
-    return f"average {label} of {len(scores) - infinite} images: {average:.{digits}f}{exact}"
+    scored = sum(score.value is not None for score in scores)
+    if average is None:
+        return f"no {metric.name}: none of {len(scores)} images could be scored"
+    if infinite == scored:
+        return f"{metric.name} of {scored} images: inf, all of them identical to the clean ones"
+    exact = f"; {infinite} of {scored} identical to the clean image (inf), not in the average"
+    text = f"average {metric.name} of {scored - infinite} images: {metric.text(average)}"
+    return text + (exact if infinite else "")
 
 
-def _write_csv(path: Path, scores: list[Score], label: str, protocol: str) -> None:
+def _write_csv(path: Path, scores: list[Score], metric: Metric) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["derained", "clean", "protocol", label])
+    writer.writerow(["derained", "clean", "protocol", metric.title.lower()])
     for score in scores:
-        writer.writerow([score.derained, score.clean or "", protocol, repr(score.value)])
+        value = "" if score.value is None else repr(score.value)
+        writer.writerow([score.derained, score.clean or "", metric.protocol, value])
     write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))

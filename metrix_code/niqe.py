@@ -88,4 +88,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main("NIQE", niqe, digits=3, about=__doc__, paired=False))
+    run(lambda: main("NIQE", __doc__))

@@ -21,12 +21,11 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
+from metrix_code.metrics import OF_RECORD, Metric
 from metrix_code.scores import average
 from utils import UserError, natural_key, write_atomically
 
 THUMBNAIL_WIDTH = 360
-# name, key of the derained image's score, digits, and whether more is better
-SCORES = (("PSNR", "psnr", 2, 1), ("SSIM", "ssim", 4, 1), ("NIQE", "niqe", 3, -1))
 
 
 class PageWriter:
@@ -42,7 +41,7 @@ class PageWriter:
         """One image: uint8 RGB (H, W, 3) of one size, and its record in scores.json.
 
         Of `row`, "name" is shown and "file" is where the derained image lies below the folder; its scores,
-        each optional, are psnr, ssim, niqe, and the rainy image's own rainy_psnr, rainy_ssim, rainy_niqe.
+        each optional, go by the keys of metrics.py.
         Raises UserError where the images differ in size.
         """
         height, width = derained.shape[:2]
@@ -87,13 +86,14 @@ class PageWriter:
     def _means(self) -> str:
         means = average(self._rows)
         parts = [f"{len(self._rows)} images"]
-        for name, key, digits, _ in SCORES:
-            if means[key] is not None:
-                before = means[f"rainy_{key}"]
+        for metric in OF_RECORD:
+            value, before = means[metric.key], means[metric.rainy_key]
+            infinite = means["infinite"].get(metric.key)
+            if value is not None:
                 parts.append(
-                    f"mean {name} {means[key]:.{digits}f}"
-                    + ("" if before is None else f" (rainy {before:.{digits}f})")
-                    + (f", {means['infinite'][key]} infinite left out" if key in means["infinite"] else "")
+                    f"mean {metric.title} {metric.text(value)}"
+                    + ("" if before is None else f" (rainy {metric.text(before)})")
+                    + (f", {infinite} infinite left out" if infinite and value < math.inf else "")
                 )
         return "; ".join(parts)
 
@@ -112,15 +112,15 @@ def _or_last(gain: float | None) -> float:
 
 def _gain(row: dict[str, Any]) -> tuple[str, float | None]:
     """By what the derained image is better than the rainy one: in PSNR, or, without a clean side, in NIQE."""
-    for name, key, _, sign in (SCORES[0], SCORES[2]):
-        after, before = row.get(key), row.get(f"rainy_{key}")
+    for metric in OF_RECORD:
+        after, before = row.get(metric.key), row.get(metric.rainy_key)
         if after is not None and before is not None:
-            return name, _difference(after, before, sign)
+            return metric.title, _difference(after, before, metric)
     return "", None
 
 
-def _difference(after: float, before: float, sign: int) -> float:
-    return 0.0 if after == before else sign * (after - before)  # two infinities differ by nothing
+def _difference(after: float, before: float, metric: Metric) -> float:
+    return 0.0 if after == before else metric.sign * (after - before)  # two infinities differ by nothing
 
 
 def _entry(row: dict[str, Any], place: int, gain: float | None) -> str:
@@ -149,21 +149,18 @@ def _entry(row: dict[str, Any], place: int, gain: float | None) -> str:
 
 def _score_table(row: dict[str, Any]) -> str:
     lines = []
-    for name, key, digits, sign in SCORES:
-        after, before = row.get(key), row.get(f"rainy_{key}")
+    for metric in OF_RECORD:
+        after, before = row.get(metric.key), row.get(metric.rainy_key)
         if after is None:
             continue
-        cells = ["", f"{after:.{digits}f}", ""]
+        cells = ["", metric.text(after), ""]
         if before is not None:
-            gain = _difference(after, before, sign)
+            gain = _difference(after, before, metric)
             mood = "better" if gain > 0 else "worse" if gain < 0 else "same"
-            cells = [
-                f"{before:.{digits}f}",
-                cells[1],
-                f'<span class="{mood}">{sign * gain + 0.0:+.{digits}f}</span>',
-            ]
+            change = f"{metric.sign * gain + 0.0:+.{metric.digits}f}"
+            cells = [metric.text(before), cells[1], f'<span class="{mood}">{change}</span>']
         lines.append(
-            f"<tr><th scope=row>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+            f"<tr><th scope=row>{metric.title}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
         )
     if not lines:
         return ""

@@ -1,15 +1,22 @@
-"""What a score is measured on: the RGB image as saved (of record here), or its luma Y as MATLAB rounds it.
+"""What a score is measured on: the RGB image as saved (of record here), or its luma Y in one of two ways.
 
-The two differ by about 1.3 dB, so every score says which one it used.
+    RGB      uint8 as saved, all three channels: SSID-KD's README, MSGNN, HCN, Derain-toolbox
+    Y        luma, rounded as MATLAB's rgb2ycbcr rounds it on uint8: MPRNet, Restormer; for Rain200H, Rain200L
+             and SPA DRSformer and NeRD-Rain
+    DID/DDN  luma, not rounded, and the SSIM of large images on smaller ones: for Rain1200 and Rain1400
+             RCDNet, DRSformer and NeRD-Rain
+
+RGB and Y differ by about 1.3 dB, and the last two by 0.06 in the SSIM of 512x512, so every score says which.
 """
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from utils import UserError
 
-PROTOCOLS = ("RGB", "Y")
+PROTOCOLS = ("RGB", "Y", "DID/DDN")
 
 
 def luma(image: np.ndarray, peak: float = 255.0) -> np.ndarray:
@@ -28,7 +35,7 @@ def luma(image: np.ndarray, peak: float = 255.0) -> np.ndarray:
 def in_protocol(
     derained: np.ndarray, clean: np.ndarray, protocol: str, peak: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both images as float64, (H, W, 3) for "RGB" or (H, W) for "Y", and the peak that goes with them.
+    """Both images as float64, (H, W, 3) for "RGB" or (H, W) for the others, and the peak that goes with them.
 
     Raises UserError for another protocol, two shapes, or anything but (H, W, 3).
     """
@@ -40,9 +47,25 @@ def in_protocol(
         raise UserError(f"the derained image is {size(derained)}, the clean one {size(clean)}: not one pair")
     if derained.dtype != clean.dtype:
         raise UserError(f"the derained image is {derained.dtype}, the clean one {clean.dtype}: use one type")
-    if protocol == "Y":
-        return luma(derained, peak), luma(clean, peak), 255.0
-    return derained.astype(np.float64), clean.astype(np.float64), peak
+    if protocol == "RGB":
+        return derained.astype(np.float64), clean.astype(np.float64), peak
+    if protocol == "DID/DDN":  # floats are not rounded
+        derained, clean = derained.astype(np.float64), clean.astype(np.float64)
+    return luma(derained, peak), luma(clean, peak), 255.0
+
+
+def made_smaller(image: np.ndarray) -> np.ndarray:
+    """Float64 (H, W) as the DID/DDN protocol's SSIM takes it: means of boxes, about 256 on the shorter side.
+
+    The step is the whole number nearest to min(H, W) / 256, halves up. The box is that wide, borders mirrored
+    with their edge, and a box of even size reaches further to the right and below, as MATLAB's imfilter has
+    it. From there on it is Wang's ssim.m with its automatic downsampling.
+    """
+    step = int(min(image.shape) / 256 + 0.5)
+    if step <= 1:
+        return image
+    anchor = ((step + 1) // 2 - 1,) * 2
+    return cv2.blur(image, (step, step), anchor=anchor, borderType=cv2.BORDER_REFLECT)[::step, ::step]
 
 
 def size(image: np.ndarray) -> str:

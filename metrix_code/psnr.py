@@ -18,8 +18,8 @@ def psnr(derained: np.ndarray, clean: np.ndarray, protocol: str = "RGB", peak: f
     """Peak signal-to-noise ratio in dB, infinite for identical images (the released script says 100).
 
     `derained` and `clean` are (H, W, 3) RGB, both uint8, or both float in [0, `peak`]: give peak=1.0
-    for what the network returns. "RGB" takes one mean square over all pixels and channels, "Y" takes it
-    over the luma.
+    for what the network returns. "RGB" takes one mean square over all pixels and channels, "Y" and
+    "DID/DDN" take it over the luma.
     Raises UserError where the two differ in shape or type.
     """
     one, other, peak = in_protocol(derained, clean, protocol, peak)
@@ -31,4 +31,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main("PSNR", psnr, digits=3, about=__doc__))
+    run(lambda: main("PSNR", __doc__))

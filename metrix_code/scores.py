@@ -1,15 +1,19 @@
 """scores.json, which each evaluation writes beside its derained images, and which the tables are made of.
 
-    dataset          "Rain200H", ...
-    method           "SID" (the teacher) or "SSID-KD" (the student)
-    protocol         of psnr, ssim, psnr_float, ssim_float and those of the rainy input: "RGB"
+    dataset          "Rain200H", ...: what was recognised
+    method           "SID" (the teacher), "SSID-KD" (the student), or as the user says
+    self_ensemble    true for the mean over eight flips and rotations
     simulated        true for rain that was rendered, which is never shown among true benchmarks
-    checkpoint, checkpoint_step, data_path, command, hardware, date
+    trained_on       what the checkpoint says of its data: dataset, data (lines), real_path; or null
+    seen             why the images scored here are not new to the model, or ""
+    checkpoint, checkpoint_step, data_path, tile, precision, command, hardware, date
     images_expected  how many images the official test set has, or null
-    images           one record an image: name, file (below the results folder), the METRICS, seconds
-    mean             the METRICS averaged over the images, as `average` does
+    images_found     how many this one has
+    images           one record an image: name, file (below the results folder), seconds, and its scores
+    mean             the scores averaged over the images, as `average` does
 
-A metric that was not measured is null. JSON has no infinity: it stands there as the string "inf".
+The scores go by the keys of metrics.py: an image has those that were measured. JSON has no infinity: it
+stands there as the string "inf".
 """
 
 from __future__ import annotations
@@ -20,13 +24,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from metrix_code.metrics import KEYS
 from utils import UserError, write_atomically
 
 FILE = "scores.json"
-METRICS = (
-    *("psnr", "ssim", "niqe", "psnr_y", "ssim_y", "psnr_float", "ssim_float"),
-    *("rainy_psnr", "rainy_ssim", "rainy_niqe"),
-)
+TEXTS = ("dataset", "method")
+OPTIONAL_TEXTS = ("seen", "checkpoint", "data_path", "hardware", "date")
+COUNTS = ("images_expected", "images_found", "checkpoint_step")
 
 
 def mean(values: Iterable[float | None]) -> tuple[float | None, int]:
@@ -43,8 +47,8 @@ def mean(values: Iterable[float | None]) -> tuple[float | None, int]:
 
 
 def average(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The `mean` of each metric and of the seconds; "infinite" counts, by metric, what no mean could hold."""
-    means = {key: mean(image.get(key) for image in images) for key in (*METRICS, "seconds")}
+    """The `mean` of each score and of the seconds; "infinite" counts, by key, what no mean could hold."""
+    means = {key: mean(image.get(key) for image in images) for key in (*KEYS, "seconds")}
     infinite = {key: count for key, (_, count) in means.items() if count}
     return {key: value for key, (value, _) in means.items()} | {"infinite": infinite}
 
@@ -61,19 +65,39 @@ def read_scores(path: Path) -> dict[str, Any]:
     """Reads a scores.json. Raises UserError where it is unreadable, or not one that an evaluation wrote."""
     remedy = "evaluate again, or take the file away"
     try:
-        scores = _with_infinity(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as scores ({error}): {remedy}") from None
-    kinds = {"dataset": str, "method": str, "protocol": str, "simulated": bool, "images": list, "mean": dict}
-    for key, kind in kinds.items():
-        if not isinstance(scores, dict) or not isinstance(scores.get(key), kind):
-            raise UserError(f"{path} has no {key!r} as an evaluation writes it: {remedy}")
-    if not all(isinstance(image, dict) for image in scores["images"]):
-        raise UserError(f"{path}: an image is no record: {remedy}")
-    for key in METRICS:
-        if not isinstance(scores["mean"].get(key), float | int | None):
-            raise UserError(f"{path}: the mean of {key!r} is no number: {remedy}")
+    if wrong := _wrong(scores):
+        raise UserError(f"{path}: {wrong}: {remedy}")
     return scores
+
+
+def _wrong(scores: Any) -> str:
+    """What keeps `scores` from being an evaluation's, "" where nothing does; "inf" becomes a number."""
+    if not isinstance(scores, dict):
+        return "it holds no record"
+    kinds: dict[str, Any] = {"images": list, "mean": dict, "simulated": bool, **dict.fromkeys(TEXTS, str)}
+    kinds |= dict.fromkeys(OPTIONAL_TEXTS, str | None) | dict.fromkeys(COUNTS, int | None)
+    for key, kind in kinds.items():
+        if not isinstance(scores.get(key), kind):
+            return f"no {key!r} as an evaluation writes it"
+    records = [*scores["images"], scores["mean"]]
+    if not all(isinstance(record, dict) for record in records):
+        return "an image is no record"
+    for key in (*KEYS, "seconds"):
+        for record in records:
+            if record.get(key) == "inf":
+                record[key] = math.inf
+            if not _is_score(record.get(key)):
+                return f"a score {key!r} is no number"
+    return ""
+
+
+def _is_score(value: Any) -> bool:
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 1 << 53  # more than that no float holds
+    return value is None or (isinstance(value, float) and value > -math.inf)  # not nan either
 
 
 def _without_infinity(value: Any) -> Any:
@@ -82,11 +106,3 @@ def _without_infinity(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_infinity(item) for item in value]
     return "inf" if isinstance(value, float) and value == math.inf else value
-
-
-def _with_infinity(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_infinity(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_infinity(item) for item in value]
-    return math.inf if value == "inf" else value

@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
-from metrix_code.protocol import in_protocol, size
+from metrix_code.protocol import in_protocol, made_smaller, size
 from utils import UserError
 
 RADIUS = 5  # an 11-tap window
@@ -25,19 +25,21 @@ def ssim(derained: np.ndarray, clean: np.ndarray, protocol: str = "RGB", peak: f
     `derained` and `clean` are (H, W, 3) RGB, both uint8, or both float in [0, `peak`]: give peak=1.0
     for what the network returns. "RGB" pads with zeros and averages over the three channels and all
     pixels, as the training loss does; "Y" averages the luma's map where the window lies wholly inside
-    ('valid').
-    Raises UserError where the two differ in shape or type, or, for "Y", are smaller than the window.
+    ('valid'); "DID/DDN" does so on a smaller luma, see `made_smaller`.
+    Raises UserError where the two differ in shape or type, or, but for "RGB", are smaller than the window.
     """
     x, y, peak = in_protocol(derained, clean, protocol, peak)
+    if protocol == "DID/DDN":
+        x, y = made_smaller(x), made_smaller(y)
     mean_x, mean_y = _blur(x), _blur(y)
     product, squares = mean_x * mean_y, np.square(mean_x) + np.square(mean_y)
     covariance, variances = _blur(x * y) - product, _blur(x * x + y * y) - squares
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
-    if protocol == "Y":
+    if protocol != "RGB":
         similarity = similarity[RADIUS:-RADIUS, RADIUS:-RADIUS]
         if not similarity.size:
-            raise UserError(f"{size(x)} pixels are too few for SSIM on Y: its window is 11x11")
+            raise UserError(f"{size(x)} pixels are too few for SSIM ({protocol}): its window is 11x11")
     return float(similarity.mean())
 
 
@@ -49,4 +51,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main("SSIM", ssim, digits=4, about=__doc__))
+    run(lambda: main("SSIM", __doc__))

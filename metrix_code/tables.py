@@ -1,8 +1,10 @@
-"""The paper's two tables: what others published beside what was measured here.
+"""The paper's two tables: what others published and reproduced beside what was measured here.
 
 python metrix_code/tables.py --results results --format markdown
+python metrix_code/tables.py --format latex --kinds measured reproduced > tables.tex
 
-Measured is what the scores.json files below --results say. What was not measured is blank.
+published: as an author's page prints it. reproduced: retrained and scored by others, on the same sets (its
+source says by whom). measured: what the scores.json files below --results say. What nobody measured is blank.
 """
 
 from __future__ import annotations
@@ -12,24 +14,26 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
+from metrix_code.metrics import METRICS, Metric
 from metrix_code.scores import FILE, read_scores
 from utils import UserError, run
 
+KINDS = ("published", "reproduced", "measured")
+RAINY = "rainy input"
 QUALITY_SETS = ("Rain200H", "Rain200L", "Rain800", "Rain1200", "Rain1400", "SPA")
 NIQE_SETS = ("SPA", "Real-275")
+QUALITY_NOTE = "A PSNR compares within its protocol alone; metrix_code/protocol.py says what each is."
 NIQE_NOTE = (
     "NIQE: lower is 'better', but untouched Real-275 already scores 3.66, so NIQE alone proves little. "
-    "Ours has the LIVE release's parameters, on Y (metrix_code/niqe.py)."
-)
-PUBLISHED_NIQE_NOTE = (
-    "With which tool the published NIQE was measured is not known: it may not compare with ours."
+    "Ours has the LIVE release's parameters, on Y (metrix_code/niqe.py). With which tool the published NIQE "
+    "was measured is not known: it may not compare with ours."
 )
 
 
@@ -39,15 +43,14 @@ class Cell:
 
     dataset: str
     method: str
-    kind: str  # "published" or "measured"
+    kind: str  # one of KINDS
     protocol: str
-    scores: dict[str, str]  # psnr and ssim, or niqe
-    images: str = ""  # '5 of 200 images': not the paper's test set
+    scores: dict[str, str]  # by lower-case title: psnr and ssim, or niqe
+    remarks: tuple[str, ...] = ()  # '5 of 200 images': what keeps it from being the paper's number
     source: str = ""
 
     def __str__(self) -> str:
-        lines = (" / ".join(self.scores.values()), f"{self.kind}, {self.protocol}", self.images)
-        return "\n".join(line for line in lines if line)
+        return "\n".join([" / ".join(self.scores.values()), *self.remarks])
 
 
 @dataclass
@@ -57,32 +60,39 @@ class Table:
     cells: list[Cell]
     notes: Sequence[str] = ()
 
-    def rows(self) -> list[list[str]]:
-        """The header, then a row a method; a method scored more than once on a dataset takes further rows."""
+    def rows(self) -> list[tuple[str, str, list[Cell | None]]]:
+        """(method, kind and protocol, a cell a dataset); two scores on one dataset take two rows."""
         rows: dict[tuple[str, str, int], dict[str, Cell]] = {}
         for cell in self.cells:
-            turn = 0
-            while cell.dataset in rows.setdefault((cell.method, cell.kind, turn), {}):
+            label, turn = f"{cell.kind}, {cell.protocol}", 0
+            while cell.dataset in rows.setdefault((cell.method, label, turn), {}):
                 turn += 1
-            rows[cell.method, cell.kind, turn][cell.dataset] = cell
-        header = ["method", *self.datasets]
+            rows[cell.method, label, turn][cell.dataset] = cell
+        return [
+            (method, label, [row.get(dataset) for dataset in self.datasets])
+            for (method, label, _), row in rows.items()
+        ]
+
+    def as_text(self) -> list[list[str]]:
+        """The header, then each row; a cell without a score is empty."""
+        header = ["method", "protocol", *self.datasets]
         return [header] + [
-            [method, *(str(row.get(dataset, "")) for dataset in self.datasets)]
-            for (method, _, _), row in rows.items()
+            [method, label, *("" if cell is None else str(cell) for cell in cells)]
+            for method, label, cells in self.rows()
         ]
 
 
 # --------------------------------------------------------------------------------------------- gathering
 
 
-def published() -> list[Cell]:
-    """The cells of published.csv, in its order."""
-    with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
+def from_others(kind: str) -> list[Cell]:
+    """The cells of published.csv or reproduced.csv, in their order."""
+    with Path(__file__).with_name(f"{kind}.csv").open(encoding="utf-8", newline="") as file:
         return [
             Cell(
                 dataset=row["dataset"],
                 method=row["method"],
-                kind="published",
+                kind=kind,
                 protocol=row["protocol"],
                 scores={"niqe": row["metric1"]}
                 if row["table"] == "niqe"
@@ -94,29 +104,29 @@ def published() -> list[Cell]:
 
 
 def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
-    """The cells that one scores.json gives: the method by each protocol, and the rainy input beside it."""
-    mean = scores["mean"]
+    """The cells that one scores.json gives: the method in each protocol, and the rainy input beside it."""
+    protocols: dict[tuple[str, bool], list[Metric]] = {}
+    for metric in METRICS.values():
+        if not metric.of_output:
+            protocols.setdefault((metric.protocol, metric.paired), []).append(metric)
     cells = []
-    for who, prefix in ((scores["method"], ""), ("rainy input", "rainy_")):
-        for protocol, names, digits in (
-            (scores["protocol"], {"psnr": f"{prefix}psnr", "ssim": f"{prefix}ssim"}, (3, 4)),
-            ("Y", {"psnr": f"{prefix}psnr_y", "ssim": f"{prefix}ssim_y"}, (3, 4)),
-            ("Y", {"niqe": f"{prefix}niqe"}, (4,)),
-        ):
-            values = [mean.get(name) for name in names.values()]
+    for of_rainy in (False, True):
+        for (protocol, _), metrics in protocols.items():
+            keys = [metric.rainy_key if of_rainy else metric.key for metric in metrics]
+            values = [scores["mean"].get(key) for key in keys]
             if all(value is None for value in values):
                 continue
             cells.append(
                 Cell(
                     dataset=_dataset(scores),
-                    method=f"{who} (ours)" if not prefix else who,
+                    method=RAINY if of_rainy else _method(scores),
                     kind="measured",
                     protocol=protocol,
                     scores={
-                        key: "" if value is None else f"{value:.{places}f}"
-                        for key, value, places in zip(names, values, digits, strict=True)
+                        metric.title.lower(): "" if value is None else metric.text(value)
+                        for metric, value in zip(metrics, values, strict=True)
                     },
-                    images=_images(scores, next(iter(names.values()))),
+                    remarks=_remarks(scores, keys, of_rainy),
                     source=_source(path, scores),
                 )
             )
@@ -139,29 +149,29 @@ def gather(results: Path) -> tuple[list[Cell], list[Cell]]:
         except UserError as error:
             print(f"passed over: {error}", file=sys.stderr)
             continue
+        found = measured(path, scores)
+        if not found:
+            print(f"passed over: {path} holds no scores", file=sys.stderr)
         cells = simulated if scores["simulated"] else benchmarks
-        cells += [cell for cell in measured(path, scores) if not _repeats(cell, cells)]
+        cells += [cell for cell in found if not _repeats(cell, cells)]
     return benchmarks, simulated
 
 
-def tables(results: Path) -> list[Table]:
+def tables(results: Path, kinds: Sequence[str] = KINDS) -> list[Table]:
     """PSNR/SSIM and NIQE as in the paper; the same of simulated rain, apart, where there is any."""
-    benchmarks, simulated = gather(results)
-    cells = published() + benchmarks
+    benchmarks, simulated = gather(results) if "measured" in kinds else ([], [])
+    cells = [cell for kind in kinds if kind != "measured" for cell in from_others(kind)] + benchmarks
     found = [
-        _table("PSNR (dB) / SSIM", "psnr", cells, QUALITY_SETS),
-        _table("NIQE", "niqe", cells, NIQE_SETS, [NIQE_NOTE, PUBLISHED_NIQE_NOTE]),
+        _table("PSNR (dB) / SSIM", "psnr", cells, [QUALITY_NOTE], QUALITY_SETS),
+        _table("NIQE", "niqe", cells, [NIQE_NOTE], NIQE_SETS),
+        _table("PSNR (dB) / SSIM on SIMULATED rain, no benchmark", "psnr", simulated, [QUALITY_NOTE]),
+        _table("NIQE on SIMULATED rain, no benchmark", "niqe", simulated, [NIQE_NOTE]),
     ]
-    if simulated:
-        found += [
-            _table("PSNR (dB) / SSIM on SIMULATED rain, no benchmark", "psnr", simulated),
-            _table("NIQE on SIMULATED rain, no benchmark", "niqe", simulated, notes=[NIQE_NOTE]),
-        ]
-    return [table for table in found if table.datasets]
+    return [table for table in found if table.cells]
 
 
 def _table(
-    title: str, score: str, cells: list[Cell], datasets: Sequence[str] = (), notes: Sequence[str] = ()
+    title: str, score: str, cells: Iterable[Cell], notes: Sequence[str], datasets: Sequence[str] = ()
 ) -> Table:
     """Of the cells that hold this `score`; the datasets in the order given, others after them."""
     chosen = [cell for cell in cells if score in cell.scores]
@@ -178,30 +188,44 @@ def _dataset(scores: dict[str, Any]) -> str:
     return known.get(name.replace("-", "").lower(), name)
 
 
+def _method(scores: dict[str, Any]) -> str:
+    method = scores["method"] + (" (ours)" if scores.get("checkpoint") else "")
+    return method + (" + self-ensemble" if scores.get("self_ensemble") else "")
+
+
 def _repeats(cell: Cell, cells: list[Cell]) -> bool:
     # Teacher and student are scored on one rainy input: it needs one row.
-    return cell.method == "rainy input" and any(
-        (cell.dataset, cell.protocol, cell.scores, cell.images)
-        == (other.dataset, other.protocol, other.scores, other.images)
+    return cell.method == RAINY and any(
+        (cell.dataset, cell.protocol, cell.scores, cell.remarks)
+        == (other.dataset, other.protocol, other.scores, other.remarks)
         for other in cells
         if other.method == cell.method
     )
 
 
-def _images(scores: dict[str, Any], name: str) -> str:
-    """'5 of 200 images', where the paper's test set has 200; and how many of them the mean leaves out."""
-    found = sum(image.get(name) is not None for image in scores["images"])
+def _remarks(scores: dict[str, Any], keys: Sequence[str], of_rainy: bool) -> tuple[str, ...]:
+    """'5 of 200 images', where the paper's test set has 200; how many the mean leaves out; what was seen."""
+    images = scores["images"]
+    scored = min(sum(image.get(key) is not None for image in images) for key in keys)
     official = None if scores["simulated"] else scores.get("images_expected")
-    expected = official or len(scores["images"])
-    infinite = sum(image.get(name) == math.inf for image in scores["images"])
-    count = f"{found} images" if found == expected else f"{found} of {expected} images"
-    return count + (f", {infinite} infinite" if infinite else "")
+    expected = official or scores.get("images_found") or len(images)
+    infinite = sum(image.get(keys[0]) == math.inf for image in images)
+    count = f"{scored} images" if scored == expected else f"{scored} of {expected} images"
+    remarks = [count + (f", {infinite} infinite" if infinite else "")]
+    if scores.get("seen") and not of_rainy:
+        remarks.append("TRAINED ON")
+    return tuple(remarks)
 
 
 def _source(path: Path, scores: dict[str, Any]) -> str:
     parts = [str(path)]
     if scores.get("checkpoint"):
         parts.append(f"checkpoint {scores['checkpoint']} at step {scores.get('checkpoint_step')}")
+    trained_on = scores.get("trained_on")
+    if isinstance(trained_on, dict) and trained_on.get("dataset"):
+        parts.append(f"trained on {trained_on['dataset']}")
+    if scores.get("seen"):
+        parts.append(f"TRAINED ON: {scores['seen']}")
     return ", ".join(parts + [str(scores[key]) for key in ("hardware", "date") if scores.get(key)])
 
 
@@ -209,37 +233,81 @@ def _source(path: Path, scores: dict[str, Any]) -> str:
 
 
 def as_plain(table: Table) -> str:
-    rows = [[cell.split("\n") for cell in row] for row in table.rows()]
+    rows = [[cell.split("\n") for cell in row] for row in table.as_text()]
     widths = [max(len(line) for cell in column for line in cell) for column in zip(*rows, strict=True)]
     rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-    lines = [table.title, rule]
+    lines, before = [table.title, rule], ""
     for row in rows:
+        kind = row[1][0].split(",")[0]
+        if before not in ("", kind):
+            lines.append(rule)
+        before = kind
         for k in range(max(map(len, row))):
             line = (cell[k] if k < len(cell) else "" for cell in row)
             lines.append(
                 "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
             )
-        lines.append(rule)
-    return "\n".join(lines + _footnotes(table)) + "\n"
+    return "\n".join([*lines, rule, *_footnotes(table)]) + "\n"
 
 
 def as_markdown(table: Table) -> str:
-    header, *rows = table.rows()
+    header, *rows = table.as_text()
     lines = [f"### {table.title}", "", _bars(header), _bars(["---"] * len(header))]
     lines += [_bars([cell.replace("|", "\\|").replace("\n", "<br>") for cell in row]) for row in rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in _footnotes(table))]) + "\n"
 
 
-def as_csv(found: list[Table]) -> str:
+def as_latex(table: Table) -> str:
+    """A booktabs table (\\usepackage{booktabs}); cells' remarks are lettered and stand in the caption."""
+    rows, letters, lines, before = table.rows(), dict[str, str](), list[str](), ""
+    for method, label, cells in rows:
+        if before not in ("", label.split(",")[0]):
+            lines.append(r"\midrule")
+        before = label.split(",")[0]
+        texts = []
+        for cell in cells:
+            marks = (
+                [letters.setdefault(remark, _letter(len(letters))) for remark in cell.remarks] if cell else []
+            )
+            scores = " / ".join(cell.scores.values()) if cell else ""
+            texts.append(_escaped(scores) + (f"$^{{{','.join(marks)}}}$" if marks else ""))
+        lines.append(" & ".join([_escaped(method), _escaped(label), *texts]) + r" \\")
+    header = " & ".join(["Method", "Protocol", *map(_escaped, table.datasets)])
+    notes = [f"$^{{{letter}}}$ {_escaped(remark)}." for remark, letter in letters.items()]
+    sources = [f"% {note}" for note in _footnotes(table)]
+    return (
+        "\n".join(
+            [
+                *sources,
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{_escaped(table.title)}.{''.join(f' {note}' for note in notes)}}}",
+                rf"\begin{{tabular}}{{ll{'c' * len(table.datasets)}}}",
+                r"\toprule",
+                rf"{header} \\",
+                r"\midrule",
+                *lines,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+            ]
+        )
+        + "\n"
+    )
+
+
+def as_csv(found: Sequence[Table]) -> str:
     """A line a cell, so that none loses its label."""
     text = io.StringIO()
-    columns = ["table", "dataset", "method", "kind", "protocol", "psnr", "ssim", "niqe", "images", "source"]
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    labels = ["table", "dataset", "method", "kind", "protocol"]
+    titles = list(dict.fromkeys(metric.title.lower() for metric in METRICS.values()))
+    writer = csv.DictWriter(text, [*labels, *titles, "remarks", "source"], restval="", lineterminator="\n")
     writer.writeheader()
     for table in found:
         for cell in table.cells:
-            labels = {key: getattr(cell, key) for key in columns if hasattr(cell, key)}
-            writer.writerow({"table": table.title} | labels | cell.scores)
+            row = {key: getattr(cell, key) for key in (*labels[1:], "source")}
+            row |= {"table": table.title, "remarks": "; ".join(cell.remarks)}
+            writer.writerow(row | cell.scores)
     return text.getvalue()
 
 
@@ -247,12 +315,31 @@ def _bars(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _letter(number: int) -> str:
+    return chr(ord("a") + number) if number < 26 else f"a{number - 25}"
+
+
+def _escaped(text: str) -> str:
+    """As LaTeX prints it: its special characters are text here."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    return " ".join("".join(special.get(character, character) for character in text).split())
+
+
 def _footnotes(table: Table) -> list[str]:
-    origins: dict[tuple[str, str], dict[str, None]] = {}
+    """Where the cells come from, a line an evaluation or a foreign collection; then the table's notes."""
+    origins: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for cell in table.cells:
-        origins.setdefault((cell.kind, cell.source), {})[cell.dataset] = None
-    notes = [f"{kind}, {', '.join(sets)}: {source}" for (kind, source), sets in origins.items()]
-    return [*notes, *table.notes]
+        source, _, place = (cell.source, "", "") if cell.kind == "measured" else cell.source.partition(", ")
+        sets, places = origins.setdefault((cell.kind, source), ({}, {}))
+        sets[cell.dataset] = places[place] = None
+    notes = []
+    for (kind, source), (sets, places) in origins.items():
+        notes.append(f"{kind}, {', '.join(sets)}: {', '.join(filter(None, (source, *places)))}")
+    return [" ".join(note.split()) for note in (*notes, *table.notes)]
+
+
+PRINTED = {"plain": as_plain, "markdown": as_markdown, "latex": as_latex}
 
 
 def main() -> None:
@@ -262,17 +349,16 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="where the evaluations are (default: results)"
     )
+    parser.add_argument("--format", choices=(*PRINTED, "csv"), default="plain", help="(default: plain)")
     parser.add_argument(
-        "--format", choices=("plain", "markdown", "csv"), default="plain", help="(default: plain)"
+        "--kinds", choices=KINDS, nargs="+", default=KINDS, help="which rows, in which order (default: all)"
     )
     options = parser.parse_args()
-    found = tables(options.results)
+    found = tables(options.results, options.kinds)
     if options.format == "csv":
         print(as_csv(found), end="")
     else:
-        print(
-            "\n".join({"plain": as_plain, "markdown": as_markdown}[options.format](table) for table in found)
-        )
+        print("\n".join(map(PRINTED[options.format], found)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from metrix_code import folders, tables
+from metrix_code.metrics import KEYS, METRICS, OF_RECORD
 from metrix_code.niqe import niqe
-from metrix_code.protocol import luma
+from metrix_code.protocol import PROTOCOLS, luma, made_smaller
 from metrix_code.psnr import psnr
-from metrix_code.scores import METRICS, average, mean, read_scores, write_scores
+from metrix_code.scores import FILE, average, mean, read_scores, write_scores
 from metrix_code.ssim import ssim
-from utils import UserError, write_image
+from utils import UserError, read_image, write_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +74,48 @@ def test_padding_and_valid_are_not_the_same_number(pair):
     assert abs(ssim(grey[0], grey[1]) - ssim(grey[0], grey[1], "Y")) > 1e-3
 
 
-@pytest.mark.parametrize("protocol", ["RGB", "Y"])
+# what the peers' own evaluation scripts print, run under Octave: rainy against clean
+PEERS = {
+    ("SPA/rain/438.png", "SPA/gt/438gt.png"): {"DID/DDN": (23.73288, 0.793722), "Y": (23.737431, 0.858371)},
+    ("Rain1400/rainy_image/2_1.jpg", "Rain1400/ground_truth/2.jpg"): {"DID/DDN": (21.19514, 0.604250)},
+    ("Rain1400/rainy_image/1_1.jpg", "Rain1400/ground_truth/1.jpg"): {"DID/DDN": (26.89854, 0.781062)},
+}
+
+
+@pytest.mark.parametrize("paths", PEERS, ids=lambda paths: paths[0])
+def test_the_peers_own_scripts_print_the_same(shared, paths):
+    rainy, clean = (read_image(shared / "data" / path) for path in paths)
+    for protocol, (their_psnr, their_ssim) in PEERS[paths].items():
+        assert psnr(rainy, clean, protocol) == pytest.approx(their_psnr, abs=1e-5)
+        assert ssim(rainy, clean, protocol) == pytest.approx(their_ssim, abs=1e-6)
+
+
+def test_ssim_in_did_ddn_is_scikit_images_on_the_smaller_pair():
+    clean = data.astronaut()
+    noise = np.random.default_rng(0).normal(0, 20, clean.shape)
+    noisy = np.clip(clean + noise, 0, 255).astype(np.uint8)
+    # 512: a step of 2, so means of 2x2 blocks
+    small = [luma(image.astype(float)).reshape(256, 2, 256, 2).mean(axis=(1, 3)) for image in (noisy, clean)]
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    assert ssim(noisy, clean, "DID/DDN") == pytest.approx(structural_similarity(*small, **options), abs=1e-12)
+    assert ssim(noisy, clean, "DID/DDN") - ssim(noisy, clean, "Y") > 0.05
+
+
+@pytest.mark.parametrize(
+    ("shorter", "step"), [(200, 1), (383, 1), (384, 2), (639, 2), (640, 3), (768, 3), (1024, 4)]
+)
+def test_the_step_of_did_ddn_is_rounded_half_up_and_even_boxes_reach_right_and_below(shorter, step):
+    image = np.random.default_rng(step).random((shorter, shorter + 9))
+    smaller = made_smaller(image)
+    assert smaller.shape == tuple(-(-side // step) for side in image.shape)
+    before, after = (step - 1) // 2, step // 2
+    mirrored = np.pad(image, (before, after), mode="symmetric")
+    for row, column in ((0, 0), (5, 7), tuple(side - 1 for side in smaller.shape)):
+        box = mirrored[row * step : row * step + step, column * step : column * step + step]
+        assert smaller[row, column] == pytest.approx(box.mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_identical_images(pair, protocol):
     clean = pair[1]
     assert psnr(clean, clean, protocol) == math.inf
@@ -105,6 +148,10 @@ def test_luma_rounds_as_matlab_does(rgb, y):
 
 def test_luma_of_floats_is_not_rounded():
     assert luma(np.array([[[1.0, 0, 0]]]), peak=1.0) == pytest.approx(81.481)
+    red = np.full((20, 20, 3), (255, 0, 0), np.uint8)
+    black = np.zeros_like(red)
+    assert psnr(red, black, "Y") == pytest.approx(20 * math.log10(255 / (81 - 16)), abs=1e-12)
+    assert psnr(red, black, "DID/DDN") == pytest.approx(20 * math.log10(255 / 65.481), abs=1e-12)
 
 
 def test_what_is_no_pair_is_refused(pair):
@@ -115,8 +162,9 @@ def test_what_is_no_pair_is_refused(pair):
         ssim(noisy, clean, "rgb")
     with pytest.raises(UserError, match="uint8"):
         psnr(noisy, clean / 255)
-    with pytest.raises(UserError, match="11x11"):
-        ssim(noisy[:10], clean[:10], "Y")
+    for protocol in ("Y", "DID/DDN"):
+        with pytest.raises(UserError, match="11x11"):
+            ssim(noisy[:10], clean[:10], protocol)
     assert 0 < ssim(noisy[:1, :1], clean[:1, :1]) <= 1
 
 
@@ -135,6 +183,19 @@ def test_niqe_says_what_it_cannot_score():
         niqe(data.astronaut()[:96, :150])
     with pytest.raises(UserError, match="texture"):
         niqe(np.full((200, 200, 3), 128, np.uint8))
+
+
+def test_every_metric_of_the_table_scores_what_it_says(pair):
+    noisy, clean = (np.tile(image, (4, 3, 1)) for image in pair)  # large enough for NIQE
+    floats = [image.astype(np.float32) / np.float32(255) for image in (noisy, clean)]
+    for key, metric in METRICS.items():
+        images = floats if metric.of_output else (noisy, clean)
+        assert key == metric.key and (metric.protocol in PROTOCOLS or not metric.paired)
+        of_rainy, of_itself = metric(*images), metric(images[1], images[1])
+        assert metric.sign * (of_itself - of_rainy) > 0  # the clean image is better
+        assert metric.title in metric.name and len(metric.text(0.5).split(".")[1]) == metric.digits
+    assert METRICS["psnr_float"](*floats) == pytest.approx(METRICS["psnr"](noisy, clean), abs=1e-5)
+    assert {metric.title for metric in OF_RECORD} == {"PSNR", "SSIM", "NIQE"}
 
 
 def test_rainy_images_beside_the_clean_ones_are_not_taken_for_clean(tmp_path, pair):
@@ -156,21 +217,19 @@ def results(tmp_path, pair) -> Path:
     return tmp_path
 
 
-def call(monkeypatch, label, metric, *options, **more) -> None:
+def call(monkeypatch, title, *options) -> None:
     monkeypatch.setattr(sys, "argv", ["score", *map(str, options)])
-    folders.main(label, metric, digits=4, about="", **more)
+    folders.main(title, about="")
 
 
 def test_a_folder_is_scored_with_average_and_csv(results, pair, monkeypatch, capsys):
     paths = ("--res_path", results / "derained", "--gt_path", results / "clean")
-    call(
-        monkeypatch, "PSNR", psnr, *paths, "--protocol", "Y", "--csv", results / "scores.csv", "--workers", 2
-    )
+    call(monkeypatch, "PSNR", *paths, "--protocol", "Y", "--csv", results / "scores.csv", "--workers", 2)
     lines = capsys.readouterr().out.splitlines()
     expected = [psnr(pair[0], pair[1], "Y"), psnr(pair[0][::-1], pair[1], "Y")]
-    assert lines[0] == f"norain-1x2.png  {expected[0]:.4f}"
+    assert lines[0] == f"norain-1x2.png  {expected[0]:.3f}"
     assert lines[2] == "norain-3x2.png  inf"
-    assert f"(Y) of 2 images: {np.mean(expected):.4f}; 1 of 3 identical" in lines[3]
+    assert f"(Y) of 2 images: {np.mean(expected):.3f}; 1 of 3 identical" in lines[3]
     with (results / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["psnr"]) for row in rows] == [*expected, math.inf]
@@ -180,7 +239,7 @@ def test_a_folder_is_scored_with_average_and_csv(results, pair, monkeypatch, cap
 def test_images_without_a_partner_are_listed_and_the_rest_scored(results, pair, monkeypatch, capsys):
     write_image(results / "derained/extra-77.png", pair[0])
     write_image(results / "clean/norain-5.png", pair[0])
-    call(monkeypatch, "SSIM", ssim, "--res_path", results / "derained", "--gt_path", results / "clean")
+    call(monkeypatch, "SSIM", "--res_path", results / "derained", "--gt_path", results / "clean")
     out, err = capsys.readouterr()
     assert "of 3 images" in out
     assert "derained images without a clean one, not scored (1): extra-77.png" in err
@@ -194,28 +253,53 @@ def test_the_clean_side_may_be_half_of_a_file(results, pair, monkeypatch, capsys
     write_image(results / "both/1.png", np.hstack(halves))
     paths = ("--res_path", results / "derained", "--gt_path", results / "both")
     with pytest.raises(UserError, match=r"both/1.png is twice as wide .*--gt_half"):
-        call(monkeypatch, "PSNR", psnr, *paths)
-    call(monkeypatch, "PSNR", psnr, *paths, "--gt_half", half)
-    assert f"{psnr(noisy, clean):.4f}" in capsys.readouterr().out
+        call(monkeypatch, "PSNR", *paths)
+    call(monkeypatch, "PSNR", *paths, "--gt_half", half)
+    assert f"{psnr(noisy, clean):.3f}" in capsys.readouterr().out
     with pytest.raises(UserError, match="not twice as wide"):
-        call(monkeypatch, "PSNR", psnr, *paths[:3], results / "clean", "--gt_half", half)
+        call(monkeypatch, "PSNR", *paths[:3], results / "clean", "--gt_half", half)
 
 
 def test_bad_folders_and_files_are_one_line_that_names_them(results, pair, monkeypatch):
     derained, clean, empty = results / "derained", results / "clean", results / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="empty holds no images"):
-        call(monkeypatch, "PSNR", psnr, "--res_path", empty, "--gt_path", clean)
+        call(monkeypatch, "PSNR", "--res_path", empty, "--gt_path", clean)
     with pytest.raises(UserError, match="empty holds no images"):
-        call(monkeypatch, "PSNR", psnr, "--res_path", derained, "--gt_path", empty)
+        call(monkeypatch, "PSNR", "--res_path", derained, "--gt_path", empty)
     write_image(empty / "other.png", pair[0])
     with pytest.raises(UserError, match=r"no image of .*derained"):
-        call(monkeypatch, "PSNR", psnr, "--res_path", derained, "--gt_path", empty)
-    with pytest.raises(UserError, match=r"norain-1x2.png: 83x60 pixels are too few for NIQE"):
-        call(monkeypatch, "NIQE", niqe, "--res_path", derained, paired=False)
+        call(monkeypatch, "PSNR", "--res_path", derained, "--gt_path", empty)
+    with pytest.raises(UserError, match=r"^3 of 3 .*norain-1x2.png: 83x60 pixels are too few for NIQE"):
+        call(monkeypatch, "NIQE", "--res_path", derained)
     write_image(clean / "norain-2.png", pair[1][:, 1:])
     with pytest.raises(UserError, match=r"norain-2x2.png with .*norain-2.png: .*82x60"):
-        call(monkeypatch, "PSNR", psnr, "--res_path", derained, "--gt_path", clean)
+        call(monkeypatch, "PSNR", "--res_path", derained, "--gt_path", clean)
+
+
+def test_of_identical_folders_it_says_so(results, monkeypatch, capsys):
+    paths = ("--res_path", results / "clean", "--gt_path", results / "clean")
+    call(monkeypatch, "PSNR", *paths)
+    assert capsys.readouterr().out.endswith(
+        "PSNR (RGB) of 3 images: inf, all of them identical to the clean ones\n"
+    )
+
+
+def test_the_images_beside_a_bad_one_are_scored(results, pair, monkeypatch, capsys):
+    derained, small = results / "derained", np.zeros((8, 8, 3), np.uint8)
+    (derained / "norain-1x2.png").write_bytes(b"no image")
+    write_image(derained / "norain-3x2.png", small)
+    write_image(results / "clean/norain-3.png", small)
+    with pytest.raises(UserError, match=r"^2 of 3 images were not scored: .*norain-1x2.png is not an image"):
+        call(
+            *(monkeypatch, "SSIM", "--protocol", "Y", "--csv", results / "scores.csv"),
+            *("--res_path", derained, "--gt_path", results / "clean"),
+        )
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("average SSIM (Y) of 1 images")
+    assert "norain-3x2.png with " in err and "8x8 pixels are too few for SSIM" in err
+    with (results / "scores.csv").open() as file:
+        assert [bool(row["ssim"]) for row in csv.DictReader(file)] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -240,15 +324,15 @@ def test_a_script_says_in_one_line_what_is_wrong(tmp_path):
 
 
 def scored(folder: Path, dataset: str, method: str, images: list[dict], **more) -> dict:
-    images = [
-        {"name": str(k), "file": f"{k}.png", **dict.fromkeys(METRICS), **i} for k, i in enumerate(images)
-    ]
+    images = [{"name": str(k), "file": f"{k}.png", **image} for k, image in enumerate(images)]
     scores = {
         "dataset": dataset,
         "method": method,
-        "protocol": "RGB",
         "simulated": False,
+        "checkpoint": "net_latest",
+        "checkpoint_step": 7,
         "images_expected": None,
+        "images_found": len(images),
     }
     scores |= {"images": images, "mean": average(images), **more}
     write_scores(folder, scores)
@@ -272,71 +356,177 @@ def test_scores_come_back_as_written_in_strict_json(tmp_path):
     json.loads((tmp_path / "scores.json").read_text(), parse_constant=refuse)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"dataset": 3}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"dataset": 3}', "\x00", "[" * 10**6, "\udcff", "9" * 5000, "null"]
+)
 def test_broken_scores_are_named(tmp_path, text):
-    (tmp_path / "scores.json").write_text(text)
-    with pytest.raises(UserError, match=r"scores\.json"):
+    (tmp_path / "scores.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=r"scores\.json") as refused:
         read_scores(tmp_path / "scores.json")
+    assert "\n" not in str(refused.value)
 
 
-def test_the_published_rows_alone_have_blanks_and_nothing_measured(tmp_path, capsys):
+ODD_VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    10**400,
+    10**15,
+    math.nan,
+    -math.inf,
+    math.inf,
+    "inf",
+    "text",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+]
+
+
+@pytest.mark.parametrize("place", ["scores", "image", "mean"])
+def test_scores_of_any_content_are_printed_or_named(tmp_path, capsys, place):
+    image = {"psnr": 20.0, "ssim": 0.5, "niqe": 3.0, "rainy_psnr": 10.0}
+    whole = scored(tmp_path, "Rain200H", "SID", [image], seen="", trained_on={"dataset": "Rain200H"})
+    for key in [*KEYS, *whole, "name", "file", "seconds", "infinite"]:
+        for value in ODD_VALUES:
+            broken = json.loads((tmp_path / FILE).read_text())
+            {"scores": broken, "image": broken["images"][0], "mean": broken["mean"]}[place][key] = value
+            (tmp_path / "odd").mkdir(exist_ok=True)
+            (tmp_path / "odd" / FILE).write_text(json.dumps(broken))
+            cells, simulated = tables.gather(tmp_path / "odd")
+            table = tables.Table("t", sorted({cell.dataset for cell in cells}), cells)
+            printed = tables.as_plain(table) + tables.as_latex(table) + tables.as_csv([table])
+            error = capsys.readouterr().err
+            assert cells or simulated or (error.count("\n") == 1 and str(tmp_path / "odd" / FILE) in error)
+            assert "nan" not in printed
+
+
+def texts(table: tables.Table) -> dict[str, list[str]]:
+    """By method, protocol and all; the last where there are several."""
+    return {f"{row[0]}, {row[1]}": row[2:] for row in table.as_text()}
+
+
+def test_the_rows_of_others_alone_have_blanks_and_nothing_measured(tmp_path, capsys):
     quality, quality_of_real = tables.tables(tmp_path)
     assert "nothing measured" in capsys.readouterr().err
-    rows = {row[0]: row[1:] for row in quality.rows()}
-    assert rows["method"] == ["Rain200H", "Rain200L", "Rain800", "Rain1200", "Rain1400", "SPA"]
-    assert rows["SSID-KD"][0] == "28.925 / 0.9079\npublished, RGB"
-    assert rows["SSID-KD"][2] == ""
-    assert rows["RESCAN"] == ["", "", "26.42 / 0.838\npublished, RGB", "", "", ""]
-    niqe_rows = {row[0]: row[1:] for row in quality_of_real.rows()}
-    assert niqe_rows["SSID-KD"] == ["7.0006\npublished, Y", "3.4739\npublished, Y"]
-    assert "measured, " not in tables.as_plain(quality) + tables.as_plain(quality_of_real)
-    assert "3.66" in tables.as_plain(quality_of_real)
-    assert "not known" in tables.as_plain(quality_of_real)
+    rows = texts(quality)
+    assert rows["method, protocol"] == ["Rain200H", "Rain200L", "Rain800", "Rain1200", "Rain1400", "SPA"]
+    assert rows["SSID-KD, published, RGB"][:3] == ["28.925 / 0.9079", "38.778 / 0.9864", ""]
+    assert rows["PReNet, reproduced, RGB"][:3] == ["28.01 / 0.891", "36.92 / 0.981", "25.18 / 0.850"]
+    assert rows["PMG, reproduced, RGB"][3] == ""
+    assert texts(quality_of_real)["SSID-KD, published, tool not known"] == ["7.0006", "3.4739"]
+    printed = tables.as_plain(quality) + tables.as_plain(quality_of_real)
+    assert "measured, " not in printed and "3.66" in printed
+    assert "configs/prenet/README.md" in printed and "SSID-KD README" in printed
 
 
-def test_measured_rows_say_so_and_how_many_images(tmp_path):
-    image = {"psnr": 20.0, "ssim": 0.5, "psnr_y": 21.0, "ssim_y": 0.6, "rainy_psnr": 12.0, "rainy_ssim": 0.3}
+def test_published_and_reproduced_cells_each_have_a_source_and_are_not_the_same():
+    published, reproduced = map(tables.from_others, ("published", "reproduced"))
+    assert (len(published), len(reproduced)) == (51, 146)
+    assert all(cell.source and cell.protocol for cell in (*published, *reproduced))
+    assert {cell.dataset for cell in published if "psnr" in cell.scores}.isdisjoint({"Rain800"})
+    assert {cell.source.split(",")[0] for cell in reproduced} == {"Derain-toolbox d73d865"}
+
+
+def test_the_kinds_of_rows_can_be_chosen(tmp_path):
+    scored(tmp_path, "Rain200H", "SID", [{"psnr": 20.0, "ssim": 0.5}])
+    (chosen,) = tables.tables(tmp_path, ["measured"])
+    assert [row[0] for row in chosen.rows()] == ["SID (ours)"]
+    assert {cell.kind for cell in tables.tables(tmp_path, ["reproduced"])[0].cells} == {"reproduced"}
+
+
+def test_measured_rows_say_their_protocol_and_how_many_images(tmp_path):
+    image = {"psnr": 20.0, "ssim": 0.5, "psnr_y": 21.0, "ssim_y": 0.6, "psnr_did": 21.5, "ssim_did": 0.7}
+    image |= {"rainy_psnr": 12.0, "rainy_ssim": 0.3, "rainy_psnr_did": 13.0, "rainy_ssim_did": 0.4}
     scored(tmp_path / "a", "Rain200H", "SID", [image] * 5, images_expected=200)
     scored(tmp_path / "b", "Rain200H", "SSID-KD", [image | {"psnr": 22.0}] * 5, images_expected=200)
     scored(
         tmp_path / "c", "Real275", "SSID-KD", [{"niqe": 3.5, "rainy_niqe": 3.6}] * 275, images_expected=275
     )
-    quality, quality_of_real = tables.tables(tmp_path)
-    rows = [row for row in quality.rows() if "ours" in row[0] or row[0] == "rainy input"]
-    assert [(row[0], row[1]) for row in rows] == [
-        ("SID (ours)", "20.000 / 0.5000\nmeasured, RGB\n5 of 200 images"),
-        ("SID (ours)", "21.000 / 0.6000\nmeasured, Y\n5 of 200 images"),
-        ("rainy input", "12.000 / 0.3000\nmeasured, RGB\n5 of 200 images"),
-        ("SSID-KD (ours)", "22.000 / 0.5000\nmeasured, RGB\n5 of 200 images"),
-        ("SSID-KD (ours)", "21.000 / 0.6000\nmeasured, Y\n5 of 200 images"),
+    quality, quality_of_real = tables.tables(tmp_path, ["measured"])
+    assert [(*row[:2], row[2].split("\n")[0]) for row in quality.as_text()[1:]] == [
+        ("SID (ours)", "measured, RGB", "20.000 / 0.5000"),
+        ("SID (ours)", "measured, Y", "21.000 / 0.6000"),
+        ("SID (ours)", "measured, DID/DDN", "21.500 / 0.7000"),
+        ("rainy input", "measured, RGB", "12.000 / 0.3000"),
+        ("rainy input", "measured, DID/DDN", "13.000 / 0.4000"),
+        ("SSID-KD (ours)", "measured, RGB", "22.000 / 0.5000"),
+        ("SSID-KD (ours)", "measured, Y", "21.000 / 0.6000"),
+        ("SSID-KD (ours)", "measured, DID/DDN", "21.500 / 0.7000"),
     ]
-    assert all(row[2:] == [""] * 5 for row in rows)
-    assert ["SSID-KD (ours)", "", "3.5000\nmeasured, Y\n275 images"] in quality_of_real.rows()
+    assert {row[2].split("\n")[1] for row in quality.as_text()[1:]} == {"5 of 200 images"}
+    assert all(row[3:] == [""] * 5 for row in quality.as_text()[1:])
+    assert ["SSID-KD (ours)", "measured, LIVE, Y", "", "3.5000\n275 images"] in quality_of_real.as_text()
 
 
 def test_simulated_rain_is_never_among_the_benchmarks(tmp_path):
     made = {"simulated": True, "data_path": "datasets/Made200H", "images_expected": 200}
     scored(tmp_path, "Rain200H", "SID", [{"psnr": 77.0, "ssim": 0.9, "niqe": 4.0}], **made)
-    quality, quality_of_real, apart, apart_niqe = (table.rows() for table in tables.tables(tmp_path))
-    assert not any("77.000" in cell or "4.0000" in cell for row in quality + quality_of_real for cell in row)
-    assert apart == [["method", "Made200H"], ["SID (ours)", "77.000 / 0.9000\nmeasured, RGB\n1 images"]]
-    assert apart_niqe == [["method", "Made200H"], ["SID (ours)", "4.0000\nmeasured, Y\n1 images"]]
+    quality, quality_of_real, apart, apart_niqe = tables.tables(tmp_path)
+    of_benchmarks = [cell for row in quality.as_text() + quality_of_real.as_text() for cell in row]
+    assert not any("77.000" in cell or "4.0000" in cell for cell in of_benchmarks)
+    label = ["SID (ours)", "measured, RGB", "77.000 / 0.9000\n1 images"]
+    assert apart.as_text() == [["method", "protocol", "Made200H"], label]
+    label = ["SID (ours)", "measured, LIVE, Y", "4.0000\n1 images"]
+    assert apart_niqe.as_text() == [["method", "protocol", "Made200H"], label]
     titles = [table.title for table in tables.tables(tmp_path)]
     assert ["SIMULATED" in title for title in titles] == [False, False, True, True]
 
 
 def test_what_a_mean_leaves_out_is_shown(tmp_path):
     scored(tmp_path, "Rain12", "SID", [{"psnr": math.inf, "ssim": 1.0}, {"psnr": 30.0, "ssim": 0.9}])
-    quality = tables.tables(tmp_path)[0]
-    assert quality.rows()[-1][-1] == "30.000 / 0.9500\nmeasured, RGB\n2 images, 1 infinite"
-    assert quality.rows()[0][-1] == "Rain12"
+    text = tables.tables(tmp_path)[0].as_text()
+    assert text[-1][-1] == "30.000 / 0.9500\n2 images, 1 infinite"
+    assert text[0][-1] == "Rain12"
+
+
+def test_an_image_that_was_not_scored_is_not_counted(tmp_path):
+    image = {"psnr": 20.0, "ssim": 0.5}
+    scored(tmp_path, "Rain12", "SID", [image, image | {"ssim": None}], images_found=3)
+    assert tables.tables(tmp_path)[0].as_text()[-1][-1] == "20.000 / 0.5000\n1 of 3 images"
+
+
+def test_a_set_that_was_trained_on_is_marked_and_the_rainy_input_is_not(tmp_path):
+    image = {"niqe": 3.4, "rainy_niqe": 3.6}
+    scored(tmp_path, "Real275", "SSID-KD", [image], seen="--real_path held Real275")
+    table = tables.tables(tmp_path)[1]
+    rows = texts(table)
+    assert rows["SSID-KD (ours), measured, LIVE, Y"][1] == "3.4000\n1 images\nTRAINED ON"
+    assert rows["rainy input, measured, LIVE, Y"][1] == "3.6000\n1 images"
+    assert "TRAINED ON: --real_path held Real275" in tables.as_plain(table)
+
+
+def test_a_self_ensemble_and_a_foreign_method_have_rows_of_their_own(tmp_path):
+    image = {"psnr": 20.0, "ssim": 0.5}
+    scored(tmp_path / "a", "Rain200H", "SID", [image])
+    scored(tmp_path / "b", "Rain200H", "SID", [image], self_ensemble=True)
+    scored(tmp_path / "c", "Rain200H", "Restormer", [image], checkpoint=None)
+    rows = [row[0] for row in tables.tables(tmp_path, ["measured"])[0].rows()]
+    assert rows == ["SID (ours)", "SID (ours) + self-ensemble", "Restormer"]
 
 
 def test_two_evaluations_of_one_method_both_stay(tmp_path):
     for folder, value in (("a", 20.0), ("b", 21.0)):
         scored(tmp_path / folder, "Rain200H", "SID", [{"psnr": value, "ssim": 0.5}])
-    cells = [row[1].split(" ")[0] for row in tables.tables(tmp_path)[0].rows() if row[0] == "SID (ours)"]
+    cells = [row[2].split(" ")[0] for row in tables.tables(tmp_path, ["measured"])[0].as_text()[1:]]
     assert cells == ["20.000", "21.000"]
+
+
+def test_latex_has_a_column_a_dataset_and_escapes_what_it_must(tmp_path):
+    image = {"psnr": 20.0, "ssim": 0.5}
+    scored(tmp_path, "My_set & 5 %", "A_method", [image], checkpoint=None, images_found=4)
+    table = tables.tables(tmp_path)[0]
+    lines = tables.as_latex(table).splitlines()
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert all(row.count(" & ") == 8 for row in rows) and len(rows) == len(table.rows()) + 1
+    assert r"My\_set \& 5 \%" in rows[0] and rows[-1].startswith(r"A\_method & measured, RGB & ")
+    assert rows[-1].endswith(r"20.000 / 0.5000$^{a}$ \\")
+    assert r"$^{a}$ 1 of 4 images" in next(line for line in lines if line.startswith(r"\caption"))
+    assert [line for line in lines if line.endswith("rule")] == [
+        *(r"\toprule", r"\midrule", r"\midrule", r"\midrule", r"\bottomrule")
+    ]
+    assert lines[-1] == r"\end{table}" and lines.count(r"\begin{table}") == 1
 
 
 def test_a_broken_file_is_passed_over_and_the_csv_labels_every_cell(tmp_path, monkeypatch, capsys):
@@ -348,8 +538,8 @@ def test_a_broken_file_is_passed_over_and_the_csv_labels_every_cell(tmp_path, mo
     out, err = capsys.readouterr()
     rows = list(csv.DictReader(out.splitlines()))
     assert err.startswith("passed over: ") and "bad/scores.json" in err
-    assert len(rows) == len(tables.published()) + 1
-    assert {row["kind"] for row in rows} == {"published", "measured"}
+    assert len(rows) == 51 + 146 + 1
+    assert {row["kind"] for row in rows} == set(tables.KINDS)
     assert all(row["protocol"] and row["source"] for row in rows)
     ours = next(row for row in rows if row["kind"] == "measured")
     assert (ours["dataset"], ours["psnr"], ours["niqe"]) == ("Rain200H", "20.000", "")

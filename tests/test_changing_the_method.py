@@ -1,0 +1,189 @@
+"""Four people want to change something: each finds one place, as docs/changing_the_method.md says."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+import networks
+import stages
+from config import TEACHERS, Teacher
+from datasets import catalogue
+from engine import Run
+from evaluation import score
+from machinery.checkpoints import load_checkpoint
+from machinery.options import option
+from networks import Derained
+from stages import SID
+from tests import layouts
+from tests.small import (
+    ALONE,
+    CPU,
+    ROOT,
+    a_run,
+    assert_same_weights,
+    evaluation,
+    lines,
+    student,
+    teacher,
+    trained,
+)
+from tests.test_training import StopsAfterThree
+from utils import UserError
+
+# ---------------------------------------------------------------------------------------- a new loss term
+
+
+@dataclasses.dataclass(frozen=True)
+class WithEdges(Teacher):
+    edges_weight: float = option(1.0, "of the edges' differences")
+
+
+class Edges(SID):
+    recipe: WithEdges
+
+    def terms(self, net, batch):
+        derained, clean = net(batch["rainy"]).derained, batch["clean"]
+        edges = (derained.diff(dim=3) - clean.diff(dim=3)).abs().mean()
+        return {**super().terms(net, batch), "edges": edges}
+
+
+def with_edges(folder, **changes) -> WithEdges:
+    return WithEdges(**{**vars(teacher(folder)), "ssim_weight": 0.0, **changes})
+
+
+def test_a_term_is_optimised_and_logged(tmp_path):
+    Run(Edges, with_edges(tmp_path, steps=12), ALONE).go()
+    logged = [line["edges"] for line in lines(tmp_path / "teacher") if "edges" in line]
+    assert len(logged) == 12
+    assert [line["total"] for line in lines(tmp_path / "teacher")] == logged  # nothing else has a weight
+    begun = SID(teacher(tmp_path))
+    torch.manual_seed(0)
+    trained_net = load_checkpoint(tmp_path / "teacher/net_latest")["net"]
+    fresh = networks.DerainNet((4, 6, 8), (2, 1, 1)).state_dict()
+    assert any(not torch.equal(trained_net[key], fresh[key]) for key in fresh)  # it alone moved them
+    assert "edges" not in begun.weights
+
+
+@pytest.mark.parametrize(("stage", "of"), [(Edges, teacher), (SID, with_edges)])
+def test_a_term_without_a_weight_or_a_weight_without_a_term_stops(tmp_path, stage, of):
+    with pytest.raises(UserError, match="a term without a weight, or a weight without a term: edges"):
+        Run(stage, of(tmp_path), ALONE).go()
+    assert not (tmp_path / "teacher/net_latest").exists()
+
+
+# ------------------------------------------------------------------------------------------ a new dataset
+
+
+def test_a_dataset_is_an_entry_and_its_recipes(tmp_path, monkeypatch):
+    monkeypatch.setitem(catalogue.CATALOGUE, "RainNew", catalogue.Entry("RainNew", train=4, test=2))
+    layouts.rain200(tmp_path / "RainNew")
+    recipe = dataclasses.replace(
+        TEACHERS["Rain800"],
+        **{
+            **vars(teacher(tmp_path)),
+            "dataset": "RainNew",
+            "data_path": tmp_path / "RainNew",
+            "val_every": 1,
+        },
+    )
+    run = a_run(recipe)
+    run.go()
+    assert not any("official" in line for line in run.data)  # four pairs are what it should have
+    options = evaluation(tmp_path, dataset="RainNew", data_path=tmp_path / "RainNew")
+    scores = score(options, CPU)
+    assert (scores["dataset"], scores["images_expected"], scores["method"]) == ("RainNew", 2, "SID")
+
+
+# --------------------------------------------------------------------------------------- another backbone
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, rainy):
+        streaks = self.conv(rainy)
+        return Derained(rainy - streaks, streaks, streaks)
+
+
+def test_a_backbone_of_five_lines_trains_resumes_and_is_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setitem(networks.BACKBONES, "Tiny", Tiny)
+    straight = teacher(tmp_path, backbone="Tiny", save_path=tmp_path / "straight")
+    trained(straight)
+    stopped = dataclasses.replace(straight, save_path=tmp_path / "teacher")
+    with pytest.raises(SystemExit):
+        a_run(stopped, StopsAfterThree).go()
+    trained(dataclasses.replace(stopped, resume=True))
+    assert_same_weights(tmp_path / "straight", tmp_path / "teacher")
+    assert load_checkpoint(tmp_path / "teacher/net_latest")["network"] == {
+        "backbone": "Tiny",
+        "arguments": {},
+    }
+    assert score(evaluation(tmp_path), CPU)["mean"]["psnr"] > 0
+    with pytest.raises(UserError, match="--recompute: the backbone Tiny does not offer it"):
+        a_run(dataclasses.replace(straight, recompute=True))
+    with pytest.raises(UserError, match="there is no backbone 'Huge'"):
+        a_run(dataclasses.replace(straight, backbone="Huge"))
+
+
+# ----------------------------------------------------------------------------------- another distillation
+
+
+def test_a_mean_teacher_in_a_file_of_its_own_resumes_bit_for_bit(tmp_path):
+    spec = importlib.util.spec_from_file_location("mean_teacher", ROOT / "docs/mean_teacher.py")
+    assert spec and spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    trained(teacher(tmp_path))
+    few = {**vars(student(tmp_path)), "momentum": 0.5}
+    straight = example.MeanTeacherRecipe(**{**few, "save_path": tmp_path / "straight"})
+    Run(example.MeanTeacher, straight, ALONE).go()
+    stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
+    with pytest.raises(SystemExit):
+        StopsAfterThree(example.MeanTeacher, stopped, ALONE).go()
+    Run(example.MeanTeacher, dataclasses.replace(stopped, resume=True), ALONE).go()
+    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
+    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
+    assert all(line["consistency"] >= 0 for line in lines(tmp_path / "straight"))
+    ends = [load_checkpoint(tmp_path / each / "net_latest") for each in ("straight", "stopped")]
+    averages = [end["training"]["stage"]["teacher"] for end in ends]
+    assert all(torch.equal(value, averages[1][key]) for key, value in averages[0].items())
+    assert any(
+        not torch.equal(value, ends[0]["net"][key[len("module.net.") :]])
+        for key, value in averages[0].items()
+        if "net." in key
+    )
+
+
+# ---------------------------------------------------------------------------------- averages and parts
+
+
+def test_an_average_of_the_weights_is_kept_and_resumed(tmp_path):
+    straight = teacher(tmp_path, ema=0.5, save_path=tmp_path / "straight", val_every=1)
+    trained(straight)
+    stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
+    with pytest.raises(SystemExit):
+        a_run(stopped, StopsAfterThree).go()
+    trained(dataclasses.replace(stopped, resume=True))
+    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
+    content = load_checkpoint(tmp_path / "straight/net_latest")
+    assert any(not torch.equal(v, content["training"]["net"][k]) for k, v in content["net"].items())
+
+
+@pytest.mark.parametrize("stage", [teacher, student])
+def test_a_batch_in_parts_moves_the_weights_alike(tmp_path, stage):
+    trained(teacher(tmp_path, save_path=tmp_path / "teacher"))
+    for parts in (1, 4):
+        changes = {"batchSize": 4, "accumulate": parts, "steps": 3, "save_path": tmp_path / str(parts)}
+        trained(stage(tmp_path, **changes))
+    assert_same_weights(tmp_path / "1", tmp_path / "4", within=2e-5)
+    for one, other in zip(lines(tmp_path / "1"), lines(tmp_path / "4"), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_stages_know_their_terms_by_the_recipe():
+    assert set(stages.SID(TEACHERS["Rain200H"]).weights) == {"ssim", "l1"}
