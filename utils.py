@@ -47,8 +47,8 @@ class UserError(Exception):
     """Something the user can mend. Its text is one line that names the file or option, and the remedy."""
 
     def __init__(self, message: str) -> None:
-        # raised in a loader's worker, it comes as the last line of a traceback
-        super().__init__(message.strip().splitlines()[-1].removeprefix("utils.UserError: "))
+        # raised in a loader's worker, it comes as the end of a traceback
+        super().__init__(printable(message.rpartition("\nutils.UserError: ")[2].rstrip("\n")))
 
 
 # --------------------------------------------------------------------------------------- errors in one line
@@ -100,7 +100,7 @@ def _exit_code(main: Callable[[], None]) -> Any:
 
 def _complain(message: str, code: int) -> int:
     with contextlib.suppress(OSError):  # nobody is left to tell
-        print(f"{Path(sys.argv[0]).name}: {printable(message)}", file=sys.stderr)
+        print(f"{printable(Path(sys.argv[0]).name)}: {message}", file=sys.stderr)
     return code
 
 

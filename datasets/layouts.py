@@ -111,9 +111,8 @@ def two_folders(folder: Folder, _: Wanted) -> Spot | None:
     deeper = (entry.sides[0].partition("/")[2] for entry in CATALOGUE.values())
     sides = [*Folder(rainy[0]).named(filter(None, deeper)), rainy[0]][0], clean[0]
     names = tuple(side.relative_to(folder.path).as_posix() for side in sides)
-    whose = [e for e in CATALOGUE.values() if e.labelled and _same(e.sides, names)]
-    like = [e.name for e in whose if _strength(Path(e.name)) == _strength(folder.path) and not e.simulated]
-    origin = f"as {like[0]}, " if like else ""
+    alike = [e.name for e in CATALOGUE.values() if not e.simulated and _same(e.sides, names)]
+    origin = f"{os.path.commonprefix(alike)} ({folder.path.name}), " if alike else ""  # noqa: RUF071 (Rain200H, Rain200L: letters)
     return Spot(
         folder.path,
         f"{origin}{names[0]}/ + {names[1]}/",

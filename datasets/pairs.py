@@ -86,6 +86,10 @@ class ListedPairs(Sequence[Pair]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         rainy, clean = (parts[drop:] for parts, drop in zip(self._names(index), self._drop, strict=True))
+        if rainy == clean:
+            raise UserError(
+                f"{self.list_file} lists {'/'.join(rainy)} as its own clean image: fetch it again"
+            )
         root = self.list_file.parent
         clean_side = Side(root.joinpath(*clean)) if self.labelled else None
         return Pair(self._name(rainy), Side(root.joinpath(*rainy)), clean_side)

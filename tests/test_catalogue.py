@@ -70,7 +70,7 @@ def test_a_new_set_is_found_by_its_folders_names_and_counted(tmp_path: Path) -> 
 def test_a_new_sets_own_folders_and_list_are_known(tmp_path: Path) -> None:
     layouts.plain(tmp_path / "a", "Foggy/2X", "Sharp")
     found = find_pairs(tmp_path / "a", "train", "Fog")
-    assert "as Fog, Foggy/2X/ + Sharp/: 3 pairs" in found.describe()
+    assert "Fog (a), Foggy/2X/ + Sharp/: 3 pairs" in found.describe()
     with pytest.raises(UserError, match="Fog's is none, though nothing in the sampled pairs"):
         refuse_unless_additive(found)
     images = find_images([tmp_path / "a"])

@@ -280,6 +280,10 @@ def test_a_list_of_bytes_and_of_names_that_cannot_be(tmp_path: Path) -> None:
         listed.write_bytes(content)
         with pytest.raises(UserError, match=r"list.txt lists .* put the images where it says"):
             find_pairs(listed, "train")
+    layouts.write_pair(tmp_path / "1.png", tmp_path / "1gt.png", 1)
+    listed.write_bytes(b"1.png 1.png")
+    with pytest.raises(UserError, match=r"list.txt lists 1.png as its own clean image: fetch it again"):
+        find_pairs(listed, "train").pairs[0]
     name = os.fsdecode(b"caf\xe9.png")  # no UTF-8, and a file all the same
     layouts.write_pair(tmp_path / "rain" / name, tmp_path / "gt" / name, 1)
     listed.write_bytes(b"/x/rain/caf\xe9.png /x/gt/caf\xe9.png\n")

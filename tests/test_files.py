@@ -315,6 +315,20 @@ def test_what_goes_wrong_with_a_named_file_is_one_line_that_names_it() -> None:
         raise UserError("as it is")
 
 
+def test_an_error_is_one_line_whatever_the_name_and_wherever_it_was_raised() -> None:
+    error = UserError("a\nb\u2028\udce9.png is cut short")
+    assert str(error) == "a\\nb\\u2028\\udce9.png is cut short"
+    assert str(UserError(str(error))) == str(error)
+    try:
+        raise error
+    except UserError:
+        wrapped = torch._utils.ExceptionWrapper(sys.exc_info(), where="in a worker")
+    with pytest.raises(UserError) as raised:  # as the loader raises it again
+        wrapped.reraise()
+    assert str(raised.value) == str(error)
+    assert str(UserError("")) == ""
+
+
 def test_a_defect_of_ours_keeps_its_traceback() -> None:
     content: dict[str, int] = {}
     with pytest.raises(KeyError), about("x.json"):

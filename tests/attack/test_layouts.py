@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import io
 import os
 import shutil
 from pathlib import Path
@@ -128,7 +130,8 @@ def test_any_tree_is_read_or_told_and_left_as_it_is(budget: Budget, tmp_path: Pa
             lambda: released_real_folder(root),
         ):
             try:
-                found = act()
+                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                    found = act()
                 if isinstance(found, Found):
                     found.describe()
                     check_pairs(found)
