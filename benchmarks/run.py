@@ -35,7 +35,7 @@ import numpy as np
 import psutil
 import skimage.data
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
@@ -44,13 +44,12 @@ import losses
 from benchmarks import plain
 from config import STUDENTS, TEACHERS
 from datasets.layouts import find_pairs
-from DerainDataset import PairCrops, loader
-from engine import weights_of
-from inference import autocast, hardware, place
-from losses import StudentCriterion, TeacherCriterion
-from machinery.checkpoints import open_network
-from machinery.options import Machine
-from networks import DerainNet
+from DerainDataset import PairCrops
+from engine import training_step
+from inference import Derainer, Prepared, hardware
+from machinery.loading import BatchStream, ImageCache, loader
+from networks import Derained, DerainNet
+from stages import SID, SSIDKD
 from utils import UserError, run, to_tensor, write_atomically, write_image
 
 SECTIONS = ("inference", "step", "losses", "loader", "memory")
@@ -131,57 +130,53 @@ SMALLER = {
 CARD_STEP = 0.050  # seconds at most, on an H200: teacher step, 12 at 120, bfloat16, compiled
 
 
+class PlainStudent(nn.Module):
+    """The plain network, given synthetic and real images in two passes, as released."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, rainy: Tensor) -> Derained:
+        halves = [self.net(half) for half in rainy.chunk(2)]
+        return Derained(*(torch.cat(both) for both in zip(*halves, strict=True)))
+
+
 def prepared(case: Case, variant: Variant, device: torch.device) -> Callable[[], Any]:
     """The work of a case as a function of no arguments, all it needs already in place."""
     torch.manual_seed(0)
-    net = DerainNet(recompute=variant.recompute)
-    net = plain.plain(net).to(device) if variant.plain else place(net, device)
+    own = DerainNet()
+    if variant.recompute:
+        own.recompute_units()
     if variant.compile:
-        net.compile_units()
+        own.compile_units()
+    net: nn.Module = plain.plain(own) if variant.plain else Prepared(own, variant.precision)
+    if variant.plain and case.stage == "student":
+        net = PlainStudent(net)
+    net = net.to(device)
     rainy = photograph(case.size).expand(case.images, -1, -1, -1).to(device)
-    if not variant.plain:
-        rainy = rainy.contiguous(memory_format=torch.channels_last)
-    machine = Machine(precision=variant.precision)
-    return training_step(net, rainy, case, variant, machine) if case.stage else deraining(net, rainy, machine)
+    return step_of(net, rainy, case) if case.stage else deraining(net, rainy)
 
 
-def deraining(net: DerainNet, rainy: Tensor, machine: Machine) -> Callable[[], Tensor]:
+def deraining(net: nn.Module, rainy: Tensor) -> Callable[[], Tensor]:
     def derain() -> Tensor:
-        with torch.inference_mode(), autocast(machine, rainy.device):
-            return net(rainy).derained.float()
+        with torch.inference_mode():
+            return net(rainy).derained
 
     return derain
 
 
-def training_step(
-    net: DerainNet, rainy: Tensor, case: Case, variant: Variant, machine: Machine
-) -> Callable[[], None]:
-    """As engine's. The plain student takes synthetic and real images in two passes, as released.
-
-    Its dark channel is ours: with the three-dimensional pooling the ratio would praise a loss, not the step.
-    """
-    student = case.stage == "student"
+def step_of(net: nn.Module, rainy: Tensor, case: Case) -> Callable[[], Any]:
+    """The very step of the training. Of the plain network too: the ratio is to praise the network alone."""
     optimizer = torch.optim.Adam(net.parameters(), 1e-4, fused=rainy.device.type == "cuda")
-    clean = torch.rand_like(rainy[: case.images // 2] if student else rainy)
-    if student:
-        weights = weights_of(STUDENTS["Rain200H"], StudentCriterion.TERMS)
-        criterion: StudentCriterion | TeacherCriterion = StudentCriterion(weights, case.size[0])
+    if case.stage == "teacher":
+        batch = {"rainy": rainy, "clean": torch.rand_like(rainy)}
+        stage: SID | SSIDKD = SID(TEACHERS["Rain200H"])
     else:
-        criterion = TeacherCriterion(weights_of(TEACHERS["Rain200H"], TeacherCriterion.TERMS))
-
-    def step() -> None:
-        with autocast(machine, rainy.device):
-            if student and variant.plain:
-                halves = [net(half) for half in rainy.chunk(2)]
-                output = type(halves[0])(*(torch.cat(both) for both in zip(*halves, strict=True)))
-            else:
-                output = net(rainy)
-        total = criterion(output, clean)["total"]
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-
-    return step
+        synthetic, real = rainy.chunk(2)
+        batch = {"rainy": synthetic, "clean": torch.rand_like(synthetic), "real_rainy": real}
+        stage = SSIDKD(replace(STUDENTS["Rain200H"], patch_size=case.size[0]))
+    return lambda: training_step(stage, net, optimizer, [batch])
 
 
 def photograph(size: tuple[int, int]) -> Tensor:
@@ -392,13 +387,14 @@ def agreement_rows(options: argparse.Namespace) -> list[Row]:
     """How far the outputs lie apart, on one image."""
     net, whose = DerainNet(), "random weights"
     if options.logdir:
-        net, content = open_network(options.logdir, "give --logdir a checkpoint, or nothing")
-        whose = f"weights of {content['path']}"
+        opened = Derainer.open(
+            options.logdir, options.device, remedy="give --logdir a checkpoint, or nothing"
+        )
+        net, whose = opened.net.net, f"weights of {opened.path}"
     rainy = photograph((120, 120) if options.quick else (321, 481)).to(options.device)
-    expected = deraining(plain.plain(net).to(options.device), rainy, Machine())()
-    place(net, options.device)
-    rainy = rainy.contiguous(memory_format=torch.channels_last)
-    ours, half = (deraining(net, rainy, Machine(precision=p))() for p in ("float32", "bfloat16"))
+    expected = deraining(plain.plain(net).to(options.device), rainy)()
+    ways = (Prepared(net, precision).to(options.device) for precision in ("float32", "bfloat16"))
+    ours, half = (deraining(way, rainy)() for way in ways)
     apart = (ours - expected).abs().max().item()
     psnr = -10 * torch.log10((half - ours).square().mean()).item()
     return [
@@ -509,7 +505,7 @@ def loader_rows(options: argparse.Namespace) -> list[Row]:
         root = generated_set(Path(folder), pairs)
         for cache in ("on", "off"):
             for workers in (0, 1, 2):
-                crops = PairCrops(find_pairs(root, "train"), 120, seed=0, cache=cache)
+                crops = PairCrops(find_pairs(root, "train"), 120, cache=ImageCache(cache))
                 rates = [images_per_second(crops, batch, workers, cache == "on") for _ in range(repeats)]
                 spread = Spread.of(rates)
                 how = f"{workers} workers, " + ("cached" if cache == "on" else "decoding each time")
@@ -532,7 +528,8 @@ def loader_rows(options: argparse.Namespace) -> list[Row]:
 def images_per_second(crops: PairCrops, batch: int, workers: int, cached: bool) -> float:
     """Over whole epochs, after one in which the workers start and the cache fills."""
     first, counted = len(crops) // batch, 40 if cached else 12
-    began, batches = 0.0, loader(crops, batch, 0, 0, first + counted, workers)
+    stream = BatchStream(len(crops), batch, steps=range(first + counted))
+    began, batches = 0.0, loader(crops, stream, workers=workers)
     for number, _ in enumerate(batches, 1):
         if number == first:
             began = time.perf_counter()

@@ -101,7 +101,7 @@ def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path, make, wei
 
 def momenta(folder: Path) -> list[torch.Tensor]:
     """Adam's running averages of the gradient. The weights alone would not show that it is half as long."""
-    state = load_checkpoint(folder / "net_latest")["optimizer"]["state"]
+    state = load_checkpoint(folder / "net_latest")["training"]["optimizer"]["state"]
     return [each["exp_avg"] for each in state.values()]
 
 
@@ -160,7 +160,7 @@ def test_an_uneven_batch_is_refused_once_and_touches_nothing(data: Path, tmp_pat
     recipe = teacher(data, batchSize=3)
     before = sorted((data / "teacher").iterdir())
     ends = in_processes(2, recipe, tmp_path / "ranks")
-    refusal = "--batchSize 3 does not split over 2 processes: use 2 or 4"
+    refusal = "--batchSize 3 does not split over 2 processes, or parts: use 2 or 4"
     assert sorted(ends) == ["SystemExit(2)", f"UserError('{refusal}')"]
     (report,) = (tmp_path / "ranks").glob("*/error.json")  # what torchrun ends its own report with
     assert json.loads(report.read_text())["message"]["message"] == refusal
