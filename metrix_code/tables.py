@@ -21,14 +21,13 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
+from datasets.catalogue import columns, printed
 from metrix_code.metrics import METRICS, Metric
 from metrix_code.scores import FILE, read_scores
 from utils import UserError, run
 
 KINDS = ("published", "reproduced", "measured")
 RAINY = "rainy input"
-QUALITY_SETS = ("Rain200H", "Rain200L", "Rain800", "Rain1200", "Rain1400", "SPA")
-NIQE_SETS = ("SPA", "Real-275")
 QUALITY_NOTE = "A PSNR compares within its protocol alone; metrix_code/protocol.py says what each is."
 NIQE_NOTE = (
     "NIQE: lower is 'better', but untouched Real-275 already scores 3.66, so NIQE alone proves little. "
@@ -162,8 +161,8 @@ def tables(results: Path, kinds: Sequence[str] = KINDS) -> list[Table]:
     benchmarks, simulated = gather(results) if "measured" in kinds else ([], [])
     cells = [cell for kind in kinds if kind != "measured" for cell in from_others(kind)] + benchmarks
     found = [
-        _table("PSNR (dB) / SSIM", "psnr", cells, [QUALITY_NOTE], QUALITY_SETS),
-        _table("NIQE", "niqe", cells, [NIQE_NOTE], NIQE_SETS),
+        _table("PSNR (dB) / SSIM", "psnr", cells, [QUALITY_NOTE], columns("psnr")),
+        _table("NIQE", "niqe", cells, [NIQE_NOTE], columns("niqe")),
         _table("PSNR (dB) / SSIM on SIMULATED rain, no benchmark", "psnr", simulated, [QUALITY_NOTE]),
         _table("NIQE on SIMULATED rain, no benchmark", "niqe", simulated, [NIQE_NOTE]),
     ]
@@ -184,8 +183,7 @@ def _dataset(scores: dict[str, Any]) -> str:
     name = scores["dataset"]
     if scores["simulated"]:
         return Path(scores.get("data_path") or name).name
-    known = {known.replace("-", "").lower(): known for known in (*QUALITY_SETS, *NIQE_SETS)}
-    return known.get(name.replace("-", "").lower(), name)
+    return printed(name)
 
 
 def _method(scores: dict[str, Any]) -> str:
