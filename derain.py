@@ -29,7 +29,7 @@ class Derain(Machine):
     """The options of this script."""
 
     inputs: tuple[Path, ...] = option((), "photographs, folders of photographs, videos", positional=True)
-    logdir: Path = option(Path("trained_model/Rain200H+Real"), "the model: a checkpoint, or its folder")
+    logdir: Path = option(Path("trained_model/Rain200L+Real"), "the model: a checkpoint, or its folder")
     save_path: Path = option(Path("results/derained"), "where the results go")
     tile: int = option(640, "side of the tiles that larger images are cut into, in pixels: bounds the memory")
 
@@ -38,7 +38,7 @@ def main() -> None:
     options = parse(Derain(), __doc__)
     inputs = list(found(options.inputs))
     device = distributed.devices(options)[0]
-    remedy = "train one with train_Rain200H_real.py, or give --logdir"
+    remedy = "train one with train_Rain200L_real.py, or give --logdir"
     derain = Derainer.open(
         options.logdir, device, remedy=remedy, precision=options.precision, tile=options.tile
     )
