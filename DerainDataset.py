@@ -83,7 +83,9 @@ class PairCrops(Crops):
             seed=recipe.seed,
             augment=recipe.augment,
             recombine=recipe.recombine,
-            backgrounds=find_images(recipe.backgrounds) if recipe.backgrounds else None,
+            backgrounds=find_images(recipe.backgrounds, option="--backgrounds")
+            if recipe.backgrounds
+            else None,
             cache=cache,
         )
         crops.notes[1:1] = [f"warning: {each}" for each in check_pairs(found)]
