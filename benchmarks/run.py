@@ -8,7 +8,8 @@
 
 What is compared runs in turn, A B A B, and each ratio is taken within a round, so that a machine that slows
 down meanwhile slows both. Peak memory is that of a process of its own which does one such call. Figures are
-medians with the least and the greatest; a target that was missed is printed as missed.
+medians with the least and the greatest; a target that was missed is printed as missed. What fails prints its
+error, the rest goes on, and the exit code is that of a failure. The figures are written after each section.
 
 On a CPU others use too, set OMP_WAIT_POLICY=passive: two threads that wait for each other by spinning are
 then several times slower, and no ratio means anything.
@@ -17,6 +18,7 @@ then several times slower, and no ratio means anything.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import statistics
@@ -25,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -55,39 +57,23 @@ from utils import UserError, run, to_tensor, write_atomically, write_image
 SECTIONS = ("inference", "step", "losses", "loader", "memory")
 FLOP_A_PIXEL = 113.0e9 / 120**2  # of the default network's forward pass; a step takes three times as many
 CARD_NEEDS = 240.0  # images a second: a teacher step of 12 in 50 ms
-
-# ------------------------------------------------------------------------------------- what is measured
+CARD_STEP = 0.050  # seconds at most, on an H200: teacher step, 12 at 120, bfloat16, compiled
 
 
 @dataclass(frozen=True)
 class Variant:
     """One way to run the network. `plain` is benchmarks/plain.py, contiguous, float32."""
 
-    name: str
     plain: bool = False
     precision: str = "float32"
     recompute: bool = False
     compile: bool = False
 
 
-VARIANTS = {
-    each.name: each
-    for each in (
-        Variant("plain", plain=True),
-        Variant("float32"),
-        Variant("bfloat16", precision="bfloat16"),
-        Variant("float32, recompute", recompute=True),
-        Variant("bfloat16, recompute", precision="bfloat16", recompute=True),
-        Variant("bfloat16, compiled", precision="bfloat16", compile=True),
-    )
-}
-
-
 @dataclass(frozen=True)
 class Case:
     """Something the network does: an image derained, or a training step."""
 
-    name: str
     size: tuple[int, int]  # height, width
     images: int = 1
     stage: str = ""  # "teacher", "student"; "": inference
@@ -97,17 +83,24 @@ class Case:
         return FLOP_A_PIXEL * self.size[0] * self.size[1] * self.images * (3 if self.stage else 1)
 
 
-CASES = {
-    "inference 120x120": Case("inference 120x120", (120, 120)),
-    "inference 481x321": Case("inference 481x321", (321, 481)),
-    "inference 1920x1080": Case("inference 1920x1080", (1080, 1920)),
-    "teacher step, 2 at 120": Case("teacher step, 2 at 120", (120, 120), 2, "teacher"),
-    "teacher step, 12 at 120": Case("teacher step, 12 at 120", (120, 120), 12, "teacher"),
-    "student step, 2+2 at 128": Case("student step, 2+2 at 128", (128, 128), 4, "student"),
+VARIANTS = {
+    "plain": Variant(plain=True),
+    "float32": Variant(),
+    "bfloat16": Variant(precision="bfloat16"),
+    "float32, recompute": Variant(recompute=True),
+    "bfloat16, recompute": Variant(precision="bfloat16", recompute=True),
+    "bfloat16, compiled": Variant(precision="bfloat16", compile=True),
 }
-
-# (device, case, variant) to: at least so many times faster than plain / at most that share of its peak memory
-FASTER = {
+CASES = {
+    "inference 120x120": Case((120, 120)),
+    "inference 481x321": Case((321, 481)),
+    "inference 1920x1080": Case((1080, 1920)),
+    "teacher step, 2 at 120": Case((120, 120), 2, "teacher"),
+    "teacher step, 12 at 120": Case((120, 120), 12, "teacher"),
+    "student step, 2+2 at 128": Case((128, 128), 4, "student"),
+}
+# (device, row, variant) to: at least so many times faster than plain / at most that share of its peak memory
+TARGETS = {
     ("cpu", "inference 120x120", "float32"): 1.8,
     ("cpu", "inference 120x120", "bfloat16"): 2.8,
     ("cpu", "inference 481x321", "float32"): 1.5,
@@ -119,15 +112,12 @@ FASTER = {
     ("cpu", "dark channel, window 128", "project"): 50.0,
     ("cuda", "teacher step, 12 at 120", "bfloat16, compiled"): 4.0,
     ("cuda", "student step, 2+2 at 128", "bfloat16, compiled"): 4.0,
+    ("cpu", "peak memory, inference 481x321", "float32"): 0.65,
+    ("cpu", "peak memory, teacher step, 2 at 120", "bfloat16"): 0.6,
+    ("cpu", "peak memory, teacher step, 2 at 120", "bfloat16, recompute"): 0.3,
+    ("cpu", "peak memory, student step, 2+2 at 128", "bfloat16"): 0.6,
+    ("cpu", "peak memory, student step, 2+2 at 128", "bfloat16, recompute"): 0.3,
 }
-SMALLER = {
-    ("inference 481x321", "float32"): 0.65,
-    ("teacher step, 2 at 120", "bfloat16"): 0.6,
-    ("teacher step, 2 at 120", "bfloat16, recompute"): 0.3,
-    ("student step, 2+2 at 128", "bfloat16"): 0.6,
-    ("student step, 2+2 at 128", "bfloat16, recompute"): 0.3,
-}
-CARD_STEP = 0.050  # seconds at most, on an H200: teacher step, 12 at 120, bfloat16, compiled
 
 
 class PlainStudent(nn.Module):
@@ -202,9 +192,8 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
-        if self.least == self.greatest:
-            return f"{self.median:.3g}"
-        return f"{self.median:.3g} ({self.least:.3g} to {self.greatest:.3g})"
+        several = f" ({self.least:.3g} to {self.greatest:.3g})" if self.least < self.greatest else ""
+        return f"{self.median:.3g}{several}"
 
 
 @dataclass(frozen=True)
@@ -220,86 +209,19 @@ class Row:
     reached: bool | None = None
     note: str = ""
 
-    def cells(self) -> list[str]:
+    def line(self) -> str:
         verdict = "" if self.reached is None else "reached" if self.reached else "MISSED"
-        ratio = str(self.ratio) if self.ratio else ""
-        return [self.what, self.how, f"{self.value} {self.unit}", ratio, self.target, verdict, self.note]
+        measured = f"{self.value} {self.unit} | {self.ratio or ''}"
+        return f"| {self.what} | {self.how} | {measured} | {self.target} | {verdict} | {self.note} |"
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    finished = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    finished()
     began = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    finished()
     return time.perf_counter() - began
-
-
-def in_turn(
-    calls: Mapping[str, Callable[[], Any]],
-    rounds: int,
-    device: torch.device,
-    once: Sequence[str] = (),
-) -> dict[str, list[float]]:
-    """Seconds of each call, in every round one of each. A first round, which warms up, is not counted.
-
-    What is named in `once` runs in the first counted round alone.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            if name in once and number != 1:
-                continue
-            took = seconds(call, device)
-            if number:
-                times[name].append(took)
-    return times
-
-
-def speed_rows(
-    what: str, times: Mapping[str, Sequence[float]], options: argparse.Namespace, flop: float = 0
-) -> list[Row]:
-    """Rows of what ran in turn, "plain" among it or not. `flop`: operations of one call."""
-    rows = []
-    for how, taken in times.items():
-        pairs = zip(times.get("plain", ()), taken, strict=False)
-        ratio = Spread.of([a / b for a, b in pairs]) if "plain" in times and how != "plain" else None
-        bound = FASTER.get((options.device.type, what, how))
-        spread = Spread.of(taken)
-        note = rate_note(flop / spread.median, options) if flop else ""
-        target, reached = (
-            (f"at least {bound:g} times", ratio.median >= bound) if bound and ratio else ("", None)
-        )
-        rows.append(Row(what, how, spread, "s", ratio, target, reached, note))
-    return rows
-
-
-def rate_note(rate: float, options: argparse.Namespace) -> str:
-    share = rate / max(options.matrix_rates.values())
-    return f"{rate / 1e9:,.0f} GFLOP/s, {share:.0%} of the best matrix product"
-
-
-def peak_of(case: Case, variant: Variant, options: argparse.Namespace) -> dict[str, float]:
-    """Peak memory in bytes and seconds of one call, from a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--device", options.device.type]
-    done = subprocess.run(
-        [*command, "--peak", case.name, variant.name],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["killed: too little memory?"])[-1]
-        raise UserError(f"{case.name}, {variant.name}, ended with exit code {done.returncode}: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def tell_peak(case: Case, variant: Variant, device: torch.device) -> None:
-    """What such a process does."""
-    call = prepared(case, variant, device)
-    took = seconds(call, device)
-    print(json.dumps({"bytes": peak_memory(device), "seconds": took}))
 
 
 def peak_memory(device: torch.device) -> int:
@@ -314,226 +236,257 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def memory_rows(
-    case: Case, hows: Sequence[str], options: argparse.Namespace, processes: int = 1
-) -> list[Row]:
-    """Peaks, of several processes where chance counts: how whole the heap stays differs from run to run."""
-    peaks = {
-        how: [peak_of(case, VARIANTS[how], options)["bytes"] / 1e9 for _ in range(processes)] for how in hows
-    }
-    rows = []
-    for how, taken in peaks.items():
-        share = Spread.of([a / b for a, b in zip(taken, peaks["plain"], strict=True)])
-        bound = SMALLER.get((case.name, how)) if options.device.type == "cpu" else None
-        target, reached = (f"at most {bound:g}", share.median <= bound) if bound else ("", None)
-        ratio = None if how == "plain" else share
-        rows.append(Row(f"peak memory, {case.name}", how, Spread.of(taken), "GB", ratio, target, reached))
-    return rows
+def peak_of(name: str, how: str, device: torch.device) -> dict[str, float]:
+    """Peak memory in bytes and seconds of one call, from a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--device", device.type, "--peak", name, how]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["killed: too little memory?"])[-1]
+        raise UserError(f"ended with exit code {done.returncode}: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-# -------------------------------------------------------------------------------------------- the sections
+class Benchmark:
+    """The sections, each a method of its name, and the rows they have made so far."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.device = options, options.device
+        self.quick, self.cuda = options.quick, options.device.type == "cuda"
+        self.rows: list[Row] = []
+        self.remarks: list[str] = []
+        self.failed: list[str] = []
+        self.matrix_rates: dict[str, float] = {}  # FLOP/s by arithmetic
+        self.images_per_second: dict[str, float] = {}  # of the fastest variant, by case
 
-def machine_rows(options: argparse.Namespace) -> list[Row]:
-    """What the device can do at best: the floor of every time below."""
-    device, cuda = options.device, options.device.type == "cuda"
-    side, rows = 8192 if cuda else 2048, []
-    for kind in (torch.float32, torch.bfloat16):
-        a, b = torch.rand(2, side, side, device=device).to(kind)
-        taken = in_turn({"": lambda a=a, b=b: a @ b}, 5, device)[""]  # type: ignore[misc]
-        rates = Spread.of([2 * side**3 / t / 1e9 for t in taken])
-        name = str(kind).removeprefix("torch.")
-        options.matrix_rates[name] = rates.median * 1e9
-        rows.append(Row("matrix product", f"{name}, {side} square", rates, "GFLOP/s"))
-    if slow_bfloat16(options):
-        options.remarks.append(
-            "this machine multiplies bfloat16 no faster than float32: the targets for bfloat16's speed "
-            "ask for one that does, a CPU with AMX or AVX512-BF16"
+    def attempt(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What the call gives; where it fails, None: its error is told and kept, for the rest to go on."""
+        try:
+            return call(*arguments)
+        except Exception as error:  # of whatever kind: twenty minutes of other figures hang on it
+            self.failed.append(f"{what}: {type(error).__name__}: {error}")
+            tqdm.write(f"failed, {self.failed[-1]}", file=sys.stderr)
+            return None
+
+    def add(
+        self,
+        what: str,
+        how: str,
+        values: Sequence[float],
+        unit: str,
+        ratios: Sequence[float] = (),
+        **more: Any,
+    ) -> None:
+        """A row; `more` is as Row's, and what TARGETS has for it goes before."""
+        bound, ratio = TARGETS.get((self.device.type, what, how)), Spread.of(ratios) if ratios else None
+        if bound and ratio:
+            less = unit == "GB"
+            more["target"] = f"at most {bound:g}" if less else f"at least {bound:g} times"
+            more["reached"] = ratio.median <= bound if less else ratio.median >= bound
+        self.rows.append(Row(what, how, Spread.of(values), unit, ratio, **more))
+
+    def in_turn(
+        self, what: str, calls: Mapping[str, Callable[[], Any]], rounds: int, once: str = "", flop: float = 0
+    ) -> dict[str, list[float]]:
+        """Seconds of each call, in every round one of each. A first round, which warms up, is not counted.
+
+        `once` runs in the first counted round alone. What fails is left out from there on.
+        """
+        times: dict[str, list[float]] = {how: [] for how in calls}
+        for number in range(rounds + 1):
+            for how in [each for each in times if each != once or number == 1]:
+                took = self.attempt(f"{what}, {how}", seconds, calls[how], self.device)
+                if took is None:
+                    del times[how]
+                elif number:
+                    times[how].append(took)
+        return times
+
+    def speed(self, what: str, calls: Mapping[str, Callable[[], Any]], rounds: int, **more: Any) -> None:
+        """Rows of what runs in turn, "plain" among it or not. `more`: as in_turn's; `flop`: of one call."""
+        times = self.in_turn(what, calls, rounds, **more)
+        for how, taken in times.items():
+            others = times.get("plain", []) if how != "plain" else []
+            ratios = [a / b for a, b in zip(others, taken, strict=False)]
+            note = self.rate(more["flop"] / statistics.median(taken)) if more.get("flop") else ""
+            self.add(what, how, taken, "s", ratios, note=note)
+        if times and what in CASES:
+            self.images_per_second[what] = CASES[what].images / min(map(statistics.median, times.values()))
+
+    def rate(self, flops: float) -> str:
+        best = max(self.matrix_rates.values(), default=0)
+        return f"{flops / 1e9:,.0f} GFLOP/s" + (
+            f", {flops / best:.0%} of the best matrix product" if best else ""
         )
-    source = torch.rand(2**28 if cuda else 2**26, device=device)
-    target = torch.empty_like(source)
-    taken = in_turn({"": lambda: target.copy_(source)}, 5, device)[""]
-    rows.append(
-        Row(
-            "memory copied",
-            "read and written",
-            Spread.of([2 * source.nbytes / t / 1e9 for t in taken]),
-            "GB/s",
-        )
-    )
-    return rows
 
+    def network(self, name: str, hows: Sequence[str], rounds: int) -> None:
+        calls = {
+            how: self.attempt(f"{name}, {how}", prepared, CASES[name], VARIANTS[how], self.device)
+            for how in hows
+        }
+        once = "bfloat16" if self.slow_bfloat16() else ""  # it is slower then than what it should speed up
+        ready = {how: call for how, call in calls.items() if call}
+        self.speed(name, ready, rounds, once=once, flop=CASES[name].flop)
 
-def inference_rows(options: argparse.Namespace) -> list[Row]:
-    rows = []
-    for name, rounds in (("inference 120x120", 7), ("inference 481x321", 2))[: 1 if options.quick else 2]:
-        rows += network_rows(CASES[name], ["plain", "float32", "bfloat16"], rounds, options)
-    return rows + agreement_rows(options)
+    def slow_bfloat16(self) -> bool:
+        return self.matrix_rates.get("bfloat16", 0) < self.matrix_rates.get("float32", 0)
 
+    def step_cases(self) -> list[str]:
+        teacher = f"teacher step, {12 if self.cuda else 2} at 120"
+        return [teacher] if self.quick else [teacher, "student step, 2+2 at 128"]
 
-def network_rows(case: Case, hows: Sequence[str], rounds: int, options: argparse.Namespace) -> list[Row]:
-    calls = {how: prepared(case, VARIANTS[how], options.device) for how in hows}
-    once = ["bfloat16"] if slow_bfloat16(options) else []  # it is slower then than what it should speed up
-    times = in_turn(calls, rounds, options.device, once)
-    options.images_per_second[case.name] = case.images / min(map(statistics.median, times.values()))
-    return speed_rows(case.name, times, options, case.flop)
+    # ---------------------------------------------------------------------------------------- the sections
 
+    def machine(self) -> None:
+        """What the device can do at best: the floor of every time below."""
+        side = 8192 if self.cuda else 2048
+        for kind in ("float32", "bfloat16"):
+            a, b = torch.rand(2, side, side, device=self.device).to(getattr(torch, kind))
+            what, how = "matrix product", f"{kind}, {side} square"
+            if taken := self.in_turn(what, {how: lambda a=a, b=b: a @ b}, 5).get(how):  # type: ignore[misc]
+                rates = [2 * side**3 / t / 1e9 for t in taken]
+                self.matrix_rates[kind] = 1e9 * statistics.median(rates)
+                self.add(what, how, rates, "GFLOP/s")
+        if self.slow_bfloat16():
+            self.remarks.append(
+                "this machine multiplies bfloat16 no faster than float32: the targets for bfloat16's speed "
+                "ask for one that does, a CPU with AMX or AVX512-BF16"
+            )
+        source = torch.rand(2**28 if self.cuda else 2**26, device=self.device)
+        target = torch.empty_like(source)
+        what, how = "memory copied", "read and written"
+        if taken := self.in_turn(what, {how: lambda: target.copy_(source)}, 5).get(how):
+            self.add(what, how, [2 * source.nbytes / t / 1e9 for t in taken], "GB/s")
 
-def slow_bfloat16(options: argparse.Namespace) -> bool:
-    return options.matrix_rates["bfloat16"] < options.matrix_rates["float32"]
+    def inference(self) -> None:
+        hows = ["plain", "float32", "bfloat16"]
+        self.network("inference 120x120", hows, 7)
+        if not self.quick:
+            self.network("inference 481x321", hows, 2)
+        self.attempt("output against plain", self.agreement)
 
+    def agreement(self) -> None:
+        """How far the outputs lie apart, on one image."""
+        net, whose = DerainNet(), "random weights"
+        if self.options.logdir:
+            opened = Derainer.open(self.options.logdir, remedy="give --logdir a checkpoint, or nothing")
+            net, whose = opened.net.net, f"weights of {opened.path}"
+        rainy = photograph((120, 120) if self.quick else (321, 481)).to(self.device)
+        expected = deraining(plain.plain(net).to(self.device), rainy)()
+        ours = deraining(Prepared(net).to(self.device), rainy)()
+        apart = (ours - expected).abs().max().item()
+        verdict: dict[str, Any] = {"target": "at most 1e-05", "reached": apart <= 1e-5}
+        self.add("output against plain", "float32", [apart], "at most", note=whose, **verdict)
+        half = deraining(Prepared(net, "bfloat16").to(self.device), rainy)()
+        psnr = -10 * torch.log10((half - ours).square().mean()).item()
+        self.add("output against float32", "bfloat16", [psnr], "dB PSNR", note=whose)
 
-def agreement_rows(options: argparse.Namespace) -> list[Row]:
-    """How far the outputs lie apart, on one image."""
-    net, whose = DerainNet(), "random weights"
-    if options.logdir:
-        opened = Derainer.open(
-            options.logdir, options.device, remedy="give --logdir a checkpoint, or nothing"
-        )
-        net, whose = opened.net.net, f"weights of {opened.path}"
-    rainy = photograph((120, 120) if options.quick else (321, 481)).to(options.device)
-    expected = deraining(plain.plain(net).to(options.device), rainy)()
-    ways = (Prepared(net, precision).to(options.device) for precision in ("float32", "bfloat16"))
-    ours, half = (deraining(way, rainy)() for way in ways)
-    apart = (ours - expected).abs().max().item()
-    psnr = -10 * torch.log10((half - ours).square().mean()).item()
-    return [
-        Row(
-            "output against plain",
-            "float32",
-            Spread.of([apart]),
-            "at most",
-            None,
-            "at most 1e-05",
-            apart <= 1e-5,
-            whose,
-        ),
-        Row("output against float32", "bfloat16", Spread.of([psnr]), "dB PSNR", note=whose),
-    ]
+    def step(self) -> None:
+        hows = ["plain", "float32", "bfloat16"] + ["bfloat16, compiled"] * self.options.compile
+        for name in self.step_cases():
+            few = 1 if self.quick else 3 if CASES[name].stage == "teacher" else 2
+            self.network(name, hows, 20 if self.cuda else few)
+        compiled = [row for row in self.rows if row.how == "bfloat16, compiled" and self.cuda]
+        for fast in compiled[:1]:
+            target, reached = f"at most {CARD_STEP:g} s on an H200", fast.value.median <= CARD_STEP
+            self.rows.append(replace(fast, ratio=None, target=target, reached=reached, note=""))
 
+    def losses(self) -> None:
+        """Forward and backward, on two images of 128x128. Where there is no plain row, both word it alike."""
+        torch.manual_seed(0)
+        x, y = torch.rand(2, 2, 3, 128, 128, device=self.device)
+        codes = torch.randn(2, 2, 48, 32, 32, device=self.device)
 
-def large_image_rows(measured: Case, peak: float, options: argparse.Namespace) -> list[Row]:
-    """1920x1080, once, by the project alone: the plain formulation would take minutes, and much memory."""
-    case = CASES["inference 1920x1080"]
-    needed = peak * case.flop / measured.flop
-    free = (
-        torch.cuda.mem_get_info()[0] if options.device.type == "cuda" else psutil.virtual_memory().available
-    )
-    if needed > 0.8 * free:
-        options.remarks.append(
-            f"left out, {case.name}: takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-        )
-        return []
-    told = peak_of(case, VARIANTS["float32"], options)
-    rate = rate_note(case.flop / told["seconds"], options)
-    return [
-        Row(case.name, "float32", Spread.of([told["seconds"]]), "s", note=f"{rate}; one first call"),
-        Row(f"peak memory, {case.name}", "float32", Spread.of([told["bytes"] / 1e9]), "GB"),
-    ]
+        def followed(term: Callable[..., Tensor], *arguments: Any) -> Callable[[], None]:
+            leaves = [
+                each.clone().requires_grad_() if isinstance(each, Tensor) else each for each in arguments
+            ]
+            return lambda: term(*leaves).backward()
 
+        rounds = 2 if self.quick else 7
+        ssim = {"plain": followed(plain.ssim, x, y), "project": followed(losses.ssim, x, y)}
+        self.speed("SSIM", ssim, rounds)
+        dark = {
+            each: followed(of.dark_channel, x, 128)
+            for each, of in {"plain": plain, "project": losses}.items()
+        }
+        self.speed("dark channel, window 128", dark, rounds)
+        self.speed("total variation", {"project": followed(losses.total_variation, x)}, 20)
+        self.speed("KL of the codes", {"project": followed(losses.distillation, *codes)}, 20)
 
-def step_cases(options: argparse.Namespace) -> list[Case]:
-    teacher = "teacher step, 12 at 120" if options.device.type == "cuda" else "teacher step, 2 at 120"
-    return [CASES[name] for name in (teacher, "student step, 2+2 at 128")[: 1 if options.quick else 2]]
-
-
-def step_rows(options: argparse.Namespace) -> list[Row]:
-    cuda = options.device.type == "cuda"
-    hows = ["plain", "float32", "bfloat16"] + ["bfloat16, compiled"] * options.compile
-    rows = []
-    for case in step_cases(options):
-        rounds = 20 if cuda else 1 if options.quick else 3 if case.stage == "teacher" else 2
-        rows += network_rows(case, hows, rounds, options)
-    if cuda and options.compile:
-        fast = next(row for row in rows if row.how == "bfloat16, compiled")
-        target = f"at most {CARD_STEP:g} s on an H200"
-        rows.append(replace(fast, ratio=None, target=target, reached=fast.value.median <= CARD_STEP, note=""))
-    return rows
-
-
-def all_memory_rows(options: argparse.Namespace) -> list[Row]:
-    rows = []
-    for case in step_cases(options):
-        half = [] if options.quick else ["bfloat16", "bfloat16, recompute"]
-        rows += memory_rows(case, ["plain", "float32", "float32, recompute", *half], options)
-    if options.quick:
-        return rows
-    case = CASES["inference 481x321"]
-    rows += memory_rows(case, ["plain", "float32", "bfloat16"], options, processes=3)
-    peak = next(row.value.median for row in rows if row.what.endswith(case.name) and row.how == "float32")
-    return rows + large_image_rows(case, peak * 1e9, options)
-
-
-def losses_rows(options: argparse.Namespace) -> list[Row]:
-    """Forward and backward, on two images of 128x128. Where there is no plain row, both word it alike."""
-    torch.manual_seed(0)
-    x, y = torch.rand(2, 2, 3, 128, 128, device=options.device)
-    codes = torch.randn(2, 2, 48, 32, 32, device=options.device)
-
-    def followed(term: Callable[..., Tensor], *arguments: Any) -> Callable[[], None]:
-        leaves = [each.clone().requires_grad_() if isinstance(each, Tensor) else each for each in arguments]
-        return lambda: term(*leaves).backward()
-
-    both = {
-        "SSIM": (followed(plain.ssim, x, y), followed(losses.ssim, x, y)),
-        "dark channel, window 128": (
-            followed(plain.dark_channel, x, 128),
-            followed(losses.dark_channel, x, 128),
-        ),
-    }
-    rounds = 2 if options.quick else 7
-    rows = []
-    for name, (theirs, ours) in both.items():
-        rows += speed_rows(name, in_turn({"plain": theirs, "project": ours}, rounds, options.device), options)
-    for name, ours in {
-        "total variation": followed(losses.total_variation, x),
-        "KL of the codes": followed(losses.distillation, *codes),
-    }.items():
-        rows += speed_rows(name, in_turn({"project": ours}, 20, options.device), options)
-    return rows
-
-
-def loader_rows(options: argparse.Namespace) -> list[Row]:
-    """Pairs a second with nobody training meanwhile, against what the fastest step measured here takes."""
-    needed = max(
-        (rate for name, rate in options.images_per_second.items() if name.startswith("teacher")), default=None
-    )
-    target = f"at least {needed:.3g}/s: the fastest step here" if needed else ""
-    repeats, batch, pairs = 1 if options.quick else 3, 12, 48
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        root = generated_set(Path(folder), pairs)
-        for cache in ("on", "off"):
-            for workers in (0, 1, 2):
-                crops = PairCrops(find_pairs(root, "train"), 120, cache=ImageCache(cache))
-                rates = [images_per_second(crops, batch, workers, cache == "on") for _ in range(repeats)]
-                spread = Spread.of(rates)
+    def loader(self) -> None:
+        """Pairs a second with nobody training meanwhile, against what the fastest step here takes."""
+        what = "loading 120x120 crops of 481x321 PNGs"
+        steps = [rate for name, rate in self.images_per_second.items() if name.startswith("teacher")]
+        with tempfile.TemporaryDirectory() as folder:
+            root = generated_set(Path(folder), 48)
+            for cache, workers in [(cache, workers) for cache in ("on", "off") for workers in (0, 1, 2)]:
                 how = f"{workers} workers, " + ("cached" if cache == "on" else "decoding each time")
-                note = f"{spread.median / CARD_NEEDS:.2g} times what a step of 12 in 50 ms would take"
-                rows.append(
-                    Row(
-                        "loading 120x120 crops of 481x321 PNGs",
-                        how,
-                        spread,
-                        "images/s",
-                        None,
-                        target,
-                        spread.median >= needed if needed else None,
-                        note,
-                    )
-                )
-    return rows
+                repeats = 1 if self.quick else 3
+                rates = self.attempt(f"{what}, {how}", loading_rates, root, cache, workers, repeats)
+                if not rates:
+                    continue
+                median = statistics.median(rates)
+                more: dict[str, Any] = {}
+                if steps:
+                    target = f"at least {max(steps):.3g}/s: the fastest step here"
+                    more = {"target": target, "reached": median >= max(steps)}
+                note = f"{median / CARD_NEEDS:.2g} times what a step of 12 in 50 ms would take"
+                self.add(what, how, rates, "images/s", note=note, **more)
+
+    def memory(self) -> None:
+        half = [] if self.quick else ["bfloat16", "bfloat16, recompute"]
+        for name in self.step_cases():
+            self.peaks(name, ["plain", "float32", "float32, recompute", *half])
+        if self.quick:
+            return
+        # of several processes, since chance counts: how whole the heap stays differs from run to run
+        measured = self.peaks("inference 481x321", ["plain", "float32", "bfloat16"], processes=3)
+        if "float32" in measured:
+            self.large_image(statistics.median(measured["float32"]) / CASES["inference 481x321"].flop)
+
+    def peaks(self, name: str, hows: Sequence[str], processes: int = 1) -> dict[str, list[float]]:
+        """GB by variant; what failed is left out."""
+        peaks: dict[str, list[float]] = {}
+        for how in hows:
+            told = [
+                self.attempt(f"peak memory, {name}, {how}", peak_of, name, how, self.device)
+                for _ in range(processes)
+            ]
+            if all(told):
+                peaks[how] = [each["bytes"] / 1e9 for each in told]
+        for how, taken in peaks.items():
+            others = peaks.get("plain", []) if how != "plain" else []
+            ratios = [a / b for a, b in zip(taken, others, strict=False)]
+            self.add(f"peak memory, {name}", how, taken, "GB", ratios)
+        return peaks
+
+    def large_image(self, gigabytes_a_flop: float) -> None:
+        """1920x1080, once, by the project alone: plain would take minutes, and much memory."""
+        name = "inference 1920x1080"
+        flop = CASES[name].flop
+        needed = gigabytes_a_flop * flop
+        free = (torch.cuda.mem_get_info()[0] if self.cuda else psutil.virtual_memory().available) / 1e9
+        if needed > 0.8 * free:
+            self.remarks.append(f"left out, {name}: takes {needed:.1f} GB, and {free:.1f} GB are free")
+        elif told := self.attempt(name, peak_of, name, "float32", self.device):
+            note = f"{self.rate(flop / told['seconds'])}; one first call"
+            self.add(name, "float32", [told["seconds"]], "s", note=note)
+            self.add(f"peak memory, {name}", "float32", [told["bytes"] / 1e9], "GB")
 
 
-def images_per_second(crops: PairCrops, batch: int, workers: int, cached: bool) -> float:
-    """Over whole epochs, after one in which the workers start and the cache fills."""
-    first, counted = len(crops) // batch, 40 if cached else 12
-    stream = BatchStream(len(crops), batch, steps=range(first + counted))
-    began, batches = 0.0, loader(crops, stream, workers=workers)
-    for number, _ in enumerate(batches, 1):
-        if number == first:
-            began = time.perf_counter()
-    return counted * batch / (time.perf_counter() - began)
+def loading_rates(root: Path, cache: str, workers: int, repeats: int, batch: int = 12) -> list[float]:
+    """Images a second over whole epochs, after one in which the workers start and the cache fills."""
+    crops = PairCrops(find_pairs(root, "train"), 120, cache=ImageCache(cache))
+    first, counted = len(crops) // batch, 40 if cache == "on" else 12
+    rates = []
+    for _ in range(repeats):
+        stream = BatchStream(len(crops), batch, steps=range(first + counted))
+        began = 0.0
+        for number, _ in enumerate(loader(crops, stream, workers=workers), 1):
+            if number == first:
+                began = time.perf_counter()
+        rates.append(counted * batch / (time.perf_counter() - began))
+    return rates
 
 
 def generated_set(folder: Path, pairs: int) -> Path:
@@ -550,48 +503,42 @@ def generated_set(folder: Path, pairs: int) -> Path:
 # ------------------------------------------------------------------------------------------------- the report
 
 
-def table(rows: Sequence[Row], head: str, remarks: Sequence[str]) -> str:
+def table(head: str, done: Benchmark) -> str:
     """Markdown."""
-    title = ["", "", "median (least to greatest)", "to plain", "target", "", ""]
-    lines = [title, ["---"] * len(title), *(row.cells() for row in rows)]
-    missed = [f"{row.what}, {row.how}" for row in rows if row.reached is False]
-    return "\n".join(
-        [
-            head,
-            "",
-            *("| " + " | ".join(cells) + " |" for cells in lines),
-            "",
-            "'To plain' is how many times faster, or the share of its peak memory.",
-            *remarks,
-            f"targets missed: {'; '.join(missed) or 'none'}",
-        ]
-    )
+    missed = [f"{row.what}, {row.how}" for row in done.rows if row.reached is False]
+    lines = [
+        head,
+        "",
+        "| | | median (least to greatest) | to plain | target | | |",
+        "|---|---|---|---|---|---|---|",
+        *(row.line() for row in done.rows),
+        "",
+        "'To plain' is how many times faster, or the share of its peak memory.",
+        *done.remarks,
+        *(f"failed, {each}" for each in done.failed),
+        f"targets missed: {'; '.join(missed) or 'none'}",
+    ]
+    return "\n".join(lines)
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="the small cases alone, few rounds")
-    parser.add_argument(
-        "--only", default=",".join(SECTIONS), help="sections, by commas (default: %(default)s)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    latest = Path(__file__).with_name("latest.json")
+    add("--quick", action="store_true", help="the small cases alone, few rounds")
+    add("--only", default=",".join(SECTIONS), help="sections, by commas (default: %(default)s)")
+    add(
         "--out",
         type=Path,
-        default=Path(__file__).with_name("latest.json"),
+        default=latest,
         help="the figures as JSON (default: latest.json beside this script)",
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one"
-    )
-    parser.add_argument("--compile", action="store_true", help="steps with compiled units too: minutes more")
-    parser.add_argument(
-        "--logdir", type=Path, help="a checkpoint, for how far bfloat16 lies off (default: random weights)"
-    )
-    parser.add_argument(
-        "--peak", nargs=2, metavar=("CASE", "VARIANT"), help="only one call, and its peak memory as JSON"
-    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one")
+    add("--compile", action="store_true", help="steps with compiled units too: minutes more")
+    add("--logdir", type=Path, help="a checkpoint, for how far bfloat16 lies off (default: random weights)")
+    add("--peak", nargs=2, metavar=("CASE", "VARIANT"), help="only one call, and its peak memory as JSON")
     options = parser.parse_args()
     options.only = options.only.split(",")
     if wrong := [each for each in options.only if each not in SECTIONS]:
@@ -602,48 +549,39 @@ def read_options() -> argparse.Namespace:
     if options.device == "cuda" and not cuda:
         parser.error("--device cuda: torch sees no CUDA device here")
     options.device = torch.device("cuda" if cuda and options.device != "cpu" else "cpu")
-    options.remarks, options.images_per_second, options.matrix_rates = [], {}, {}
     return options
 
 
 def main() -> None:
     options = read_options()
     if options.peak:
-        tell_peak(CASES[options.peak[0]], VARIANTS[options.peak[1]], options.device)
+        call = prepared(CASES[options.peak[0]], VARIANTS[options.peak[1]], options.device)
+        took = seconds(call, options.device)
+        print(json.dumps({"bytes": peak_memory(options.device), "seconds": took}))
         return
-    head = f"{hardware(options.device)}, torch {torch.__version__}, {date.today().isoformat()}"
     torch.backends.cudnn.benchmark = True  # as in training
-    busy = psutil.cpu_percent(interval=1)
-    if busy > 10:
-        options.remarks.append(f"the machine was {busy:.0f} % busy with something else at the start: noisy")
-        print(f"warning: {options.remarks[-1]}", file=sys.stderr)
-    parts: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
-        "inference": inference_rows,
-        "step": step_rows,
-        "losses": losses_rows,
-        "loader": loader_rows,
-        "memory": all_memory_rows,
+    done, began = Benchmark(options), time.perf_counter()
+    content: dict[str, Any] = {
+        "machine": f"{hardware(options.device)}, torch {torch.__version__}, {date.today().isoformat()}",
+        "busy_percent": psutil.cpu_percent(interval=1),
     }
-    began, rows = time.perf_counter(), []
-    with tqdm(total=1 + len(options.only), unit="section", desc="machine") as bar:
-        rows += machine_rows(options)
-        for name in (each for each in SECTIONS if each in options.only):
-            bar.update()
-            bar.set_description(name)
-            rows += parts[name](options)
-        bar.update()
-    print(table(rows, head, options.remarks))
-    content = {
-        "machine": head,
-        "busy_percent": busy,
-        "seconds": round(time.perf_counter() - began),
-        "rows": [asdict(row) for row in rows],
-        "remarks": options.remarks,
-    }
-    write_atomically(
-        options.out, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n")
-    )
+    if content["busy_percent"] > 10:
+        busy = f"{content['busy_percent']:.0f} % busy with something else at the start"
+        done.remarks.append(f"the machine was {busy}: noisy")
+        print(f"warning: {done.remarks[-1]}", file=sys.stderr)
+    sections = ["machine", *(each for each in SECTIONS if each in options.only)]
+    for name in (bar := tqdm(sections, unit="section")):
+        bar.set_description(name)
+        done.attempt(name, getattr(done, name))
+        content["seconds"] = round(time.perf_counter() - began)
+        content["rows"] = [dataclasses.asdict(row) for row in done.rows]
+        content |= {"remarks": done.remarks, "failed": done.failed}
+        text = json.dumps(content, indent=1) + "\n"
+        write_atomically(options.out, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
+    print(table(content["machine"], done))
     print(f"{content['seconds']} s; written: {options.out}")
+    if done.failed:
+        raise UserError(f"failed: {len(done.failed)}, told above; the other rows are in {options.out}")
 
 
 if __name__ == "__main__":
