@@ -143,20 +143,27 @@ class Student(Training):
 
 @dataclass(frozen=True)
 class Evaluation(Machine):
-    """What is scored with which model."""
+    """What is scored, and of which model. Labels are not the script's, but of what is run (evaluation.py)."""
 
-    dataset: str = ""
-    stage: str = ""  # whose model the script takes where no --logdir is given
-    labelled: bool = True  # whether the dataset has clean images
-    trained_on: str = ""  # the dataset whose train scripts make the model
+    dataset: str = ""  # what the script is called for
+    labelled: bool = True  # whether it has clean images
+    made_by: str = ""  # the script that trains the model of --logdir's default
 
     logdir: Path = option(
         Path(), "the model: a checkpoint, ours or the authors', or a folder with net_latest"
     )
+    derained: Path = option(
+        Path(), "score this folder of derained images, whatever made them, instead of a model"
+    )
     data_path: Path = option(Path(), "the dataset, as unpacked: see datasets/README.md")
-    save_path: Path = option(Path(), "where the derained images, scores.json and index.html go")
+    save_path: Path = option(
+        Path("results/{dataset}/{method}"),
+        "where derained images, scores.json and index.html go; {dataset} and {method} stand for what was run",
+    )
     rainy_side: str = option("auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"))
-    method: str = option("", "what the tables call this model, where its checkpoint does not tell")
+    method: str = option("", "what the tables call the method, instead of what the checkpoint tells")
+    trained_on: str = option("", "the dataset it was trained on, where the checkpoint does not tell")
+    set_name: str = option("", "what the tables call the dataset, instead of what its folder tells")
     tile: int = option(0, "side of the tiles that larger images are cut into, in pixels; 0: never", least=0)
     self_ensemble: bool = option(
         False, "the mean over the eight flips and rotations of each image, at eight times the cost"
@@ -188,14 +195,12 @@ def _student(dataset: str, **numbers: Any) -> Student:
 
 
 def _evaluation(dataset: str, stage: str, trained_on: str, **numbers: Any) -> Evaluation:
-    model = trained_on + ("+Real" if stage == "SSID-KD" else "")
+    of_student = stage == "SSID-KD"
     return Evaluation(
         dataset=dataset,
-        stage=stage,
-        trained_on=trained_on,
-        logdir=Path("trained_model") / model,
+        made_by=f"train_{trained_on}{'_real' * of_student}.py",
+        logdir=Path("trained_model") / f"{trained_on}{'+Real' * of_student}",
         data_path=Path("datasets") / dataset,
-        save_path=Path("results") / dataset / stage,
         **numbers,
     )
 

@@ -1,11 +1,19 @@
-"""Derained images and their scores: what every eval script does."""
+"""Derained images and their scores: what every eval script does, and what validates a training.
+
+No cell of a table may say something else than what was measured. So the labels are not the script's: the
+method and what it was trained on come from the checkpoint, the dataset from the folder. What these do not
+tell the user may, and else it stays open.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +28,19 @@ import utils
 from config import Evaluation
 from datasets import catalogue
 from datasets.catalogue import is_simulated
-from datasets.layouts import find_images, find_pairs
+from datasets.layouts import claimed_by, find_images, find_pairs, recognised
+from datasets.names import match
 from datasets.pairs import Found, Pair, check_pairs, read_pair
 from inference import Derainer, hardware
 from machinery import distributed
 from machinery.options import parse
-from metrix_code.metrics import METRICS, OF_RECORD, Metric
+from metrix_code.metrics import KEYS, METRICS, OF_RECORD
+from metrix_code.page import FILE as PAGE
 from metrix_code.page import PageWriter
 from metrix_code.scores import FILE, average, write_scores
-from utils import UserError, to_tensor, to_uint8
+from utils import UserError, about, list_images, one_line, read_image, to_tensor, to_uint8
+
+NOT_TOLD = "not told"
 
 
 def evaluate(record: Evaluation) -> None:
@@ -41,187 +53,359 @@ def evaluate(record: Evaluation) -> None:
     utils.run(main)
 
 
-def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
-    """Writes derained images under their input's name, scores.json and index.html; prints and returns scores.
-
-    PSNR and SSIM are of the 8-bit images as saved (RGB, the protocol of record), and besides of the float
-    output and of Y. A set without clean images has none of them.
-    """
-    script = "_real" if options.stage == "SSID-KD" else ""
-    remedy = f"train one with train_{options.trained_on}{script}.py, or give --logdir"
-    derainer = Derainer.open(
-        options.logdir,
-        device,
-        remedy=remedy,
-        precision=options.precision,
-        tile=options.tile,
-        self_ensemble=options.self_ensemble,
-    )
-    if options.labelled:
-        found = find_pairs(options.data_path, "test", options.dataset, options.rainy_side)
-    else:
-        found = find_images([options.data_path], options.dataset)
-    refuse_inputs_as_results(found, options.save_path)
-    what = labels(options, derainer, found)
-    print(f"model: {what['method']}, {derainer.path}, step {derainer.content['step']}")
-    print(found.describe())
-    for warning in [*check_pairs(found), *([what["seen"]] if what["seen"] else [])]:
-        print(f"warning: {warning}")
-    # no old score may stand beside a new picture, should this run be cut short
-    old = options.save_path / FILE
-    if old.exists():
-        old.replace(old.with_suffix(".old.json"))
-    about = f"{derainer.path}, step {derainer.content['step']}. PSNR and SSIM: RGB, 8 bits, as saved."
-    title = f"{what['dataset']}: {what['method']}{', simulated rain' if what['simulated'] else ''}"
-    page = PageWriter(options.save_path, title, about) if options.page else None
-    metrics = [key for key, metric in METRICS.items() if metric.paired or options.niqe]
-    scored = score_pairs(derainer, found.pairs, metrics, workers=options.workers, of_rainy=True)
-    images: list[dict[str, Any]] = []
-    try:
-        # disable=None: in a log file the lines of the images are progress enough
-        for each in tqdm(scored, total=len(found.pairs), unit="image", disable=None):
-            clean_name = each.pair.clean.path.stem if options.clean_names and each.pair.clean else ""
-            file = f"{clean_name or each.pair.name}.png"
-            utils.write_image(options.save_path / file, each.derained)
-            images.append({"name": each.pair.name, "file": file, "seconds": each.seconds, **each.scores})
-            tqdm.write(in_words(images[-1]))
-            if page:
-                page.add(images[-1], each.rainy, each.derained, each.clean)
-    finally:  # what was measured before an image that cannot be read, or Ctrl-C, is kept
-        result = {
-            **what,
-            "images_found": len(found.pairs),
-            "command": shlex.join(["python", *sys.argv]),
-            "hardware": hardware(device),
-            "date": date.today().isoformat(),
-            "images": images,
-            "mean": average(images),
-        }
-        if images:
-            print(f"average of {len(images)}: {in_words(result['mean'])}{left_out(images, result['mean'])}")
-            print(f"written: {write_scores(options.save_path, result)}")
-    if page:
-        print(f"to look at: {page.finish()}")
-    return result
-
-
-def labels(options: Evaluation, derainer: Derainer, found: Found) -> dict[str, Any]:
-    """What the scores are of, by what was run: the checkpoint and the folder say it, not the script's name.
-
-    The authors' checkpoints do not tell their stage: --method does, or it is left open.
-    """
-    recipe = derainer.content["recipe"]
-    told = "released, stage not told" if derainer.content.get("released") else "method not told"
-    data_path = options.data_path.resolve()
-    trained_with = [recipe.get("data_path", ""), *(recipe.get("real_path") or [])]
-    seen = [path for path in trained_with if path and Path(path).resolve() == data_path]
-    return {
-        "dataset": recognised(options, found),
-        "method": options.method or recipe.get("stage") or told,
-        "self_ensemble": options.self_ensemble,
-        "simulated": is_simulated(options.data_path),
-        "trained_on": {
-            "dataset": recipe.get("dataset"),
-            "data": derainer.content["data"],
-            "real_path": recipe.get("real_path"),
-        },
-        # pairs of one folder are divided into training and test ones; unlabelled images are not
-        "seen": f"{seen[0]} was trained on as real rain" if seen and not options.labelled else "",
-        "images_expected": catalogue.of(recognised(options, found)).counts.get("test"),
-        "checkpoint": str(derainer.path),
-        "checkpoint_step": derainer.content["step"],
-        "data_path": str(options.data_path),
-        "tile": options.tile,
-        "precision": options.precision,
-    }
-
-
-def recognised(options: Evaluation, found: Found) -> str:
-    """The set that the folder's names mean, where they mean one; else the script's."""
-    folders = "/".join(found.root.resolve().parts[-3:])
-    claimed = [name for name, entry in catalogue.CATALOGUE.items() if entry.claims(folders)]
-    return claimed[0] if len(claimed) == 1 else options.dataset
-
-
-def refuse_inputs_as_results(found: Found, save_path: Path) -> None:
-    """Raises UserError where a derained image would come to lie among the images to derain."""
-    for folder in {pair.rainy.path.parent.resolve() for pair in found.pairs[:1000]}:
-        if folder == save_path.resolve():
-            raise UserError(f"--save_path {save_path} is the folder of the rainy images: give another")
+# ------------------------------------------------------------------------------------------ image by image
 
 
 class Scored(NamedTuple):
-    """One image's way through a network. `clean` is None for a real photograph."""
+    """One image's way through a network, and its scores by the keys of metrics.py."""
 
     pair: Pair
     rainy: np.ndarray  # uint8 RGB (H, W, 3), like clean and derained
-    clean: np.ndarray | None
-    output: Tensor  # float (3, H, W), not clamped
+    clean: np.ndarray | None  # None: a real photograph
+    output: Tensor | None  # float (3, H, W), not clamped; None: the derained image was read
     derained: np.ndarray
-    scores: dict[str, float | None]
-    seconds: float
+    scores: dict[str, float | None]  # None: not defined for this image
+    seconds: float | None  # of the network
+    remarks: Sequence[str]  # why a score is None
+
+
+class Results(NamedTuple):
+    """Derained images that lie in a folder, whatever made them: by their pair's name."""
+
+    path: Path
+    files: Mapping[str, Path]
 
 
 def score_pairs(
-    derainer: Derainer,
+    derainer: Derainer | Results,
     pairs: Sequence[Pair],
     metrics: Sequence[str],
-    *,
     workers: int = 0,
-    of_rainy: bool = False,
+    failed: Callable[[Pair, UserError], object] | None = None,
 ) -> Iterator[Scored]:
-    """Derains `pairs` one by one, read ahead by `workers`, and scores them: validation and eval alike.
+    """Derains `pairs` one after the other and scores them by `metrics`, keys of metrics.py.
 
-    `metrics` are keys of METRICS; `of_rainy`: of the rainy input too. Raises UserError where the network
-    gives what is no number.
+    `workers` processes read ahead. `failed` is told of images that cannot be read, and the others go on;
+    without it a UserError is raised. So it is, in any case, where the network gives what is no number.
     """
-    ahead = DataLoader(WholePairs(pairs), batch_size=None, collate_fn=as_it_is, num_workers=workers)
-    for pair, (rainy, clean) in zip(pairs, ahead, strict=True):
-        began = time.perf_counter()
-        output = derainer.derained(to_tensor(rainy))
-        seconds = time.perf_counter() - began
-        if not torch.isfinite(output).all():
-            raise UserError(f"{pair.rainy.path}: the network gives what is no number: train anew")
-        derained = to_uint8(output)
-        scores: dict[str, float | None] = {}
-        for metric in (METRICS[key] for key in metrics):
-            if metric.paired and clean is None:
-                continue
-            sides, against = [(metric.key, derained)], clean
-            if metric.of_output and clean is not None:
-                sides = [(metric.key, output.permute(1, 2, 0).numpy())]
-                against = clean.astype(np.float32) / 255
-            elif of_rainy:
-                sides.append((metric.rainy_key, rainy))
-            for name, image in sides:
-                scores[name] = or_none(metric, image, against)
-        yield Scored(pair, rainy, clean, output, derained, scores, seconds)
+    images = Images(pairs, derainer.files if isinstance(derainer, Results) else {})
+    ahead = iter(
+        DataLoader(
+            images,
+            batch_size=None,
+            collate_fn=as_it_is,
+            num_workers=workers,
+            generator=torch.Generator(),  # torch's global one is a training's
+        )
+    )
+    for pair in pairs:
+        try:
+            rainy, clean, derained = next(ahead)
+        except UserError as error:
+            if failed is None:
+                raise
+            failed(pair, error)
+            continue
+        output, seconds = None, None
+        if isinstance(derainer, Derainer):
+            began = time.perf_counter()
+            output = derainer.derained(to_tensor(rainy))
+            seconds = time.perf_counter() - began
+            if not torch.isfinite(output).all():
+                raise UserError(
+                    f"{derainer.path} makes of {pair.rainy.path} what is no number: its weights are no good, "
+                    "or --precision float32 helps"
+                )
+            derained = to_uint8(output)
+        scores, remarks = scores_of(metrics, rainy, clean, output, derained)
+        yield Scored(pair, rainy, clean, output, derained, scores, seconds, remarks)
 
 
-def or_none(metric: Metric, image: np.ndarray, against: np.ndarray | None) -> float | None:
-    """A score, or None where the image is too small or too plain for it: the rest is still scored."""
-    try:
-        return metric(image, against)
-    except UserError as error:
-        tqdm.write(f"no {metric.name}: {error}")
-        return None
+class Images(Dataset):
+    """Whole images, for workers to read ahead: rainy, clean or None, derained or None."""
 
-
-class WholePairs(Dataset):
-    """Whole pairs, for workers to read ahead."""
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = pairs
+    def __init__(self, pairs: Sequence[Pair], derained: Mapping[str, Path]) -> None:
+        self.pairs, self.derained = pairs, derained
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return read_pair(self.pairs[index])
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        pair = self.pairs[index]
+        rainy, clean = read_pair(pair)
+        if not self.derained:
+            return rainy, clean, None
+        path = self.derained[pair.name]
+        derained = read_image(path)
+        if derained.shape != rainy.shape:
+            ours, theirs = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
+            raise UserError(f"{path} is {ours}, and {pair.rainy.path} {theirs}: no result of that image")
+        return rainy, clean, derained
 
 
 def as_it_is(item: Any) -> Any:
     return item  # arrays: the loader's own way would make tensors of them
+
+
+def scores_of(
+    metrics: Sequence[str],
+    rainy: np.ndarray,
+    clean: np.ndarray | None,
+    output: Tensor | None,
+    derained: np.ndarray,
+) -> tuple[dict[str, float | None], list[str]]:
+    """An image's scores, those that its kind has, and why some of them are None: too small, too plain."""
+    scores: dict[str, float | None] = {}
+    remarks = []
+    for key in metrics:
+        metric = METRICS[key.removeprefix("rainy_")]
+        image, against = (derained if key == metric.key else rainy), clean
+        if metric.paired and clean is None:
+            continue
+        if metric.of_output:
+            if output is None or clean is None:
+                continue
+            image, against = output.permute(1, 2, 0).numpy(), clean.astype(np.float32) / 255
+        try:
+            scores[key] = metric(image, against)
+        except UserError as error:
+            scores[key] = None
+            remarks.append(f"no {metric.name}{'' if key == metric.key else ' of the rainy image'}: {error}")
+    return scores, remarks
+
+
+# --------------------------------------------------------------------------------------------- a whole set
+
+
+def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
+    """Writes derained images, scores.json and index.html; prints and returns the scores.
+
+    PSNR and SSIM are of the 8-bit images as saved, in every protocol of metrix_code/protocol.py, and besides
+    of the float output. A set without clean images has none of them.
+    What cannot be read is passed over, and told by a UserError at the end. Whatever ends it early, the scores
+    measured by then are written.
+    """
+    derainer = None if options.derained != Path() else open_model(options, device)
+    found = find_set(options)
+    model = derainer or results_in(options.derained, found)
+    labels = labels_of(model, found, options)
+    if isinstance(model, Derainer):
+        labels |= {"precision": options.precision, "tile": options.tile, "hardware": hardware(device)}
+    folder = place_for(options.save_path, labels)
+    refuse_inputs(folder, [found.root, *inputs_of(found), *([] if derainer else [options.derained])])
+    pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model.files]
+    files = dict(zip(pairs, result_names(pairs, options.clean_names), strict=True))
+    for line in (model_in_words(model, labels), found.describe(), *warnings_of(found, labels, options)):
+        print(line)
+    set_scores_aside(folder)
+    page = PageWriter(folder, title_of(labels), model_in_words(model, labels)) if options.page else None
+    images: list[dict[str, Any]] = []
+    failures: list[UserError] = []
+
+    def failed(pair: Pair, error: UserError) -> None:
+        failures.append(error)
+        tqdm.write(f"{pair.name}  not scored: {error}")
+
+    metrics = [key for key in KEYS if options.niqe or METRICS[key.removeprefix("rainy_")].paired]
+    scored = score_pairs(model, pairs, metrics, options.workers, failed)
+    try:
+        # disable=None: in a log file the lines of the images are progress enough
+        for each in tqdm(scored, total=len(pairs), unit="image", disable=None):
+            utils.write_image(folder / files[each.pair], each.derained)
+            row = {"name": each.pair.name, "file": files[each.pair], "seconds": each.seconds, **each.scores}
+            if page:
+                page.add(row, each.rainy, each.derained, each.clean)
+            images.append(row)
+            for line in (in_words(row), *each.remarks):
+                tqdm.write(line)
+    finally:
+        result = labels | {"images": images, "mean": average(images)}
+        if images:
+            print(f"average of {len(images)}: {in_words(result['mean'])}{left_out(images, result['mean'])}")
+            print(f"written: {write_scores(folder, result)}")
+            if page:
+                print(f"to look at: {page.finish()}")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(pairs)} images were not scored, the first: {failures[0]}")
+    return result
+
+
+def open_model(options: Evaluation, device: torch.device) -> Derainer:
+    return Derainer.open(
+        options.logdir,
+        device,
+        remedy=f"train one with {options.made_by}, or give --logdir",
+        precision=options.precision,
+        tile=options.tile,
+        self_ensemble=options.self_ensemble,
+    )
+
+
+def find_set(options: Evaluation) -> Found:
+    if options.labelled:
+        return find_pairs(options.data_path, "test", options.dataset, options.rainy_side)
+    return find_images([options.data_path], options.dataset)
+
+
+def results_in(folder: Path, found: Found) -> Results:
+    """The images of `folder` that are results of the set's, by name, else by number. Tells what is left over.
+
+    Raises UserError where there is none.
+    """
+    files = list_images(folder)
+    by_file = {pair.rainy.path: pair.name for pair in found.pairs}
+    matched = match(files, list(by_file))
+    results: dict[str, Path] = {}
+    for file, rainy in matched.pairs:
+        if (earlier := results.setdefault(by_file[rainy], file)) != file:
+            raise UserError(f"{earlier} and {file} both go with {rainy}: leave one of them")
+    if not results:
+        raise UserError(
+            f"no image of {folder} goes with one of {found.root}, by name or by number: name the derained "
+            "images as the rainy ones"
+        )
+    for paths, what in ((matched.lone, "no results of this set's"), (matched.lone_clean, "without a result")):
+        if paths:
+            print(f"not scored, {what} ({len(paths)}): {one_line(path.name for path in paths)}")
+    return Results(folder, results)
+
+
+# ---------------------------------------------------------------------------------- what a score is called
+
+
+def labels_of(model: Derainer | Results, found: Found, options: Evaluation) -> dict[str, Any]:
+    """What scores.json says of the method and of the set. Raises UserError where results have no name."""
+    content = model.content if isinstance(model, Derainer) else {}
+    recipe = {key: value for key, value in content.get("recipe", {}).items() if isinstance(value, str | list)}
+    if isinstance(model, Results) and not options.method:
+        raise UserError(f"--derained {model.path}: say what made these images, --method NAME")
+    dataset = name_of_set(found, options)
+    method = options.method or str(recipe.get("stage", NOT_TOLD))
+    trained_on = {
+        "dataset": options.trained_on or str(recipe.get("dataset", NOT_TOLD)),
+        "stage": recipe.get("stage"),
+        "data": list(map(str, content.get("data", []))),
+        "real_path": list(map(str, recipe.get("real_path", []))),
+        "released": bool(content.get("released")),
+    }
+    return {
+        "dataset": dataset,
+        "method": method,
+        "self_ensemble": isinstance(model, Derainer) and options.self_ensemble,
+        "simulated": is_simulated(options.data_path, dataset),
+        "trained_on": trained_on,
+        "seen": seen_in_training(dataset, found.root, trained_on, method),
+        "checkpoint": str(model.path) if isinstance(model, Derainer) else None,
+        "checkpoint_step": content.get("step", 0),
+        "data_path": str(options.data_path),
+        "images_expected": catalogue.of(dataset).counts.get("test"),
+        "images_found": len(found.pairs),
+        "command": shlex.join(["python", *sys.argv]),
+        "date": date.today().isoformat(),
+    }
+
+
+def name_of_set(found: Found, options: Evaluation) -> str:
+    """As the user says; as its folders say; the script's, if it has as many images; or its folder's name."""
+    official = catalogue.of(options.dataset).counts.get("test")
+    script = options.dataset if official == len(found.pairs) else ""
+    return options.set_name or recognised(found) or script or options.data_path.resolve().name
+
+
+def seen_in_training(dataset: str, root: Path, trained_on: Mapping[str, Any], method: str) -> str:
+    """Why the images below `root` are not new to a model, as far as its checkpoint tells; "" if they are."""
+    place = root.resolve()
+    if any(place == Path(line.rpartition(" from ")[2]).resolve() for line in trained_on["data"]):
+        return f"it was trained on the images in {root}"
+    for path in map(Path, trained_on["real_path"]):
+        # of a set with a list file or a training part, only that is taken
+        divided = "train" in catalogue.of(dataset).counts
+        if not divided and (place.is_relative_to(path.resolve()) or claimed_by(path) == dataset):
+            return f"it was trained on {path}, which is or holds {dataset}"
+        if (dataset, claimed_by(path)) == ("Real275", "Internet"):
+            return f"it was trained on {path}, of which 59 images are near-duplicates of these"
+    if trained_on["released"] and dataset == "Real275" and method != "SID":
+        return "the paper trains its students on Real-275"
+    return ""
+
+
+def place_for(save_path: Path, labels: Mapping[str, Any]) -> Path:
+    """`save_path`, with what was run for its {dataset} and {method}."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^\w+-]", "_", text)
+
+    method = labels["method"] + ("+self-ensemble" if labels["self_ensemble"] else "")
+    text = str(save_path).replace("{dataset}", plain(labels["dataset"])).replace("{method}", plain(method))
+    return Path(text)
+
+
+def title_of(labels: Mapping[str, Any]) -> str:
+    more = [", mean over eight flips and rotations"] * labels["self_ensemble"]
+    more += [", simulated rain"] * labels["simulated"]
+    return f"{labels['dataset']}: {labels['method']}{''.join(more)}"
+
+
+def model_in_words(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
+    if isinstance(model, Results):
+        return f"results of {labels['method']}: {len(model.files)} images in {model.path}"
+    text = f"model: {model.path}, step {labels['checkpoint_step']}, {labels['method']}"
+    text += f", trained on {labels['trained_on']['dataset']}"
+    if NOT_TOLD in (labels["method"], labels["trained_on"]["dataset"]):
+        text += " (a checkpoint that does not tell: --method and --trained_on do)"
+    return text
+
+
+def warnings_of(found: Found, labels: Mapping[str, Any], options: Evaluation) -> list[str]:
+    lines = check_pairs(found) if options.labelled else list(found.warnings)
+    if not labels["simulated"] and labels["dataset"] != options.dataset:
+        lines.append(f"this is scored as {labels['dataset']}, not as {options.dataset}: see --set_name")
+    if labels["seen"]:
+        lines.append(f"not new to this model, and marked so in the tables: {labels['seen']}")
+    return [f"warning: {line}" for line in lines]
+
+
+# ------------------------------------------------------------------------------------------ where it goes
+
+
+def result_names(pairs: Sequence[Pair], as_clean: bool) -> list[str]:
+    """A file name a result: its rainy image's, or its clean one's. Raises UserError where two are one."""
+    if not as_clean:
+        return [f"{pair.name}.png" for pair in pairs]
+    names = [f"{(pair.clean or pair.rainy).path.stem}.png" for pair in pairs]
+    several = next((name for name, count in Counter(names).items() if count > 1), None)
+    if several:
+        raise UserError(
+            f"--clean_names: several results would be called {several}; leave it out for this set"
+        )
+    return names
+
+
+def inputs_of(found: Found) -> set[Path]:
+    sides = (side for pair in found.pairs for side in (pair.rainy, pair.clean) if side)
+    return {side.path.parent for side in sides}
+
+
+def refuse_inputs(folder: Path, inputs: Iterable[Path]) -> None:
+    """Raises UserError where results would lie among the images that are read, or around them."""
+    place = folder.resolve()
+    for path in inputs:
+        if place == path.resolve() or place in path.resolve().parents:
+            raise UserError(f"--save_path {folder} is, or holds, {path}, which is read: give another folder")
+
+
+def set_scores_aside(folder: Path) -> None:
+    """An earlier evaluation's scores go, for its images will: no old score stands beside a new picture."""
+    with about(folder / FILE, done="moved away"):
+        if not (folder / FILE).exists():
+            return
+        aside = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}-{FILE}").exists())
+        (folder / FILE).rename(aside)
+        print(f"the earlier scores in {folder} are now {aside}; its images are written anew")
+        (folder / PAGE).unlink(missing_ok=True)
+
+
+# --------------------------------------------------------------------------------------------- in words
 
 
 def in_words(row: dict[str, Any]) -> str:

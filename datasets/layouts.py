@@ -349,6 +349,35 @@ def _strength(path: Path) -> str:
     return ""
 
 
+def recognised(found: Found) -> str:
+    """The catalogue's set that folder names and layout tell, "" where they do not: not what was asked for."""
+    named = next((name for each in _inside_out(found.root) if (name := claimed_by(each))), "")
+    sides = [side.path.parent for side in found.pairs[0][1:] if side]
+    within = tuple(
+        side.relative_to(found.root).as_posix() for side in sides if side.is_relative_to(found.root)
+    )
+    laid = [
+        entry.name
+        for entry in CATALOGUE.values()
+        # a plain rain/ may be anybody's
+        if within[:1] != ("rain",) and _same(entry.sides, within) and not entry.simulated
+        if _strength(Path(entry.name)) == _strength(found.root)
+    ]
+    # rain_data_test_Heavy in a folder called Rain200L is Rain200H
+    return laid[0] if len(laid) == 1 and (not named or named[:-1] == laid[0][:-1]) else named
+
+
+def claimed_by(folder: Path) -> str:
+    """The one set of the catalogue that a folder's name means, or ""."""
+    claims = [entry.name for entry in CATALOGUE.values() if entry.claims(folder.name)]
+    return claims[0] if len(claims) == 1 else ""
+
+
+def _inside_out(folder: Path) -> list[Path]:
+    """The folder and those around it, as far as a dataset's own reach."""
+    return [folder.resolve(), *folder.resolve().parents][:4]
+
+
 # ------------------------------------------------------------------------------------------ unlabelled images
 
 

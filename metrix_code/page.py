@@ -25,6 +25,7 @@ from metrix_code.metrics import OF_RECORD, Metric
 from metrix_code.scores import average
 from utils import UserError, natural_key, write_atomically
 
+FILE = "index.html"
 THUMBNAIL_WIDTH = 360
 
 
@@ -71,7 +72,7 @@ class PageWriter:
             gain=f"gain in {next((name for name, value in gains if value is not None), 'PSNR')}",
             entries="\n".join(_entry(self._rows[k], place[k], gains[k][1]) for k in worst_first),
         )
-        path = self.folder / "index.html"
+        path = self.folder / FILE
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return path
 

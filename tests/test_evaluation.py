@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 
+import utils
 from config import EVALUATIONS
-from evaluation import in_words, left_out, score
+from datasets.layouts import find_pairs
+from evaluation import in_words, left_out, score, score_pairs
 from inference import Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
+from metrix_code import tables
+from metrix_code.psnr import psnr
 from metrix_code.scores import average, read_scores
 from tests import layouts
 from tests.small import CPU, evaluation, teacher, trained
 from tests.test_golden import NETWORK, released_weights, swapped
-from utils import UserError, read_image, to_tensor, to_uint8
+from utils import UserError, list_images, read_image, to_tensor, to_uint8, write_image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -134,7 +138,7 @@ def test_a_missing_model_says_how_to_make_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "record", EVALUATIONS.values(), ids=lambda record: f"{record.dataset} {record.stage}"
+    "record", EVALUATIONS.values(), ids=lambda record: f"{record.dataset} {record.made_by}"
 )
 def test_the_script_that_makes_a_missing_model_is_there(record, tmp_path):
     with pytest.raises(UserError) as refused:
@@ -149,9 +153,223 @@ def test_an_unreadable_image_is_named_in_one_line(folder, tmp_path, workers):
     broken = data / "rain_data_test_Heavy/rain/X2/norain-2x2.png"
     broken.write_bytes(broken.read_bytes()[:100])
     options = evaluation(folder, data_path=data, save_path=tmp_path / "results", workers=workers)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError, match="1 of 12 images were not scored") as refused:
         score(options, CPU)
     assert str(broken) in str(refused.value) and "\n" not in str(refused.value)
+    scores = read_scores(tmp_path / "results/scores.json")
+    assert len(scores["images"]) == 11 and scores["images_found"] == 12
+    assert scores["mean"] == average(scores["images"])
+    assert (tmp_path / "results/index.html").is_file()
+    assert [row for row in tables.tables(tmp_path, ["measured"])[0].as_text() if "11 of 200" in row[2]]
+
+
+def test_images_too_small_for_a_metric_are_named_and_scored_by_the_others(folder, tmp_path, capsys):
+    for side in ("rain", "norain"):
+        write_image(tmp_path / "tiny" / side / "1.png", layouts.pair(1, (8, 9))[side == "norain"])
+    scores = score(evaluation(folder, data_path=tmp_path / "tiny", save_path=tmp_path / "results"), CPU)
+    (image,) = scores["images"]
+    assert image["psnr"] > 0 and image["ssim"] > 0 and image["psnr_did"] > 0
+    assert image["ssim_y"] is None and image["rainy_ssim_did"] is None
+    out = capsys.readouterr().out
+    assert "no SSIM (Y): 9x8 pixels are too few" in out and "no ssim_y: 1" not in out
+
+
+def test_what_is_no_number_ends_the_evaluation_and_the_scores_so_far_are_kept(folder, tmp_path, monkeypatch):
+    derained, seen = Derainer.derained, []
+
+    def broken_from_the_second_on(self, rainy):
+        seen.append(rainy)
+        return derained(self, rainy) if len(seen) == 1 else rainy * torch.nan
+
+    monkeypatch.setattr(Derainer, "derained", broken_from_the_second_on)
+    with pytest.raises(UserError, match=r"net_latest makes of .*norain-2x2.png what is no number") as refused:
+        score(evaluation(folder, save_path=tmp_path), CPU)
+    assert "\n" not in str(refused.value)
+    scores = read_scores(tmp_path / "scores.json")
+    assert [image["name"] for image in scores["images"]] == ["norain-1x2"] and scores["images_found"] == 2
+    assert not (tmp_path / "norain-2x2.png").exists()
+
+
+def test_ctrl_c_keeps_the_scores_so_far(folder, tmp_path, monkeypatch):
+    write = utils.write_image
+    written: list[None] = []
+
+    def interrupted(path, image):
+        if written:
+            raise KeyboardInterrupt
+        written.append(write(path, image))
+
+    monkeypatch.setattr(utils, "write_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(evaluation(folder, save_path=tmp_path, page=False), CPU)
+    assert len(read_scores(tmp_path / "scores.json")["images"]) == 1
+
+
+def test_scores_alone_ask_for_no_others(folder):
+    options = evaluation(folder)
+    pairs = find_pairs(options.data_path, "test").pairs
+    scored = list(score_pairs(Derainer.open(options.logdir), pairs, ("psnr", "rainy_ssim")))
+    whole = read_scores(folder / "results/scores.json")["images"]
+    for each, image in zip(scored, whole, strict=True):
+        assert each.scores == {key: image[key] for key in ("psnr", "rainy_ssim")}
+
+
+# ---------------------------------------------------------------------------- labels are of what was run
+
+
+def test_a_teacher_is_a_teacher_whatever_the_script(folder, tmp_path):
+    record = dataclasses.replace(evaluation(folder), made_by="train_Rain200L_real.py")
+    scores = score(dataclasses.replace(record, dataset="SPA", save_path=tmp_path), CPU)
+    assert (scores["method"], scores["trained_on"]["dataset"]) == ("SID", "Rain200H")
+    assert (scores["dataset"], scores["images_expected"]) == ("Rain200H", 200)  # not SPA, and not 1,000
+    assert str(folder / "data") in scores["trained_on"]["data"][0]
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "script", "name", "expected"),
+    [
+        (layouts.rain12, "Rain12", "Rain200L", "Rain12", 12),
+        (layouts.rain200, "Rain200L", "Rain200L", "Rain200H", 200),
+        (layouts.rain200_light, "unpacked", "Rain200H", "Rain200L", 200),
+        (layouts.rain1400, "unpacked", "Rain200H", "Rain1400", 1400),
+        (layouts.rain12, "holiday", "Rain200L", "holiday", None),
+        (lambda root: layouts.plain(root, "rain", "gt"), "mine", "SPA", "mine", None),
+    ],
+)
+def test_a_dataset_is_what_its_folder_tells(folder, tmp_path, capsys, make, place, script, name, expected):
+    data = make(tmp_path / place)
+    options = evaluation(folder, data_path=data, save_path=tmp_path / "results", dataset=script, page=False)
+    scores = score(options, CPU)
+    assert (scores["dataset"], scores["images_expected"]) == (name, expected)
+    assert (f"scored as {name}, not as {script}" in capsys.readouterr().out) == (name != script)
+    assert tables.tables(tmp_path, ["measured"])[0].cells[0].dataset == name
+    told = score(dataclasses.replace(options, set_name="A set"), CPU)
+    assert (told["dataset"], told["images_expected"]) == ("A set", None)
+
+
+def test_a_folder_that_tells_nothing_is_the_scripts_set_if_it_has_as_many_images(folder, tmp_path):
+    data = layouts.plain(tmp_path / "unpacked", "input", "target", count=12)
+    options = evaluation(folder, data_path=data, dataset="Rain12", save_path=tmp_path / "results", page=False)
+    assert score(options, CPU)["dataset"] == "Rain12"
+
+
+def test_what_a_released_checkpoint_does_not_tell_stays_open_or_is_told(folder, tmp_path, capsys):
+    torch.save({"net": released_weights(), "clock_net": 78_000}, tmp_path / "net_latest")
+    given = {"logdir": tmp_path, "save_path": tmp_path / "results", "page": False}
+    scores = score(evaluation(folder, **given), CPU)
+    assert (scores["method"], scores["trained_on"]["dataset"]) == ("not told", "not told")
+    assert "--method and --trained_on do" in capsys.readouterr().out
+    scores = score(evaluation(folder, **given, method="SID", trained_on="Rain200H"), CPU)
+    assert (scores["method"], scores["trained_on"]["dataset"]) == ("SID", "Rain200H")
+    assert "does not tell" not in capsys.readouterr().out
+
+
+def test_a_set_that_was_trained_on_is_warned_of_and_marked(folder, tmp_path, capsys):
+    content = load_checkpoint(folder / "teacher/net_latest")
+    real = layouts.real275(tmp_path / "Real275")
+    unlabelled = {"dataset": "Real275", "labelled": False, "data_path": real, "niqe": True, "page": False}
+    for number, (paths, why) in enumerate(
+        (
+            ([str(real)], "which is or holds Real275"),
+            (["/elsewhere/Real-275"], "which is or holds Real275"),
+            (["/elsewhere/SPA", "/elsewhere/real_input"], "near-duplicates"),
+            (["/elsewhere/SPA"], ""),
+        )
+    ):
+        model = tmp_path / f"model{number}"
+        model.mkdir()
+        recipe = content["recipe"] | {"stage": "SSID-KD", "real_path": paths}
+        torch.save(content | {"recipe": recipe}, model / "net_latest")
+        options = evaluation(folder, logdir=model, save_path=tmp_path / f"results{number}", **unlabelled)
+        scores = score(options, CPU)
+        assert why in scores["seen"] and bool(scores["seen"]) == bool(why)
+        assert ("warning: not new to this model" in capsys.readouterr().out) == bool(why)
+
+
+def test_a_self_ensemble_has_a_name_and_a_place_of_its_own(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = EVALUATIONS["Rain200H", "SID"].save_path
+    for ensemble in (False, True):
+        score(evaluation(folder, save_path=place, self_ensemble=ensemble, tile=256), CPU)
+    assert sorted(each.name for each in Path("results/Rain200H").iterdir()) == ["SID", "SID+self-ensemble"]
+    rows = {row[0] for row in tables.tables(Path("results"), ["measured"])[0].rows()}
+    assert rows == {"SID (ours)", "SID (ours) + self-ensemble", "rainy input"}
+    single, mean = (
+        read_scores(Path(f"results/Rain200H/SID{more}/scores.json")) for more in ("", "+self-ensemble")
+    )
+    assert single["mean"]["psnr"] != mean["mean"]["psnr"] and single["tile"] == 256
+
+
+# ------------------------------------------------------------------------------------ any method's results
+
+
+def test_any_folder_of_results_is_scored_into_the_tables(folder, tmp_path, capsys):
+    data = folder / "data/rain_data_test_Heavy"
+    for number in (1, 2):  # named as the clean images, one of them the clean image itself
+        image = read_image(data / f"norain/norain-{number}.png")
+        write_image(tmp_path / f"out/norain-{number}.png", image if number == 1 else image // 2)
+    write_image(tmp_path / "out/77.png", image)
+    given = {"derained": tmp_path / "out", "save_path": tmp_path / "results"}
+    with pytest.raises(UserError, match="say what made these images, --method"):
+        score(evaluation(folder, **given), CPU)
+    scores = score(evaluation(folder, **given, method="Restormer"), CPU)
+    assert "not scored, no results of this set's (1): 77.png" in capsys.readouterr().out
+    assert [each["psnr"] for each in scores["images"]] == [math.inf, psnr(image // 2, image)]
+    assert scores["checkpoint"] is None and "psnr_float" not in scores["images"][0]
+    rows = {f"{row[0]}, {row[1]}": row[2] for row in tables.tables(tmp_path, ["measured"])[0].as_text()}
+    assert rows["Restormer, measured, RGB"].endswith("2 of 200 images, 1 infinite")
+    assert "rainy input, measured, DID/DDN" in rows
+    assert (tmp_path / "results/index.html").is_file()
+
+
+def test_results_of_another_size_or_of_none_are_named(folder, tmp_path):
+    write_image(tmp_path / "out/norain-1x2.png", np.zeros((7, 5, 3), np.uint8))
+    write_image(tmp_path / "out/norain-2x2.png", np.zeros((*layouts.SIZE, 3), np.uint8))
+    given = {"derained": tmp_path / "out", "save_path": tmp_path / "results", "method": "m"}
+    with pytest.raises(UserError, match=r"1 of 2 .*norain-1x2.png is 5x7, and .*norain-1x2.png 56x48"):
+        score(evaluation(folder, **given), CPU)
+    assert len(read_scores(tmp_path / "results/scores.json")["images"]) == 1
+    with pytest.raises(UserError, match=r"no image of .*real goes with one of"):
+        layouts.real_images(tmp_path / "real", count=1).joinpath("1.jpg").rename(tmp_path / "real/x.jpg")
+        score(evaluation(folder, **given | {"derained": tmp_path / "real"}), CPU)
+
+
+# ---------------------------------------------------------------------------------------- where it goes
+
+
+@pytest.mark.parametrize("place", [".", "rain_data_test_Heavy", "rain_data_test_Heavy/rain/X2"])
+def test_results_never_go_over_or_around_their_inputs(folder, place):
+    before = {path: path.read_bytes() for path in (folder / "data").rglob("*.png")}
+    with pytest.raises(UserError, match=r"--save_path .* is, or holds, .*: give another folder"):
+        score(evaluation(folder, save_path=folder / "data" / place), CPU)
+    assert before == {path: path.read_bytes() for path in (folder / "data").rglob("*.png")}
+    results = {"derained": folder / "results", "save_path": folder / "results", "method": "m"}
+    with pytest.raises(UserError, match=r"--save_path .*results is, or holds"):
+        score(evaluation(folder, **results), CPU)
+
+
+def test_no_old_score_stands_beside_a_new_picture(folder, tmp_path, monkeypatch, capsys):
+    options = evaluation(folder, save_path=tmp_path)
+    for _ in range(2):
+        score(options, CPU)
+    monkeypatch.setattr(Derainer, "derained", lambda self, rainy: rainy * torch.nan)
+    with pytest.raises(UserError):
+        score(options, CPU)
+    earlier = sorted(path.name for path in tmp_path.glob("*.json"))
+    assert earlier == ["earlier-1-scores.json", "earlier-2-scores.json"]
+    assert not (tmp_path / "index.html").exists()
+    assert "are now" in capsys.readouterr().out
+    assert not tables.gather(tmp_path)[0]  # they are no results of what lies there
+
+
+def test_results_are_named_as_the_clean_images_on_request(folder, tmp_path):
+    scores = score(evaluation(folder, save_path=tmp_path / "results", clean_names=True), CPU)
+    assert [path.name for path in list_images(tmp_path / "results")] == ["norain-1.png", "norain-2.png"]
+    assert [image["file"] for image in scores["images"]] == ["norain-1.png", "norain-2.png"]
+    assert [image["name"] for image in scores["images"]] == ["norain-1x2", "norain-2x2"]
+    many = layouts.rain1400(tmp_path / "Rain1400")
+    with pytest.raises(UserError, match=r"several results would be called 901\.png"):
+        score(evaluation(folder, data_path=many, save_path=tmp_path / "many", clean_names=True), CPU)
 
 
 def test_scores_in_words_are_those_that_there_are():
