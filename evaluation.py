@@ -37,10 +37,8 @@ from machinery.options import parse
 from metrix_code.metrics import KEYS, METRICS, OF_RECORD
 from metrix_code.page import FILE as PAGE
 from metrix_code.page import PageWriter
-from metrix_code.scores import FILE, average, write_scores
+from metrix_code.scores import FILE, NOT_TOLD, average, write_scores
 from utils import UserError, about, list_images, one_line, read_image, to_tensor, to_uint8
-
-NOT_TOLD = "not told"
 
 
 def evaluate(record: Evaluation) -> None:
@@ -241,10 +239,14 @@ def open_model(options: Evaluation, device: torch.device) -> Derainer:
     )
 
 
-def find_set(options: Evaluation) -> Found:
+def find_set(options: Evaluation, dataset: str = "") -> Found:
+    """The images, held to the counts of the set that they turn out to be, not to those of the script's."""
     if options.labelled:
-        return find_pairs(options.data_path, "test", options.dataset, options.rainy_side)
-    return find_images([options.data_path], options.dataset)
+        found = find_pairs(options.data_path, "test", dataset or options.dataset, options.rainy_side)
+    else:
+        found = find_images([options.data_path], dataset or options.dataset, "--data_path")
+    told = recognised(found)
+    return found if dataset or told in ("", options.dataset) else find_set(options, told)
 
 
 def results_in(folder: Path, found: Found) -> Results:

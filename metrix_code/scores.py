@@ -4,7 +4,8 @@
     method           "SID" (the teacher), "SSID-KD" (the student), or as the user says
     self_ensemble    true for the mean over eight flips and rotations
     simulated        true for rain that was rendered, which is never shown among true benchmarks
-    trained_on       what the checkpoint says of its data: dataset, data (lines), real_path; or null
+    trained_on       what the checkpoint says of its training: dataset, stage, data (lines), real_path, and
+                     whether it is the authors' (released)
     seen             why the images scored here are not new to the model, or ""
     checkpoint, checkpoint_step, data_path, tile, precision, command, hardware, date
     images_expected  how many images the official test set has, or null
@@ -28,6 +29,7 @@ from metrix_code.metrics import KEYS
 from utils import UserError, write_atomically
 
 FILE = "scores.json"
+NOT_TOLD = "not told"  # of a method or its training: neither the checkpoint nor the user says it
 TEXTS = ("dataset", "method")
 OPTIONAL_TEXTS = ("seen", "checkpoint", "data_path", "hardware", "date")
 COUNTS = ("images_expected", "images_found", "checkpoint_step")

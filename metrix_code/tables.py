@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script t
 
 from datasets.catalogue import columns, printed
 from metrix_code.metrics import METRICS, Metric
-from metrix_code.scores import FILE, read_scores
+from metrix_code.scores import FILE, NOT_TOLD, read_scores
 from utils import UserError, run
 
 KINDS = ("published", "reproduced", "measured")
@@ -187,7 +187,8 @@ def _dataset(scores: dict[str, Any]) -> str:
 
 
 def _method(scores: dict[str, Any]) -> str:
-    method = scores["method"] + (" (ours)" if scores.get("checkpoint") else "")
+    whose = "released" if _training(scores).get("released") else "ours"
+    method = scores["method"] + (f" ({whose})" if scores.get("checkpoint") else "")
     return method + (" + self-ensemble" if scores.get("self_ensemble") else "")
 
 
@@ -215,13 +216,24 @@ def _remarks(scores: dict[str, Any], keys: Sequence[str], of_rainy: bool) -> tup
     return tuple(remarks)
 
 
+def _training(scores: dict[str, Any]) -> dict[str, Any]:
+    trained_on = scores.get("trained_on")
+    return trained_on if isinstance(trained_on, dict) else {}
+
+
 def _source(path: Path, scores: dict[str, Any]) -> str:
     parts = [str(path)]
+    trained_on = _training(scores).get("dataset") or NOT_TOLD
     if scores.get("checkpoint"):
         parts.append(f"checkpoint {scores['checkpoint']} at step {scores.get('checkpoint_step')}")
-    trained_on = scores.get("trained_on")
-    if isinstance(trained_on, dict) and trained_on.get("dataset"):
-        parts.append(f"trained on {trained_on['dataset']}")
+    if trained_on != NOT_TOLD:
+        parts.append(f"trained on {trained_on}")
+    elif scores.get("checkpoint"):
+        parts.append(f"training {NOT_TOLD}")
+    if scores.get("precision", "float32") != "float32":
+        parts.append(str(scores["precision"]))
+    if scores.get("tile"):
+        parts.append(f"tiles of {scores['tile']}")
     if scores.get("seen"):
         parts.append(f"TRAINED ON: {scores['seen']}")
     return ", ".join(parts + [str(scores[key]) for key in ("hardware", "date") if scores.get(key)])

@@ -502,8 +502,12 @@ def test_a_self_ensemble_and_a_foreign_method_have_rows_of_their_own(tmp_path):
     scored(tmp_path / "a", "Rain200H", "SID", [image])
     scored(tmp_path / "b", "Rain200H", "SID", [image], self_ensemble=True)
     scored(tmp_path / "c", "Rain200H", "Restormer", [image], checkpoint=None)
-    rows = [row[0] for row in tables.tables(tmp_path, ["measured"])[0].rows()]
-    assert rows == ["SID (ours)", "SID (ours) + self-ensemble", "Restormer"]
+    authors = {"released": True, "dataset": "not told"}
+    scored(tmp_path / "d", "Rain200H", "SID", [image], trained_on=authors, precision="bfloat16", tile=256)
+    (table,) = tables.tables(tmp_path, ["measured"])
+    rows = [row[0] for row in table.rows()]
+    assert rows == ["SID (ours)", "SID (ours) + self-ensemble", "Restormer", "SID (released)"]
+    assert "at step 7, training not told, bfloat16, tiles of 256" in tables.as_plain(table)
 
 
 def test_two_evaluations_of_one_method_both_stay(tmp_path):
