@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from config import Student, Training
-from datasets.layouts import find_images, find_pairs
+from datasets.layouts import find_images, find_pairs, released_real_folder
 from datasets.pairs import Found, ListedPairs, Pair, check_pairs, read_pair, read_side, refuse_unless_additive
 from machinery.loading import MOST_FILES, ImageCache
 from utils import UserError, to_tensor
@@ -142,8 +142,11 @@ class RealCrops(Crops):
 
     @classmethod
     def of(cls, recipe: Student, cache: ImageCache) -> RealCrops:
-        """The unlabelled images of a student's recipe."""
-        found = find_images(recipe.real_path)
+        """The unlabelled images of a student's recipe; where there are none, those of the released layout."""
+        folders = recipe.real_path
+        if not any(path.exists() for path in folders) and (real := released_real_folder(recipe.data_path)):
+            folders = (real,)
+        found = find_images(folders)
         return cls(found, recipe.patch_size, seed=recipe.seed, augment=recipe.augment, cache=cache)
 
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ from DerainDataset import Crops, PairCrops, RealCrops
 from machinery import loading
 from machinery.loading import BatchStream, ImageCache, loader
 from tests import layouts
+from tests.small import student
 from utils import UserError, write_image
 
 # ------------------------------------------------------------------------------------------------------ crops
@@ -136,6 +137,15 @@ def test_crops_survive_pickling_without_their_cache(pairs: Found) -> None:
     packed = pickle.dumps(crops)
     assert len(packed) < 10_000
     assert same(pickle.loads(packed)[(1, 2)], crops[(1, 2)])
+
+
+def test_a_real_folder_beside_the_pairs_is_found_where_none_is_given(tmp_path: Path) -> None:
+    layouts.rain200(tmp_path / "data")
+    recipe = student(tmp_path, real_path=(tmp_path / "nowhere",))
+    with pytest.raises(UserError, match=r"nowhere is not a folder: --real_path takes"):
+        RealCrops.of(recipe, ImageCache("off"))
+    layouts.real_images(tmp_path / "data/Real")
+    assert RealCrops.of(recipe, ImageCache("off")).root == tmp_path / "data/Real"
 
 
 # ------------------------------------------------------------------------------------------------------ order
