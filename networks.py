@@ -209,7 +209,8 @@ class DenseFeatures(nn.Module):
             if skips:
                 out = out + next(skips)
             if self.recompute and torch.is_grad_enabled():
-                features.append(checkpoint(self.unit, out, use_reentrant=False))
+                # nothing in a unit is random, and a CUDA graph cannot record the generator's state
+                features.append(checkpoint(self.unit, out, use_reentrant=False, preserve_rng_state=False))
             else:
                 features.append(self.unit(out))
         return features
