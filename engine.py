@@ -40,6 +40,7 @@ from machinery.checkpoints import (
     save_checkpoint,
 )
 from machinery.distributed import World
+from machinery.fast import FastGradient
 from machinery.loading import BatchStream, ImageCache, loader
 from machinery.options import as_plain, parse
 from machinery.runlog import RunFolder, RunLog
@@ -68,7 +69,11 @@ def train(stage: type[Stage], recipe: Training) -> None:
 
 
 def training_step(
-    stage: Stage, net: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Batch]
+    stage: Stage,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[Batch],
+    fast: FastGradient | None = None,
 ) -> dict[str, Tensor]:
     """Moves the weights once, by a batch that comes in one part or several, and returns terms and `total`.
 
@@ -76,20 +81,27 @@ def training_step(
     over the parts, so that one of twelve crops and three of four give the same. Raises UserError where the
     stage's terms and the recipe's weights do not have the same names.
     """
-    optimizer.zero_grad()
-    logged: dict[str, list[Tensor]] = {}
-    for number, batch in enumerate(parts, 1):
-        # gradients travel between processes once a step, with the last part
-        alone = isinstance(net, DistributedDataParallel) and number < len(parts)
-        with net.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-            terms = stage.terms(net, batch)
-            total = weighted_sum(stage, terms)
-            (total / len(parts)).backward()
-        for name, value in {**terms, "total": total}.items():
-            logged.setdefault(name, []).append(value.detach())
+    if fast:
+        logged = fast(parts)
+    else:
+        optimizer.zero_grad()
+        logged = []
+        for number, batch in enumerate(parts, 1):
+            # gradients travel between processes once a step, with the last part
+            alone = isinstance(net, DistributedDataParallel) and number < len(parts)
+            with net.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+                logged.append(backward(stage, net, batch, len(parts)))
     optimizer.step()
     stage.after_step(net.module if isinstance(net, DistributedDataParallel) else net)
-    return {name: torch.stack(values).mean() for name, values in logged.items()}
+    return {name: torch.stack([terms[name] for terms in logged]).mean() for name in logged[0]}
+
+
+def backward(stage: Stage, net: nn.Module, batch: Batch, parts: int) -> dict[str, Tensor]:
+    """Adds the gradient of a batch that is one of so many parts; its terms and `total`."""
+    terms = stage.terms(net, batch)
+    total = weighted_sum(stage, terms)
+    (total / parts).backward()
+    return {name: value.detach() for name, value in {**terms, "total": total}.items()}
 
 
 def weighted_sum(stage: Stage, terms: Mapping[str, Tensor]) -> Tensor:

@@ -17,6 +17,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Gaussian window of 11, sigma 1.5, ZERO padding, each channel by itself, C1 = 0.01^2, C2 = 0.03^2: the
     released code's, which darkens the border's means and so weighs borders more than a 'valid' SSIM would.
     """
+    # not channels last: on CUDA, convolutions of such maps may be TF32, too coarse for the variances
+    x, y = x.contiguous(), y.contiguous()
     channels = x.shape[1]
     offsets = torch.arange(11, dtype=x.dtype, device=x.device) - 5
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))

@@ -11,7 +11,7 @@ released network throws away are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -209,7 +209,8 @@ class DenseFeatures(nn.Module):
             if skips:
                 out = out + next(skips)
             if self.recompute and torch.is_grad_enabled():
-                features.append(checkpoint(self.unit, out, use_reentrant=False))
+                # nothing in a unit is random, and a CUDA graph cannot record the generator's state
+                features.append(checkpoint(self.unit, out, use_reentrant=False, preserve_rng_state=False))
             else:
                 features.append(self.unit(out))
         return features
@@ -355,14 +356,14 @@ class DerainNet(nn.Module):
             if isinstance(stage, DenseFeatures):
                 stage.recompute = True
 
-    def compile_units(self) -> None:
-        """Has torch compile each stage's unit, not the network: small graphs compile fast.
+    def compile_units(self, backend: str | Callable = "inductor") -> None:
+        """Has torch compile each stage's unit, not the network: small graphs, one a resolution, compile fast.
 
-        One for each size: at the second size torch would try one for any, and inductor fails on that.
+        One for all sizes, which torch tries from the second size on unless told not to, fails in inductor.
         """
         for stage in self.modules():
             if isinstance(stage, DenseFeatures):
-                stage.unit.compile(dynamic=False)
+                stage.unit.compile(backend=backend, dynamic=False)
 
 
 # The networks that --backbone and a checkpoint may name: whoever has another adds it here.

@@ -1,8 +1,14 @@
 """The backbone's shapes, sizes and bookkeeping, on a small network."""
 
+import weakref
+from collections import Counter
+
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from inference import Prepared
 from networks import DenseFeatures, DenseStage, DerainNet
 
 
@@ -63,3 +69,66 @@ def test_recomputation_changes_no_gradient():
         gradients.append([p.grad for p in net.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         assert torch.allclose(plain, recomputed, rtol=1e-5, atol=1e-7)
+
+
+def test_outside_training_a_skip_is_freed_once_it_is_read():
+    net = DerainNet((4, 6, 8), (3, 1, 1))
+    features: list[weakref.ref] = []
+    alive = []
+    net.full_branch.encode1.unit.register_forward_hook(lambda _, x, out: features.append(weakref.ref(out)))
+    net.full_branch.decode1.unit.register_forward_hook(
+        lambda _, x, out: alive.append(sum(each() is not None for each in features))
+    )
+    with torch.inference_mode():
+        net(torch.rand(1, 3, 32, 32))
+    assert alive == [2, 1, 0]
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is called, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*arguments, **(options or {}))
+
+
+def test_a_training_step_copies_nothing_for_autograd():
+    # in place on a view, autograd clones; a slice for each map is a padded gradient for each
+    net = small_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rainy = torch.rand(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with Operations() as seen:
+        net(rainy).derained.square().sum().backward()
+    units = 2 * 2 + 4 * 2 + 3 * 1  # 2 stages at full resolution, 4 at half, 3 at a quarter
+    assert seen.counts["upsample_nearest2d_backward"] == 6 * units  # seen at all
+    for needless in ("clone", "as_strided", "slice_backward", "new_zeros"):
+        assert seen.counts[needless] == 0, needless
+
+
+def test_units_compile_to_one_graph_a_resolution_and_train_to_the_same_weights():
+    graphs = []
+
+    def backend(graph, inputs):  # all of the compiler but its kernels, which would take minutes
+        graphs.append(inputs)
+        return aot_eager(graph, inputs)
+
+    compiled, eager = Prepared(small_network()), Prepared(small_network())
+    compiled.net.compile_units(backend)
+    for step in range(3):
+        torch.manual_seed(step)
+        rainy = torch.rand(1, 3, 40, 48)
+        for net in (compiled, eager):
+            net.zero_grad()
+            output = net(rainy)
+            (output.derained.square().mean() + output.code.square().mean()).backward()
+            with torch.no_grad():
+                for p in net.parameters():
+                    assert p.grad is not None
+                    p.sub_(0.1 * p.grad)
+    assert len(graphs) == 3
+    assert not any(isinstance(each, torch.SymInt) for inputs in graphs for each in inputs)
+    for ours, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)

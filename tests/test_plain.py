@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 from benchmarks import plain
@@ -80,3 +81,28 @@ def test_ssim_equals_dense_windows(size):
     x, y = torch.rand(2, 2, 3, *size, dtype=torch.float64)
     ours, expected = value_and_gradients(losses.ssim, x, y), value_and_gradients(plain.ssim, x, y)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+class Convolutions(TorchDispatchMode):
+    """Notes every map that a convolution, or its backward pass, reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function is torch.ops.aten.convolution.default:
+            self.maps.append(arguments[0])
+        elif function is torch.ops.aten.convolution_backward.default:
+            self.maps += arguments[:2]  # the gradient, the input
+        return function(*arguments, **(options or {}))
+
+
+def test_ssim_blurs_contiguous_maps_whatever_it_is_given():
+    # of such maps PyTorch's own depthwise kernel convolves each channel, in float32 whatever TF32 is set to
+    images = torch.rand(2, 2, 3, 24, 20)
+    x, y = (each.contiguous(memory_format=torch.channels_last).requires_grad_() for each in images)
+    with Convolutions() as seen:
+        losses.ssim(x, y).backward()
+    assert len(seen.maps) == 6  # along rows, along columns, and both of their gradients
+    assert all(each.is_contiguous() for each in seen.maps)

@@ -1,0 +1,52 @@
+"""What float32 means, and runs that repeat: what of it shows on a CPU."""
+
+import os
+
+import pytest
+import torch
+
+from inference import Prepared
+from machinery.arithmetic import set_arithmetic
+from tests.test_networks import small_network
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    set_arithmetic("float32")
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "tf32"])
+def test_float32_is_tf32_only_where_asked_for(precision):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "tf32"
+    set_arithmetic(precision)
+    expected = "tf32" if precision == "tf32" else "none or ieee"
+    for backend in (torch.backends.cudnn.conv, torch.backends.cuda.matmul):  # type: ignore[attr-defined]
+        assert backend.fp32_precision in expected
+    # what inductor asks, and what raises where the older and the newer way of saying so are mixed
+    assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+
+
+def test_deterministic_asks_everyone():
+    set_arithmetic("float32", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    set_arithmetic("float32")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_step_has_no_operation_that_deterministic_refuses_on_a_cpu():
+    net = Prepared(small_network())
+    gradients = []
+    for deterministic in (False, True):
+        set_arithmetic("float32", deterministic)
+        net.zero_grad()
+        torch.manual_seed(0)
+        output = net(torch.rand(1, 3, 37, 51))
+        (output.derained.square().mean() + output.code.square().mean()).backward()
+        gradients.append([p.grad for p in net.parameters()])
+    for plain, repeatable in zip(*gradients, strict=True):
+        assert torch.equal(plain, repeatable)

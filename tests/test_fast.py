@@ -1,0 +1,69 @@
+"""The gradient that is recorded once and replayed is the eager one. The recording itself needs a card."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+
+import pytest
+import torch
+
+from config import STUDENTS, TEACHERS
+from engine import backward, training_step
+from inference import Prepared
+from machinery.fast import FastGradient
+from stages import SID, SSIDKD, Stage
+from tests.test_networks import small_network
+
+
+def a_stage(name: str) -> Stage:
+    if name == "teacher":
+        return SID(TEACHERS["Rain200H"])
+    return SSIDKD(dataclasses.replace(STUDENTS["Rain200H"], patch_size=32))
+
+
+def batches(count: int) -> list[Mapping[str, torch.Tensor]]:
+    return [
+        dict(zip(("rainy", "clean", "real_rainy"), torch.rand(3, 1, 3, 32, 32), strict=True))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_fast_steps_are_the_eager_ones(name, parts):
+    torch.manual_seed(0)
+    stage, eager = a_stage(name), Prepared(small_network())
+    replayed = copy.deepcopy(eager)
+    fast = FastGradient(partial(backward, stage, replayed, parts=parts), replayed.parameters())
+    optimizers = [torch.optim.Adam(net.parameters(), 1e-3) for net in (eager, replayed)]
+    for _ in range(3):
+        batch = batches(parts)
+        expected = training_step(stage, eager, optimizers[0], batch)
+        terms = training_step(stage, replayed, optimizers[1], batch, fast)
+        assert {name: value.item() for name, value in terms.items()} == {
+            name: value.item() for name, value in expected.items()
+        }
+    for ours, theirs in zip(replayed.parameters(), eager.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_flat_gradients_lie_as_the_weights_do():
+    net = Prepared(small_network())  # channels last
+    fast = FastGradient(lambda batch: {}, net.parameters())
+    fast.flat.copy_(torch.arange(len(fast.flat)))
+    seen = []
+    for p in net.parameters():
+        assert p.grad is not None and p.grad.stride() == p.stride()
+        seen.append(p.grad.flatten())
+    assert torch.equal(torch.cat(seen).sort().values, fast.flat)  # each place is one weight's
+
+
+def test_the_terms_of_a_step_outlive_the_next_one():
+    stage, net = a_stage("teacher"), Prepared(small_network())
+    fast = FastGradient(partial(backward, stage, net, parts=1), net.parameters())
+    first, second = batches(2)
+    (kept,) = fast([first])
+    before = kept["total"].item()
+    assert fast([second])[0]["total"].item() != before
+    assert kept["total"].item() == before
