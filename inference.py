@@ -7,20 +7,29 @@ derained = derain(rainy)        # NumPy, uint8 RGB (H, W, 3): both
 from __future__ import annotations
 
 import inspect
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from machinery.checkpoints import fill, find_checkpoint, load_checkpoint
 from networks import BACKBONES, Derained
 from utils import UserError, to_tensor, to_uint8
 
 CPU = torch.device("cpu")
+OVERLAP = 64  # of two tiles, in pixels
+# What a tile may take on a CPU, however much is free: with torch itself and a photograph of 3840x2160 less
+# than 2.5 GB, and larger tiles are hardly faster.
+MOST_MEMORY = 1.3e9
+# What a process grows by, to what its tensors take: the allocator's holes, the convolutions' own room.
+SLACK = 2.5
 
 
 class Prepared(nn.Module):
@@ -43,9 +52,11 @@ class Prepared(nn.Module):
 class Derainer:
     """One image after another through a network. Images may be of any size.
 
-    `tile`: larger images are cut into tiles of this side, in pixels, so that memory stays bounded; 0: never.
+    `tile`: larger images are cut into tiles of this side, in pixels, so that memory stays bounded; 0: never;
+    None: of the side that the free memory allows, found when the first large image comes.
     `self_ensemble`: the mean over the eight flips and rotations of an image, at eight times the cost.
-    `content` and `path` are the checkpoint it was opened from, if it was.
+    `content` and `path` are the checkpoint it was opened from, if it was. Whoever sets `progress` is told
+    after each tile which share of the image is done, in (0, 1].
     """
 
     def __init__(
@@ -54,13 +65,14 @@ class Derainer:
         device: torch.device = CPU,
         *,
         precision: str = "float32",
-        tile: int = 0,
+        tile: int | None = 0,
         self_ensemble: bool = False,
     ) -> None:
         self.net = (net if isinstance(net, Prepared) else Prepared(net, precision)).to(device)
         self.device, self.tile, self.self_ensemble = device, tile, self_ensemble
         self.content: dict[str, Any] = {}
         self.path = Path()
+        self.progress: Callable[[float], object] = lambda share: None
 
     @classmethod
     def open(
@@ -89,47 +101,96 @@ class Derainer:
     @torch.inference_mode()
     def derained(self, rainy: Tensor) -> Tensor:
         """One image (3, H, W) in [0, 1] to the derained one, float32, on the CPU, not clamped."""
-        if not self.self_ensemble:
-            return self._in_tiles(rainy)
+        turns = [(turn, flip) for turn in range(4) for flip in ([], [2])] if self.self_ensemble else [(0, [])]
         total = torch.zeros_like(rainy)
-        for turns in range(4):
-            for flip in ([], [2]):
-                turned = rainy.rot90(turns, (1, 2)).flip(flip)
-                total += self._in_tiles(turned).flip(flip).rot90(-turns, (1, 2))
-        return total / 8
+        for number, (turn, flip) in enumerate(turns):
+            turned = rainy.rot90(turn, (1, 2)).flip(flip)
+            image = self._in_tiles(turned, number / len(turns), 1 / len(turns))
+            total += image.flip(flip).rot90(-turn, (1, 2))
+        return total / len(turns)
 
     def _whole(self, rainy: Tensor) -> Tensor:
         return self.net(rainy[None].to(self.device)).derained[0].cpu()
 
-    def _in_tiles(self, rainy: Tensor, overlap: int = 64) -> Tensor:
+    def _in_tiles(self, rainy: Tensor, begun: float, share: float) -> Tensor:
         """Tiles overlap, and are blended there by linear ramps.
 
         Their corners lie on multiples of 32, so that the pyramid pools the same pixels together as it would
-        in the whole image.
+        in the whole image. `begun` and `share` of what is to be done: for `progress`.
         """
         height, width = rainy.shape[-2:]
+        if self.tile is None and max(height, width) > 4 * OVERLAP:
+            self.tile = tile_that_fits(bytes_a_pixel(self.net, self.device), memory_to_use(self.device))
         if not self.tile or max(height, width) <= self.tile:
-            return self._whole(rainy)
-        if self.tile < 4 * overlap:
-            raise UserError(f"--tile {self.tile} is too small: {4 * overlap} at least")
+            image = self._whole(rainy)
+            self.progress(begun + share)
+            return image
+        if self.tile < 4 * OVERLAP:
+            raise UserError(f"--tile {self.tile} is too small: {4 * OVERLAP} at least")
         total, weights = torch.zeros_like(rainy), torch.zeros_like(rainy[:1])
-        for top in self._starts(height, overlap):
-            for left in self._starts(width, overlap):
-                part = rainy[:, top : top + self.tile, left : left + self.tile]
-                weight = _ramp(part.shape[-2], overlap)[:, None] * _ramp(part.shape[-1], overlap)
-                spot = (slice(None), slice(top, top + self.tile), slice(left, left + self.tile))
-                total[spot] += weight * self._whole(part)
-                weights[spot] += weight
-        return total / weights
+        spots = [(top, left) for top in self._spans(height) for left in self._spans(width)]
+        for number, (rows, columns) in enumerate(spots, 1):
+            part = rainy[:, rows, columns]
+            weight = _ramp(part.shape[-2])[:, None] * _ramp(part.shape[-1])
+            total[:, rows, columns] += weight * self._whole(part)
+            weights[:, rows, columns] += weight
+            self.progress(begun + share * number / len(spots))
+        return total.div_(weights)
 
-    def _starts(self, side: int, overlap: int) -> range:
-        return range(0, max(1, side - overlap), (self.tile - overlap) // 32 * 32)
+    def _spans(self, side: int) -> list[slice]:
+        """As few as there can be of at most `tile` pixels, of much the same length."""
+        assert self.tile
+        inner = max(1, side - OVERLAP)
+        step = math.ceil(inner / math.ceil(inner / ((self.tile - OVERLAP) // 32 * 32)) / 32) * 32
+        return [slice(start, start + step + OVERLAP) for start in range(0, inner, step)]
 
 
-def _ramp(side: int, overlap: int) -> Tensor:
+def _ramp(side: int) -> Tensor:
     """Rises from the tile's edge over the overlap, and falls again: (side,), above 0."""
     position = torch.arange(1, side + 1, dtype=torch.float32)
-    return torch.minimum(position, side + 1 - position).clamp(max=overlap)
+    return torch.minimum(position, side + 1 - position).clamp(max=OVERLAP)
+
+
+# ------------------------------------------------------------------------------------- what a machine can do
+
+
+def bytes_a_pixel(net: nn.Module, device: torch.device) -> float:
+    """What a network's maps take at their peak, of each pixel of an image, beside the weights."""
+    rainy = torch.zeros(1, 3, 128, 128, device=device)
+    with torch.no_grad(), MemTracker() as tracker:
+        net(rainy)
+    peak = tracker.get_tracker_snapshot("peak")[rainy.device]["Total"]
+    return (peak - sum(weight.nbytes for weight in net.parameters())) / rainy[0, 0].numel()
+
+
+def memory_to_use(device: torch.device) -> float:
+    """Half of the bytes that are free on the card, or on the machine or in the container that it runs in."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such system, or "max": no limit
+        most, used = free, 0
+    return min(free / 2, (most - used) / 2, MOST_MEMORY)
+
+
+def tile_that_fits(pixel: float, memory: float) -> int:
+    """The side of tiles that take `memory` bytes at most, where a pixel takes `pixel` of them.
+
+    Never below 256, a multiple of 32.
+    """
+    side = math.sqrt(max(0, memory) / SLACK / pixel)
+    return max(4 * OVERLAP, int(side) // 32 * 32)
+
+
+def best_precision(device: torch.device) -> str:
+    """bfloat16 where the processor multiplies it, and float32 where it would be emulated, and slower."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if multiplies else "float32"
 
 
 # ------------------------------------------------------------------------------------- building a network

@@ -102,7 +102,7 @@ def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: 
         how |= {"type": kind, "choices": each.metadata["choices"]}
         how["metavar"] = None if how["choices"] else kind.__name__.upper()
     if each.metadata["positional"]:
-        parser.add_argument(each.name, **(how | {"nargs": "+", "help": each.metadata["help"]}))
+        parser.add_argument(each.name, **(how | {"help": each.metadata["help"]}))
     else:
         parser.add_argument(f"--{each.name}", **how)
 

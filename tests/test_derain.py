@@ -1,19 +1,27 @@
 """One's own photographs, folders and videos."""
 
+import errno
+import itertools
+import os
+import re
+import shutil
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 import derain
-from inference import Derainer
+from inference import CPU, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fits
+from machinery.pictures import Picture, encoded, read_picture
+from machinery.results import FILE as LIST
+from machinery.results import Results
 from networks import Derained, DerainNet
 from tests import layouts
 from tests.small import evaluation, teacher, trained
 from tests.test_networks import small_network
+from tests.test_pictures import SRGB, noise, photograph
 from utils import UserError, read_image, write_image
-
-MACHINE = derain.Derain(use_GPU=False)
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +31,15 @@ def model(tmp_path_factory):
     return evaluation(folder).logdir
 
 
-def call(monkeypatch, tmp_path, model, *inputs) -> None:
-    words = [
-        *map(str, inputs),
-        "--logdir",
-        str(model),
-        "--save_path",
-        str(tmp_path / "out"),
-        "--use_GPU",
-        "0",
-    ]
-    monkeypatch.setattr("sys.argv", ["derain.py", *words])
+def call(monkeypatch, tmp_path, model, *words) -> None:
+    line = [*words, "--logdir", model, "--save_path", tmp_path / "out", "--use_GPU", "0"]
+    monkeypatch.setattr("sys.argv", ["derain.py", *map(str, line)])
     derain.main()
+
+
+def written(tmp_path) -> list[str]:
+    files = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    return sorted(path.relative_to(tmp_path / "out").as_posix() for path in files if path.name != LIST)
 
 
 class Identity(DerainNet):
@@ -58,25 +63,230 @@ def test_a_tile_that_holds_the_image_changes_nothing():
         assert torch.allclose(whole, net(rainy[None]).derained[0], atol=1e-6)
 
 
-def test_photographs_folders_and_equal_names(tmp_path, monkeypatch, model):
+def test_progress_is_told_after_each_tile_of_each_view():
+    derainer = Derainer(Identity((4, 6, 8), (1, 1, 1)), tile=256, self_ensemble=True)
+    told: list[float] = []
+    derainer.progress = told.append
+    derainer.derained(torch.rand(3, 100, 400))
+    assert told == pytest.approx([k / 16 for k in range(1, 17)])
+
+
+@pytest.mark.parametrize("side", [257, 300, 641, 1000, 2160, 3840])
+@pytest.mark.parametrize("tile", [256, 300, 640, 1000])
+def test_tiles_begin_on_multiples_of_32_overlap_and_are_no_larger_than_asked(side, tile):
+    spans = Derainer(Identity((4, 6, 8), (1, 1, 1)), tile=tile)._spans(side)
+    assert spans[0].start == 0 and spans[-1].stop >= side and spans[-1].start < side - OVERLAP
+    assert all(span.start % 32 == 0 and span.stop - span.start <= tile for span in spans)
+    assert all(one.stop - two.start == OVERLAP for one, two in itertools.pairwise(spans))
+
+
+def test_the_tile_is_as_large_as_the_free_memory_allows(monkeypatch):
+    sizes = [tile_that_fits(2000, memory) for memory in (0, 1e6, 1e9, 4e9)]
+    assert sizes[:2] == [256, 256] and sizes[3] == pytest.approx(2 * sizes[2], abs=32)
+    assert SLACK * 2000 * sizes[2] ** 2 <= 1e9
+    net = small_network()
+    smaller, larger = (bytes_a_pixel(DerainNet((c, c, c), (1, 1, 1)), CPU) for c in (4, 8))
+    assert 1.5 * smaller < larger < 3 * smaller
+    monkeypatch.setattr("inference.memory_to_use", lambda device: SLACK * 300**2 * bytes_a_pixel(net, CPU))
+    derainer = Derainer(net, tile=None)
+    derainer.derained(torch.rand(3, 40, 200))
+    assert derainer.tile is None  # small images need not know
+    derainer.derained(torch.rand(3, 40, 320))
+    assert derainer.tile == 288
+
+
+def test_folders_keep_their_places_and_names(tmp_path, monkeypatch, model):
     folder = layouts.real_images(tmp_path / "holiday")
+    layouts.real_images(folder / "day two", 1)
+    write_image(folder / ".hidden/x.png", layouts.pair(1)[0])
     single = tmp_path / "1.jpg"
     write_image(single, layouts.pair(5, (40, 300))[0])
     call(monkeypatch, tmp_path, model, single, folder)
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["1.png", "2.png", "3.png", "holiday_1_derained.png"]
+    names = ["1.png", "holiday/1.png", "holiday/2.png", "holiday/3.png", "holiday/day two/1.png"]
+    assert written(tmp_path) == names
     assert read_image(tmp_path / "out/1.png").shape == (40, 300, 3)
 
 
-def test_no_result_lies_over_another_or_over_an_input(tmp_path):
-    names = ["a/x/p.jpg", "b/x/p.jpg", "c/x/p.jpg", "out/1.jpg", "out/1.png", "clip.mp4"]
-    inputs = [tmp_path / name for name in names]
-    found = list(derain.targets(inputs, tmp_path / "out"))
-    assert [path.name for path in found] == [
-        *("p.png", "x_p_derained.png", "p_derained-2.png"),
-        *("out_1_derained.png", "1_derained-2.png", "clip.mp4"),
+def test_the_format_is_the_inputs_where_that_loses_nothing_or_what_is_asked(tmp_path, monkeypatch, model):
+    for name in ("a.jpg", "b.png", "c.tif", "d.bmp", "e.webp"):
+        write_image(tmp_path / "in" / name, layouts.pair(1)[0])
+    call(monkeypatch, tmp_path, model, tmp_path / "in")
+    assert written(tmp_path) == ["in/a.png", "in/b.png", "in/c.tif", "in/d.bmp", "in/e.png"]
+    call(monkeypatch, tmp_path, model, tmp_path / "in/a.jpg", "--format", "jpg")
+    assert "a.jpg" in written(tmp_path)
+
+
+def test_what_a_picture_is_stays(tmp_path, monkeypatch, model):
+    path = photograph(tmp_path / "x.jpg", orientation=6)
+    deep = Picture(noise((20, 30, 3), np.uint16), noise((20, 30), np.uint16, 1))
+    (tmp_path / "deep.png").write_bytes(encoded(deep, ".png")[0])
+    call(monkeypatch, tmp_path, model, path, tmp_path / "deep.png", "--precision", "float32")
+    picture = read_picture(tmp_path / "out/x.png")
+    assert picture.pixels.shape == (64, 40, 3) and picture.icc == SRGB and len(picture.exif)
+    again = read_picture(tmp_path / "out/deep.png")
+    derained = Derainer.open(model).derained(deep.tensor())
+    assert np.array_equal(again.pixels, deep.painted(derained).pixels)
+    assert again.alpha is not None and np.array_equal(again.alpha, noise((20, 30), np.uint16, 1))
+
+
+def test_what_is_done_is_skipped_until_something_changes(tmp_path, monkeypatch, model, capsys):
+    folder = layouts.real_images(tmp_path / "in")
+
+    def outcome(*words) -> str:
+        call(monkeypatch, tmp_path, model, folder, *words)
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert outcome() == "derained 3; skipped 0; failed 0"
+    times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in written(tmp_path)}
+    assert outcome().startswith("derained 0; skipped 3")
+    assert times == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in written(tmp_path)}
+    assert outcome("--again").startswith("derained 3")
+    assert outcome("--self_ensemble").startswith("derained 3")  # made otherwise
+    write_image(folder / "1.jpg", layouts.pair(9)[0])
+    assert outcome("--self_ensemble").startswith("derained 1; skipped 2")
+    (tmp_path / "out/in/2.png").unlink()
+    assert outcome("--self_ensemble").startswith("derained 1; skipped 2")
+    assert len(written(tmp_path)) == 3
+
+
+def test_no_result_lies_over_an_input_or_a_foreign_file(tmp_path, monkeypatch, model):
+    """The second run finds the places of the first."""
+    home = tmp_path / "out"
+    for number, name in enumerate(("10.jpg", "10.png", "10.bmp", "linked.jpg")):
+        write_image(home / name, layouts.pair(number)[0])
+    (home / "mine.png").write_bytes(b"not a result")
+    write_image(tmp_path / "mine.jpg", layouts.pair(7)[0])
+    (home / "linked.png").symlink_to(home / "10.bmp")
+    before = {path.name: path.read_bytes() for path in home.iterdir()}
+    files = ["10.jpg", "10.png", "linked.jpg"]
+    for _ in range(2):
+        call(monkeypatch, tmp_path, model, *(home / name for name in files), tmp_path / "mine.jpg")
+    assert before == {name: (home / name).read_bytes() for name in before}
+    new = sorted(set(written(tmp_path)) - set(before))
+    assert new == [
+        *("10_derained-2.png", "10_derained.png"),
+        *("linked_derained.png", "mine_derained.png"),
     ]
-    assert not set(found) & set(inputs)
+
+
+def test_a_result_that_somebody_changed_is_theirs_now(tmp_path, monkeypatch, model):
+    write_image(tmp_path / "x.jpg", layouts.pair(1)[0])
+    call(monkeypatch, tmp_path, model, tmp_path / "x.jpg")
+    (tmp_path / "out/x.png").write_bytes(b"retouched")
+    call(monkeypatch, tmp_path, model, tmp_path / "x.jpg", "--again")
+    assert (tmp_path / "out/x.png").read_bytes() == b"retouched"
+    assert written(tmp_path) == ["x.png", "x_derained.png"]
+
+
+def test_results_beside_their_inputs_are_no_inputs(tmp_path, monkeypatch, model, capsys):
+    write_image(tmp_path / "out/holiday/1.jpg", layouts.pair(1)[0])
+    for _ in range(2):
+        call(monkeypatch, tmp_path, model, tmp_path / "out/holiday")
+    assert written(tmp_path) == ["holiday/1.jpg", "holiday/1.png"]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("derained 0; skipped 1")
+
+
+def test_a_file_that_comes_there_meanwhile_is_not_written_over(tmp_path, model):
+    source, file = tmp_path / "x.jpg", tmp_path / "out/x.png"
+    results = Results(tmp_path / "out", [source], "how")
+    assert results.place(source, "digest", file) == file
+
+    def write(temporary):
+        temporary.write_bytes(b"ours")
+        file.write_bytes(b"theirs")
+
+    with pytest.raises(UserError, match="meanwhile"):
+        results.write(file, source, "digest", write)
+    assert file.read_bytes() == b"theirs"
+
+
+def test_a_list_of_any_content_is_read_and_continued(tmp_path):
+    (tmp_path / LIST).write_bytes(b'\xff\n[]\n{"file": 3}\n' + b"[" * 100_000 + b'\n{"file": "x')
+    results = Results(tmp_path, [], "how")
+    results.write(tmp_path / "x.png", tmp_path / "x.jpg", "digest", lambda to: to.write_bytes(b"data"))
+    assert Results(tmp_path, [], "how").is_done(tmp_path / "x.png", "digest")
+    assert not Results(tmp_path, [], "other").is_done(tmp_path / "x.png", "digest")
+
+
+def test_a_kill_before_the_file_is_in_place_costs_nothing(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def write(temporary):
+        temporary.write_bytes(b"second")
+
+    results = Results(tmp_path, [], "how")
+    file, source = tmp_path / "x.png", tmp_path / "x.jpg"
+    results.write(file, source, "one", lambda to: to.write_bytes(b"first"))
+    results._note({"file": "x.png", "of": str(source), "input": "two", "result": "lost", "how": "how"})
+    again = Results(tmp_path, [], "how")
+    assert not again.is_done(file, "two") and again.place(source, "two", file) == file
+
+
+def test_before_and_after_streaks_and_the_page(tmp_path, monkeypatch, model):
+    folder = layouts.real_images(tmp_path / "in", 2)
+    photograph(folder / "wide.tif")
+    for _ in range(2):  # the second page is of what is done
+        call(monkeypatch, tmp_path, model, folder, "--compare", "--streaks", "--precision", "float32")
+        page = (tmp_path / "out/index.html").read_text()
+        assert page.count("<article") == 3
+        shown = re.findall(r'data-(?:derained|rainy)="([^"]+)"', page)
+        assert len(shown) == 6 and all((tmp_path / "out" / name).is_file() for name in shown)
+        assert not any(name.endswith(".tif") for name in shown)
+    before, after = read_image(folder / "2.jpg"), read_image(tmp_path / "out/in/2.png")
+    assert np.array_equal(read_image(tmp_path / "out/in/2_compare.png"), np.hstack([before, after]))
+    streaks = before.astype(int) - after
+    assert np.abs(read_image(tmp_path / "out/in/2_streaks.png") - streaks.clip(0)).max() <= 1
+
+
+def test_a_foreign_page_is_not_written_over(tmp_path, monkeypatch, model):
+    write_image(tmp_path / "x.jpg", layouts.pair(1)[0])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/index.html").write_text("mine")
+    with pytest.raises(UserError, match="not ours"):
+        call(monkeypatch, tmp_path, model, tmp_path / "x.jpg", "--compare")
+    assert (tmp_path / "out/index.html").read_text() == "mine"
+
+
+def test_a_broken_photograph_does_not_stop_the_others(tmp_path, monkeypatch, model, capsys):
+    folder = layouts.real_images(tmp_path / "in")
+    (folder / "2.jpg").write_bytes(b"broken")
+    os.mkfifo(folder / "2a.png")
+    with pytest.raises(UserError, match=r"2 of 4 could not be derained: .*2\.jpg, .*2a\.png"):
+        call(monkeypatch, tmp_path, model, folder)
+    assert written(tmp_path) == ["in/1.png", "in/3.png"]
+    assert capsys.readouterr().out.splitlines()[-1] == "derained 2; skipped 0; failed 2"
+
+
+def test_a_photograph_beyond_the_memory_is_told_and_the_others_go_on(tmp_path, monkeypatch, model):
+    folder = layouts.real_images(tmp_path / "in")
+    whole = Derainer.derained
+
+    def derained(self, rainy):
+        if rainy.shape[-1] == 46:
+            raise MemoryError
+        return whole(self, rainy)
+
+    monkeypatch.setattr(Derainer, "derained", derained)
+    with pytest.raises(UserError, match="1 of 3"):
+        call(monkeypatch, tmp_path, model, folder)
+    assert written(tmp_path) == ["in/1.png", "in/3.png"]
+
+
+def test_a_full_disk_ends_it_at_once(tmp_path, monkeypatch, model):
+    folder = layouts.real_images(tmp_path / "in")
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
+    attempts = []
+
+    def write(path, data):
+        attempts.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", write)
+    with pytest.raises(UserError, match=r"disk .* is full"):
+        call(monkeypatch, tmp_path, model, folder)
+    assert len(attempts) == 1 and written(tmp_path) == []
 
 
 def test_a_video_keeps_its_frames(tmp_path, monkeypatch, model):
@@ -92,22 +302,42 @@ def test_a_video_keeps_its_frames(tmp_path, monkeypatch, model):
         assert frame[1].shape == (48, 64, 3)
         shades.append(frame[1].mean())
     assert len(shades) == 3 and shades == sorted(shades)
-    assert [each.name for each in (tmp_path / "out").iterdir()] == ["clip.mp4"]
+    assert written(tmp_path) == ["clip.mp4"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("words", "says"),
     [
-        ("nothing.jpg", None, "does not exist"),
-        ("notes.txt", b"text", "neither a photograph nor a video"),
-        ("broken.png", b"\x89PNG", "is not an image, or is cut short"),
-        ("broken.mp4", b"text", "is not a video that OpenCV reads"),
+        (["nothing.jpg"], "nothing.jpg does not exist"),
+        (["notes.txt"], "neither a photograph nor a video"),
+        (["empty"], "holds no photographs"),
     ],
 )
-def test_what_cannot_be_derained_is_named(tmp_path, monkeypatch, model, name, content, says):
-    path = tmp_path / name
-    if content:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=says) as refused:
-        call(monkeypatch, tmp_path, model, path)
-    assert str(path) in str(refused.value)
+def test_what_is_no_input_is_named_before_anything_is_done(tmp_path, monkeypatch, model, words, says):
+    (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    write_image(tmp_path / "good.png", layouts.pair(1)[0])
+    with pytest.raises(UserError, match=says):
+        call(monkeypatch, tmp_path, model, tmp_path / "good.png", *(tmp_path / word for word in words))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "give --serve"),
+        (["x.png", "--serve"], "leave out x.png"),
+        (["x.png", "--tile", "100"], "too small: 256 at least"),
+        (["x.png", "--format", "gif"], "invalid choice"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(tmp_path, monkeypatch, model, capsys, words, says):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, tmp_path, model, *words)
+    assert says in capsys.readouterr().err
+
+
+def test_the_three_lines_of_the_readme_are_true(model):
+    rainy, _ = layouts.pair(1)
+    derained = Derainer.open(str(model))(rainy)
+    assert derained.shape == rainy.shape and derained.dtype == np.uint8

@@ -1,0 +1,260 @@
+"""Videos in and out. Those that need PyAV, an extra, are passed over without it."""
+
+import itertools
+import os
+import subprocess
+import sys
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+
+from machinery import videos
+from tests.small import ROOT
+from utils import UserError
+
+by_pyav = pytest.mark.skipif(not videos.av, reason="needs PyAV: pip install -r requirements-extras.txt")
+SIZE = (48, 64)
+PACE = Fraction(30000, 1001)
+
+
+def shade(number):
+    return 30 + 8 * number % 200
+
+
+def frame(number, size=SIZE):
+    """A colour that changes, with a dark upper left corner, which tells how it is turned."""
+    rgb = np.full((*size, 3), (shade(number), 90, 160), np.uint8)
+    rgb[: size[0] // 2, : size[1] // 2] //= 4
+    return rgb
+
+
+def clip(path, frames=12, rotation=0, codec="libx264", sound="aac", pace=PACE, times=None):
+    """A video with sound; `times` places its frames, in ticks of its clock."""
+    av = videos.av
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream(codec, rate=pace)
+        picture.height, picture.width, picture.pix_fmt = *SIZE, "yuv420p"
+        picture.codec_context.time_base = 1 / pace if times is None else Fraction(1, 1000)
+        picture.codec_context.colorspace = picture.codec_context.color_primaries = 1  # BT.709
+        if rotation:
+            picture.set_display_rotation(rotation)
+        track = container.add_stream(sound, rate=48000)
+        for number in range(frames):
+            image = av.VideoFrame.from_ndarray(frame(number), "rgb24").reformat(
+                format="yuv420p", dst_colorspace="itu709"
+            )
+            image.pts = number if times is None else times[number]
+            container.mux(picture.encode(image))
+        container.mux(picture.encode(None))
+        tone = (2000 * np.sin(np.arange(int(48000 * frames / pace)) / 17)).astype(np.int16)
+        for start in range(0, len(tone), 960):
+            part = av.AudioFrame.from_ndarray(tone[None, start : start + 960], "s16", "mono")
+            part.sample_rate, part.pts = 48000, start
+            container.mux(track.encode(part))
+        container.mux(track.encode(None))
+    return path
+
+
+def frames_of(path):
+    with videos.av.open(str(path)) as container:
+        return [(each.time, each.to_ndarray(format="rgb24")) for each in container.decode(video=0)]
+
+
+def sound_of(path):
+    with videos.av.open(str(path)) as container:
+        return np.concatenate([each.to_ndarray() for each in container.decode(audio=0)], axis=1)
+
+
+def rewrite(path, tmp_path, paint=lambda rgb: rgb):
+    target = tmp_path / f"out{videos.suffix_of(path)}"
+    return target, videos.rewrite(path, target, target, tmp_path / "parts", paint)
+
+
+@by_pyav
+@pytest.mark.parametrize(
+    ("name", "codec", "sound"),
+    [
+        ("x.mp4", "libx264", "aac"),
+        ("x.mov", "libx264", "aac"),
+        ("x.mkv", "libx264", "flac"),
+        ("x.webm", "libvpx-vp9", "libopus"),
+        ("x.avi", "mpeg4", "mp3"),
+        ("x.ts", "libx264", "aac"),
+    ],
+)
+def test_frames_their_times_and_the_sound_stay(tmp_path, name, codec, sound):
+    path = clip(tmp_path / name, codec=codec, sound=sound)
+    target, lost = rewrite(path, tmp_path)
+    before, after = frames_of(path), frames_of(target)
+    assert not lost and len(before) == len(after)
+    for (time, image), (new_time, new_image) in zip(before, after, strict=True):
+        assert abs(time - new_time) < 0.001
+        assert np.abs(image.astype(int) - new_image).mean() < 3
+    assert np.array_equal(sound_of(path), sound_of(target))
+    with videos.av.open(str(target)) as container:
+        assert container.streams.video[0].guessed_rate == PACE
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted({name, target.name})
+
+
+@by_pyav
+def test_the_network_sees_and_makes_every_frame_upright(tmp_path):
+    path = clip(tmp_path / "x.mp4", rotation=90)
+    seen = []
+
+    def paint(rgb):
+        seen.append(rgb)
+        return 255 - rgb
+
+    target, _ = rewrite(path, tmp_path, paint)
+    (_, made), *_ = frames_of(target)
+    expected = np.rot90(frame(0))
+    assert np.abs(seen[0].astype(int) - expected).mean() < 3
+    assert np.abs(made.astype(int) - (255 - expected)).mean() < 3
+
+
+@by_pyav
+def test_frames_at_uneven_times_stay_where_they_are(tmp_path):
+    times = [0, 40, 80, 200, 210, 500, 900, 901]
+    path = clip(tmp_path / "x.mkv", frames=8, times=times, sound="flac", pace=Fraction(25))
+    target, _ = rewrite(path, tmp_path)
+    assert [round(1000 * time) for time, _ in frames_of(target)] == times
+
+
+@by_pyav
+def test_odd_sides_stay(tmp_path):
+    path = tmp_path / "x.mkv"
+    with videos.av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 35, 41, "bgr0"
+        for number in range(3):
+            image = videos.av.VideoFrame.from_ndarray(frame(number, (35, 41)), "rgb24")
+            container.mux(stream.encode(image.reformat(format="bgr0")))
+        container.mux(stream.encode(None))
+    target, _ = rewrite(path, tmp_path)
+    assert [image.shape for _, image in frames_of(target)] == [(35, 41, 3)] * 3
+
+
+@by_pyav
+def test_a_run_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
+    path = clip(tmp_path / "x.mp4")
+    monkeypatch.setattr(videos, "SECONDS_A_PART", 0)  # a part a frame
+    painted: list[np.ndarray] = []
+
+    def until(last):
+        def paint(rgb):
+            if len(painted) == last:
+                raise KeyboardInterrupt
+            painted.append(rgb)
+            return rgb
+
+        return paint
+
+    for last in (4, 7):
+        with pytest.raises(KeyboardInterrupt):
+            rewrite(path, tmp_path, until(last))
+    target, _ = rewrite(path, tmp_path, until(-1))
+    assert len(painted) == 12  # none twice
+    whole, _ = videos.rewrite(path, tmp_path / "w.mp4", tmp_path / "w.mp4", tmp_path / "p", lambda x: x), None
+    for (time, image), (other_time, other) in zip(
+        frames_of(target), frames_of(tmp_path / "w.mp4"), strict=True
+    ):
+        assert time == other_time and np.array_equal(image, other)
+    assert not (tmp_path / "parts").exists() and whole == ()
+
+
+@by_pyav
+@pytest.mark.parametrize("name", ["x.mkv", "x.ts"])
+def test_a_broken_end_is_told_and_what_is_before_it_kept(tmp_path, name):
+    path = clip(tmp_path / name, frames=120, sound="aac")
+    data = path.read_bytes()
+    (tmp_path / f"cut{path.suffix}").write_bytes(data[: len(data) // 3])
+    whole, lost = rewrite(path, tmp_path)
+    assert not lost and len(frames_of(whole)) == 120
+    if name == "x.mkv":  # a .ts tells its length nowhere: whoever cuts it makes a shorter one
+        target, lost = rewrite(tmp_path / "cut.mkv", tmp_path)
+        assert any("end" in each for each in lost)
+        assert 0 < len(frames_of(target)) < 100
+
+
+@by_pyav
+@pytest.mark.parametrize("content", [b"text", b"", None])
+def test_what_is_no_video_is_named(tmp_path, content):
+    path = tmp_path / "x.mp4"
+    if content is None:
+        path = clip(path)
+        path.write_bytes(path.read_bytes()[:2000])  # the table of an MP4 stands at its end
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.mp4"):
+        rewrite(path, tmp_path)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from machinery import videos
+from machinery.results import Results
+from utils import UserError
+path, folder = Path(sys.argv[1]), Path(sys.argv[2])
+if sys.argv[3] == "without":
+    videos.av = None
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+target = folder / f"out{videos.suffix_of(path)}"
+results = Results(folder, [path], "how")
+def write(to):
+    videos.rewrite(path, target, to, folder / "parts", lambda rgb: rgb)
+results.write(target, path, "digest", write)
+size = target.stat().st_size
+for share in (0.1, 0.5, 0.97):
+    most = int(share * size)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, -1))  # as a full disk: no file may be longer
+    try:
+        results.write(target, path, "digest", write)
+        print("written")
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("reader", [pytest.param("with", marks=by_pyav), "without"])
+def test_a_full_disk_is_told_and_the_earlier_video_stays(tmp_path, reader):
+    path = tmp_path / "x.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
+    for number in range(30):
+        writer.write(np.random.default_rng(number).integers(0, 255, (64, 96, 3), np.uint8))
+    writer.release()
+    home = tmp_path / "home"
+    words = [sys.executable, "-c", FULL, path, home, reader]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    told = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment)
+    assert told.returncode == 0, told.stderr
+    lines = told.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("cannot be written" in line or "is the disk full" in line for line in lines), lines
+    (target,) = home.glob("out.*")
+    reader = cv2.VideoCapture(str(target))
+    assert sum(1 for _ in iter(reader.grab, False)) == 30
+    left = {each.name for each in home.iterdir()}
+    assert left <= {target.name, "derained.jsonl", "parts"}
+
+
+def test_opencv_keeps_the_frames_and_says_what_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(videos, "av", None)
+    path = tmp_path / "x.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for number in range(5):
+        writer.write(frame(number)[..., ::-1].copy())
+    writer.release()
+    target, lost = rewrite(path, tmp_path, lambda rgb: 255 - rgb)
+    assert len(lost) == 1 and "sound" in lost[0]
+    reader = cv2.VideoCapture(str(target))
+    found = list(itertools.takewhile(lambda each: each[0], iter(reader.read, None)))
+    assert len(found) == 5
+    for number, (_, image) in enumerate(found):
+        assert np.abs(image[..., ::-1].astype(int) - (255 - frame(number))).mean() < 4
+    (tmp_path / "text.mp4").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"text\.mp4 is not a video that OpenCV reads"):
+        rewrite(tmp_path / "text.mp4", tmp_path)
