@@ -84,6 +84,13 @@ class Training(Machine):
     workers: int = option(2, "loader processes for each training process; 0: none", least=0, most=256)
     cache: str = option("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
     recompute: bool = option(False, "recompute the units in the backward pass: half the memory, slower")
+    fast: bool = option(
+        False,
+        "a step's gradient as one CUDA graph; static crops, not tried on a card yet; not with --recompute",
+    )
+    deterministic: bool = option(
+        False, "on CUDA too, the same numbers in every run, and after --resume; slower"
+    )
     compile: bool = option(False, "compile the units (CUDA): minutes at the start, faster steps")
     log_every: int = option(10, "steps between log lines", least=1)
     save_every: int = option(200, "steps between checkpoints; Ctrl-C saves too", least=1)
@@ -97,6 +104,8 @@ class Training(Machine):
         late = [each for each in self.milestone if each >= self.epochs]
         if late:
             return f"--milestone {late[0]}: the run ends after {self.epochs} epochs (--epochs)"
+        if self.fast and self.recompute:
+            return "--fast records a step once, which --recompute does not allow: give one of them"
         weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
         if not any(weights.values()):
             return f"--{' and --'.join(weights)}: all are 0, so there is nothing to learn"

@@ -71,7 +71,7 @@ class Derain(Machine):
 def main() -> None:
     options = parse(Derain(), __doc__)
     inputs = dict(found(options))
-    device = distributed.devices(options)[0]
+    device = distributed.device(options)
     precision = best_precision(device) if options.precision == "auto" else options.precision
     derain = Derainer.open(
         options.logdir,

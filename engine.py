@@ -27,7 +27,7 @@ from datasets.layouts import find_pairs
 from datasets.pairs import Found, check_pairs, read_pair
 from DerainDataset import Crops
 from evaluation import score_pairs
-from inference import Derainer, Prepared, build, network_of
+from inference import Derainer, Prepared, build, hardware, network_of
 from machinery import distributed
 from machinery.checkpoints import (
     BEST,
@@ -139,6 +139,7 @@ class Run:
         self.recipe, self.world = recipe, world
         self.stop_signal = 0
         self.stage = stage(recipe, parts=world.size * recipe.accumulate)
+        self.say(f"on {hardware(world.device)}, {recipe.precision}")
         cache = ImageCache(recipe.cache)
         self.crops = self.stage.crops(cache)
         self.data = [line for crops in self.crops for line in crops.notes]
@@ -214,7 +215,12 @@ class Run:
             restore(self.optimizer, self.scheduler, resumed["training"], self.latest)
             self.stage.load_state_dict(resumed["training"]["stage"])
         self.model: nn.Module = self.net
-        if self.world.size > 1:
+        self.fast: FastGradient | None = None
+        if recipe.fast:
+            self.fast = FastGradient(
+                lambda batch: backward(self.stage, self.net, batch, recipe.accumulate), self.net.parameters()
+            )
+        elif self.world.size > 1:
             cards = [device] if device.type == "cuda" else None
             self.model = DistributedDataParallel(self.net, device_ids=cards, gradient_as_bucket_view=True)
 
@@ -254,7 +260,7 @@ class Run:
                 self._validate()
             self._start_watch()
             for parts in self._batches():
-                terms = training_step(self.stage, self.model, self.optimizer, parts)
+                terms = training_step(self.stage, self.model, self.optimizer, parts, self.fast)
                 self.scheduler.step()
                 self.step += 1
                 self.bar.update()
@@ -344,6 +350,15 @@ class Run:
     def _validate(self) -> None:
         """PSNR and SSIM of the test pairs, each scored by one process, and the fixed strips."""
         derainer = Derainer(self.stage.result(self.net), self.world.device)
+        # images of many sizes: nothing is compiled for each, and no algorithm sought
+        eager, any_size = (
+            torch.compiler.set_stance("force_eager"),
+            torch.backends.cudnn.flags(benchmark=False),
+        )
+        with eager, any_size:
+            self._validated_by(derainer)
+
+    def _validated_by(self, derainer: Derainer) -> None:
         if self.world.is_main_process:
             self._draw(derainer)
         self.validated = self.step

@@ -46,7 +46,7 @@ def evaluate(record: Evaluation) -> None:
 
     def main() -> None:
         options = parse(record, sys.modules["__main__"].__doc__ or "")
-        score(options, distributed.devices(options)[0])
+        score(options, distributed.device(options))
 
     utils.run(main)
 

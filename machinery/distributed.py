@@ -29,6 +29,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
+from machinery.arithmetic import set_arithmetic
 from machinery.options import Machine
 from utils import UserError
 
@@ -63,6 +64,19 @@ def devices(machine: Machine) -> list[torch.device]:
     return present
 
 
+def ready(machine: Machine, device: torch.device) -> torch.device:
+    """Sets this process up to compute on `device`, before anything does."""
+    set_arithmetic(machine.precision, getattr(machine, "deterministic", False))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # else pinned memory and streams would be the first card's
+    return device
+
+
+def device(machine: Machine) -> torch.device:
+    """The one device of a script that takes one, ready to compute: the first of those listed."""
+    return ready(machine, devices(machine)[0])
+
+
 # -------------------------------------------------------------------------------------- starting, ending
 
 
@@ -92,14 +106,14 @@ def start(machine: Machine) -> World:
     """Joins the other processes, if torchrun started any. Raises UserError with too few cards for them."""
     cards = devices(machine)
     if not launched():
-        return World(0, 1, cards[0])
+        return World(0, 1, ready(machine, cards[0]))
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = cards[0]
     if device.type == "cuda":
         if local >= len(cards):
             raise UserError(f"process {local + 1} of this machine has no card: --gpu_id lists {len(cards)}")
         device = cards[local]
-        torch.cuda.set_device(device)
+    ready(machine, device)
     # gloo besides: flags and scores travel between CPUs without waiting for a card
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return World(rank, size, device)

@@ -187,3 +187,12 @@ def test_a_batch_in_parts_moves_the_weights_alike(tmp_path, stage):
 
 def test_stages_know_their_terms_by_the_recipe():
     assert set(stages.SID(TEACHERS["Rain200H"]).weights) == {"ssim", "l1"}
+
+
+@pytest.mark.parametrize("stage", [teacher, student])
+def test_a_fast_run_ends_at_the_weights_of_an_eager_one(tmp_path, stage):
+    trained(teacher(tmp_path))
+    for fast in (False, True):
+        changes = {"fast": fast, "batchSize": 4, "accumulate": 2, "save_path": tmp_path / str(fast)}
+        trained(stage(tmp_path, **changes))
+    assert_same_weights(tmp_path / "False", tmp_path / "True", within=1e-6)

@@ -47,7 +47,7 @@ class Cost(Machine):
 
 def main() -> None:
     options = parse(Cost(), __doc__)
-    device = distributed.devices(options)[0]
+    device = distributed.device(options)
     derainer = Derainer.open(options.logdir, device, precision=options.precision)
     net = derainer.net.net
     rainy = torch.rand(3, *options.size, generator=torch.Generator().manual_seed(0))

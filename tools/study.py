@@ -54,7 +54,7 @@ def main() -> None:
     folders = [path.name for path in (*study.tests, *study.photographs)]
     if doubled := [name for name in folders if folders.count(name) > 1]:
         raise UserError(f"two sets are called {doubled[0]}, and a column is a set's name: rename one")
-    device = distributed.devices(study)[0]
+    device = distributed.device(study)
     weightings = weightings_of(study, device)
     found: dict[str, list[dict[str, float]]] = {"teacher": [scored(study, study.teacher, "teacher", device)]}
     for name, weights in weightings.items():
