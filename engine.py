@@ -192,7 +192,7 @@ class Run:
         recipe, device = self.recipe, self.world.device
         torch.manual_seed(recipe.seed)
         if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark = not recipe.deterministic
         self.network = network_of(recipe)
         self.net = Prepared(build(self.network), recipe.precision)
         self.step, self.validated, self.best, self.began_with = 0, 0, -float("inf"), ""
@@ -351,12 +351,11 @@ class Run:
         """PSNR and SSIM of the test pairs, each scored by one process, and the fixed strips."""
         derainer = Derainer(self.stage.result(self.net), self.world.device)
         # images of many sizes: nothing is compiled for each, and no algorithm sought
-        eager, any_size = (
-            torch.compiler.set_stance("force_eager"),
-            torch.backends.cudnn.flags(benchmark=False),
-        )
-        with eager, any_size:
+        eager = torch.compiler.set_stance("force_eager") if self.recipe.compile else contextlib.nullcontext()
+        sought, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        with eager:
             self._validated_by(derainer)
+        torch.backends.cudnn.benchmark = sought
 
     def _validated_by(self, derainer: Derainer) -> None:
         if self.world.is_main_process:
