@@ -1,0 +1,451 @@
+#!/usr/bin/env python3
+"""Proves the method on a CUDA card: what was predicted beside what is measured, a row at a time.
+
+    python benchmarks/prove_cuda.py                     on a card: about 10 minutes, half of them compiling
+    python benchmarks/prove_cuda.py --only agreement,ssim
+    python benchmarks/prove_cuda.py --device cpu --small        what of it has a meaning on a CPU
+
+A row that fails says so, and the rest goes on. Each is written to --out as it comes, so that a run that is
+cut short keeps what it has. The predictions are counts of a step's operations and bytes, and the rounding of
+each number format; none has been held against a card yet. Where a row has none, it says what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
+
+import losses
+from benchmarks import plain
+from config import STUDENTS, TEACHERS
+from engine import backward, training_step
+from inference import Prepared, hardware
+from machinery.arithmetic import set_arithmetic
+from machinery.fast import FastGradient
+from networks import Conv, DerainNet, Fusion
+from stages import SID, SSIDKD, Stage
+from utils import UserError, run, write_atomically
+
+Batch = Mapping[str, Tensor]
+
+# GB that a teacher step of twelve 120x120 crops keeps: counted on a CPU at one and two crops, and carried on
+SAVED = {"float32": 8.21, "bfloat16": 4.27, "bfloat16, recompute": 0.744}
+
+
+@dataclass(frozen=True)
+class Row:
+    """`holds`: whether the measurement is what was predicted; None where only a person can tell."""
+
+    what: str
+    predicted: str
+    measured: str
+    holds: bool | None = None
+
+    def line(self) -> str:
+        verdict = {True: "holds", False: "DOES NOT HOLD", None: ""}[self.holds]
+        return f"| {self.what} | {self.predicted} | {self.measured} | {verdict} |"
+
+
+def at_most(what: str, measured: float, limit: float) -> Row:
+    return Row(what, f"at most {limit:.2g}", f"{measured:.2g}", measured <= limit)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how large: the paper's network and step, or small ones."""
+
+    device: torch.device
+    small: bool
+
+    @property
+    def on_card(self) -> bool:
+        return self.device.type == "cuda"
+
+    def net(self, precision: str = "float32", recompute: bool = False) -> Prepared:
+        torch.manual_seed(0)
+        net = DerainNet((4, 6, 8), (2, 2, 1)) if self.small else DerainNet()
+        if recompute:
+            net.recompute_units()
+        return Prepared(net, precision).to(self.device)
+
+    def step(self, precision: str = "float32", recompute: bool = False) -> Step:
+        """The step that is timed: a teacher's, of twelve crops of 120x120."""
+        count, side = (2, 32) if self.small else (12, 120)
+        return Step(self.net(precision, recompute), *stage_and_batch("SID", count, side, self.device))
+
+
+def stage_and_batch(name: str, count: int, side: int, device: torch.device) -> tuple[Stage, Batch]:
+    torch.manual_seed(1)
+    names = ("rainy", "clean") if name == "SID" else ("rainy", "clean", "real_rainy")
+    batch = {each: torch.rand(count, 3, side, side).to(device) for each in names}
+    if name == "SID":
+        return SID(TEACHERS["Rain200H"]), batch
+    return SSIDKD(dataclasses.replace(STUDENTS["Rain200H"], patch_size=side)), batch
+
+
+class Step:
+    """A training step, the engine's own, as a function of no arguments."""
+
+    def __init__(self, net: Prepared, stage: Stage, batch: Batch) -> None:
+        self.net, self.stage, self.batch = net, stage, batch
+        fused = next(net.parameters()).is_cuda
+        self.optimizer = torch.optim.Adam(net.parameters(), 1e-4, fused=fused)
+        self.fast: FastGradient | None = None
+
+    def recorded(self) -> Step:
+        self.fast = FastGradient(partial(backward, self.stage, self.net, parts=1), self.net.parameters())
+        return self
+
+    def __call__(self) -> dict[str, Tensor]:
+        return training_step(self.stage, self.net, self.optimizer, [self.batch], self.fast)
+
+
+def away(ours: Tensor, exact: Tensor) -> float:
+    """The length of the difference, as a share of the exact one's."""
+    exact = exact.detach().double().cpu()
+    return ((ours.detach().double().cpu() - exact).norm() / exact.norm()).item()
+
+
+def gradient(net: nn.Module) -> Tensor:
+    return torch.cat(
+        [p.grad.detach().double().cpu().flatten() for p in net.parameters() if p.grad is not None]
+    )
+
+
+# -------------------------------------------------------------------------------------------- what is proved
+
+
+def agreement(at: Setting) -> Iterator[Row]:
+    """Output, terms and gradient of both stages against the same in float64 on the CPU."""
+    # rounding: 24 bits of mantissa, 11 in TF32, 8 in bfloat16, through some hundred convolutions
+    limits = {"float32": (1e-4, 1e-4), "tf32": (2e-3, 0.05), "bfloat16": (1e-2, 0.2)}
+    for name in ("SID", "SSID-KD"):
+        stage, batch = stage_and_batch(name, 1, 64, torch.device("cpu"))
+        exact = at.net().net.cpu().double()
+        doubled = {key: images.double() for key, images in batch.items()}
+        expected = stage.terms(exact, doubled)
+        backward(stage, exact, doubled, 1)
+        output = exact(doubled["rainy"]).derained
+        here = {key: images.to(at.device) for key, images in batch.items()}
+        for precision in ("float32", *(["tf32"] if at.on_card else []), "bfloat16"):
+            for recompute in (False, True):
+                set_arithmetic(precision)
+                net = at.net(precision, recompute)
+                terms = stage.terms(net, here)
+                backward(stage, net, here, 1)
+                found = (
+                    away(net(here["rainy"]).derained, output),
+                    max(away(terms[each], expected[each]) for each in terms),
+                    away(gradient(net), gradient(exact)),
+                )
+                limit, of_gradient = limits[precision]
+                yield Row(
+                    f"{name}, {precision}{', recompute' if recompute else ''}: output, terms, gradient",
+                    f"at most {limit:.2g}, {limit:.2g}, {of_gradient:.2g}",
+                    ", ".join(f"{each:.2g}" for each in found),
+                    max(found[:2]) <= limit and found[2] <= of_gradient,
+                )
+
+
+def ssim(at: Setting) -> Iterator[Row]:
+    """The SSIM's gradient in both layouts, with TF32 on: its blur is true float32 all the same."""
+    set_arithmetic("tf32")
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 2, 3, 64, 64, dtype=torch.float64)
+    x.requires_grad_()
+    (exact,) = torch.autograd.grad(losses.ssim(x, y), x)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        a, b = (each.detach().float().to(at.device).contiguous(memory_format=layout) for each in (x, y))
+        (ours,) = torch.autograd.grad(losses.ssim(a.requires_grad_(), b), a)
+        yield at_most(f"gradient of SSIM, {str(layout).removeprefix('torch.')}", away(ours, exact), 1e-4)
+
+
+def dark_channel(at: Setting) -> Iterator[Row]:
+    """Window 128 forward and backward: its gradient against three-dimensional pooling, and its time."""
+    window = 32 if at.small else 128
+    torch.manual_seed(0)
+    count = 2 * 3 * window * window  # no two values alike: among equals, whose gradient it is is not defined
+    image = (torch.randperm(count) / count).view(2, 3, window, window).to(at.device).requires_grad_()
+
+    def work() -> Tensor:
+        return torch.autograd.grad(losses.dark_channel(image, window), image)[0]
+
+    exact = image.detach().double().cpu().requires_grad_()
+    (expected,) = torch.autograd.grad(plain.dark_channel(exact, window), exact)
+    yield at_most(f"gradient of the dark channel, window {window}", away(work(), expected), 1e-6)
+    measured = f"{1000 * median_seconds(work, at, 5):.3g} ms"
+    yield Row(f"dark channel, window {window}, forward and backward", "", measured)
+
+
+def strides(at: Setting) -> Iterator[Row]:
+    """Every map of a step lies channels last, and every gradient as its weight: no copy in between."""
+    for precision in ("float32", "bfloat16"):
+        step = at.step(precision)
+        lies: list[bool] = []
+
+        def look(module: nn.Module, _: Any, out: Tensor, lies: list[bool] = lies) -> None:
+            lies.append(out.is_contiguous(memory_format=torch.channels_last))
+
+        for module in step.net.modules():
+            if isinstance(module, Conv | Fusion):
+                module.register_forward_hook(look)
+        step()
+        wrong = [p for p in step.net.parameters() if p.grad is None or p.grad.stride() != p.stride()]
+        crossed = lies.count(False)
+        yield Row(f"{precision}: maps not channels last", "0", f"{crossed} of {len(lies)}", not crossed)
+        yield Row(f"{precision}: gradients that lie otherwise than weights", "0", str(len(wrong)), not wrong)
+
+
+def waits(at: Setting) -> Iterator[Row]:
+    """No step waits for the card."""
+    if not at.on_card:
+        return
+    for how, step in (("eager", at.step("bfloat16")), ("recorded", at.step("bfloat16").recorded())):
+        step()
+        torch.cuda.synchronize()
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            step()
+            found = "none"
+        except RuntimeError as error:
+            found = str(error).splitlines()[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        yield Row(f"where the processor waits for the card in a step, {how}", "none", found, found == "none")
+
+
+def kernels(at: Setting) -> Iterator[Row]:
+    """How many a bfloat16 step launches, and which share of its time the card works."""
+    if not at.on_card:
+        return
+    step = at.step("bfloat16")
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as seen:
+        began = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        took = time.perf_counter() - began
+    on_card = [each for each in seen.events() if each.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(each.time_range.elapsed_us() for each in on_card) / 1e6
+    yield Row("kernels of a step, bfloat16", "13,972", f"{len(on_card):,}")
+    yield Row("the card's work in it", "19 ms of bytes, 5.4 ms of products", f"{1000 * busy:.3g} ms")
+    yield Row("its share of the step, profiled", "a fifth to a third", f"{busy / took:.0%}")
+
+
+def saved(at: Setting) -> Iterator[Row]:
+    """What a step keeps for its backward pass, whoever runs it, and the card's peak."""
+    for precision, recompute in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+        step = at.step(precision, recompute)
+        kept: dict[int, int] = {}
+
+        def note(x: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            total = step.stage.terms(step.net, step.batch)
+        how = f"{precision}{', recompute' if recompute else ''}"
+        predicted = "" if at.small else f"{SAVED[how]:.3g} GB"
+        gigabytes = sum(kept.values()) / 1e9
+        holds = None if at.small else abs(gigabytes / SAVED[how] - 1) < 0.1
+        yield Row(f"kept for the backward pass, {how}", predicted, f"{gigabytes:.3g} GB", holds)
+        del total
+        if at.on_card:
+            step()
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            peak = torch.cuda.max_memory_allocated() / 1e9
+            yield Row(f"peak memory of a step, {how}", f"above {SAVED[how]:.3g} GB", f"{peak:.3g} GB")
+
+
+def speed(at: Setting) -> Iterator[Row]:
+    """A teacher step of twelve crops of 120x120 in bfloat16, in every way; each has the same losses."""
+
+    def units(step: Step) -> Step:
+        step.net.net.compile_units()
+        return step
+
+    def whole(step: Step) -> Step:
+        step.net.net.compile(dynamic=False, fullgraph=True)
+        return step
+
+    ways: dict[str, tuple[str, Callable[[Step], Step]]] = {
+        "eager": ("85 to 100 ms", lambda step: step),
+        "recorded": ("about 55 ms", Step.recorded),
+    }
+    if at.on_card:  # on a CPU the compiler takes minutes, and proves nothing
+        ways["compiled units"] = ("", units)
+        ways["compiled units, recorded"] = ("", lambda step: units(step).recorded())
+        ways["compiled whole, recorded"] = ("about 33 ms", lambda step: whole(step).recorded())
+    expected: list[float] = []
+    for how, (predicted, prepare) in ways.items():
+        step = prepare(at.step("bfloat16"))
+        went = [step()["total"].item() for _ in range(3)]
+        expected = expected or went
+        apart = max(abs(a - b) for a, b in zip(went, expected, strict=True))
+        yield at_most(f"loss of three steps, {how}, against eager", apart, 2e-2)
+        measured = f"{1000 * median_seconds(step, at, 20 if at.on_card else 3):.3g} ms"
+        yield Row(f"step, {how}", predicted if at.on_card else "", measured)
+        torch._dynamo.reset()
+
+
+def resumed(at: Setting) -> Iterator[Row]:
+    """Three steps, and three more from what a checkpoint holds, are six: deterministic, bit for bit."""
+    set_arithmetic("float32", deterministic=True)
+    through = at.step()
+    for _ in range(3):
+        through()
+    held = copy.deepcopy({"net": through.net.state_dict(), "optimizer": through.optimizer.state_dict()})
+    again = at.step()
+    again.net.load_state_dict(held["net"])
+    again.optimizer.load_state_dict(held["optimizer"])
+    for _ in range(3):
+        through()
+        again()
+    pairs = zip(through.net.parameters(), again.net.parameters(), strict=True)
+    apart = sum(not torch.equal(a, b) for a, b in pairs)
+    yield Row("weights that differ after a resumed run, deterministic", "0", str(apart), apart == 0)
+
+
+def processes(at: Setting) -> Iterator[Row]:
+    """A world of one, by the backend that cards have; and two processes on this one device against one."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage, batch = stage_and_batch("SID", 2, 64, at.device)
+        alone = at.net()
+        backward(stage, alone, batch, 1)
+        backend = "nccl" if at.on_card else "gloo"
+        dist.init_process_group(backend, rank=0, world_size=1, store=dist.FileStore(f"{folder}/one", 1))
+        try:
+            net = at.net()
+            model = DistributedDataParallel(net, gradient_as_bucket_view=True)
+            backward(stage, model, batch, 1)
+            yield at_most(
+                f"gradient in a world of one, {backend}", away(gradient(net), gradient(alone)), 1e-5
+            )
+        finally:
+            dist.destroy_process_group()
+        torch.multiprocessing.spawn(half_of_it, (at, folder), nprocs=2)
+        for how in ("DistributedDataParallel", "recorded"):
+            halves = [torch.load(f"{folder}/{how}{rank}") for rank in range(2)]
+            yield Row(f"two processes have one gradient, {how}", "yes", "", torch.equal(*halves))
+            yield at_most(f"gradient of two processes, {how}", away(halves[0], gradient(alone)), 1e-4)
+
+
+def half_of_it(rank: int, at: Setting, folder: str) -> None:
+    """One of two processes: its half of the batch, the gradient left in a file."""
+    set_arithmetic("float32")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2, store=dist.FileStore(f"{folder}/two", 2))
+    stage, batch = stage_and_batch("SID", 2, 64, at.device)
+    mine = {name: images[rank : rank + 1] for name, images in batch.items()}
+    net = at.net()
+    backward(stage, DistributedDataParallel(net, gradient_as_bucket_view=True), mine, 1)
+    torch.save(gradient(net), f"{folder}/DistributedDataParallel{rank}")
+    net = at.net()
+    FastGradient(partial(backward, stage, net, parts=1), net.parameters())([mine])
+    torch.save(gradient(net), f"{folder}/recorded{rank}")
+    dist.destroy_process_group()
+
+
+def median_seconds(call: Callable[[], Any], at: Setting, times: int) -> float:
+    taken = []
+    for _ in range(times + 1):
+        if at.on_card:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        if at.on_card:
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])  # the first one warms up
+
+
+CHECKS: dict[str, Callable[[Setting], Iterator[Row]]] = {
+    each.__name__: each
+    for each in (agreement, ssim, dark_channel, strides, saved, resumed, waits, kernels, processes, speed)
+}
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def proved(names: list[str], at: Setting) -> Iterator[Row]:
+    """The rows of the checks named; one that raises ends its own check alone."""
+    for name in names:
+        try:
+            set_arithmetic("float32")
+            torch.backends.cudnn.benchmark = True  # as in training
+            yield from CHECKS[name](at)
+        except Exception as error:
+            traceback.print_exc()
+            last = (str(error).strip().splitlines() or [""])[0]
+            yield Row(name, "", f"failed: {type(error).__name__}: {last}", False)
+    set_arithmetic("float32")
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default=",".join(CHECKS), help="checks, by commas (default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one"
+    )
+    parser.add_argument("--small", action="store_true", help="a small network and small crops")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).with_name("proof.json"),
+        help="the rows as JSON (default: proof.json beside this script)",
+    )
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    if wrong := [each for each in options.only if each not in CHECKS]:
+        parser.error(f"--only {wrong[0]}: the checks are {', '.join(CHECKS)}")
+    cuda = torch.cuda.is_available()
+    if options.device == "cuda" and not cuda:
+        parser.error("--device cuda: torch sees no CUDA device here")
+    options.device = torch.device("cuda" if cuda and options.device != "cpu" else "cpu")
+    return options
+
+
+def main() -> None:
+    options = read_options()
+    machine = f"{hardware(options.device)}, torch {torch.__version__}, {date.today().isoformat()}"
+    print(f"{machine}\n\n| | predicted | measured | |\n| --- | --- | --- | --- |", flush=True)
+    rows: list[Row] = []
+    for row in proved(options.only, Setting(options.device, options.small)):
+        print(row.line(), flush=True)
+        rows.append(row)
+        content = {"machine": machine, "rows": [dataclasses.asdict(each) for each in rows]}
+        text = json.dumps(content, indent=1) + "\n"
+        write_atomically(options.out, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
+    print(f"\nwritten: {options.out}")
+    if wrong := [row.what for row in rows if row.holds is False]:
+        raise UserError(f"{len(wrong)} of {len(rows)} do not hold: {'; '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    run(main)
