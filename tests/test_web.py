@@ -1,4 +1,4 @@
-"""The page in the browser: what it takes, what it refuses, and, where chromedriver is installed, its use."""
+"""The page in the browser: what it takes, and what it refuses."""
 
 import contextlib
 import http.client
