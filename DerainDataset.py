@@ -6,6 +6,7 @@ So a run can be taken up again at any step, by any number of processes. `machine
 
 from __future__ import annotations
 
+import abc
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from utils import UserError, to_tensor
 CROP, PARTNER, REAL = range(3)
 
 
-class Crops(Dataset):
+class Crops(Dataset, abc.ABC):
     """Entries (epoch, index) -> {name: float32 (3, patch, patch) in [0, 1]}.
 
     `notes` are lines for the user: what was found, and what is odd about it. `counts` is what of it a resumed
@@ -37,11 +38,11 @@ class Crops(Dataset):
     notes: list[str]
     counts: dict[str, list[int]]
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
 
 
 class PairCrops(Crops):

@@ -250,11 +250,11 @@ class Run:
         """Trains to the end of the schedule, or until a signal asks to stop; either way it saves."""
         recipe, main, steps = self.recipe, self.world.is_main_process, self.schedule.steps
         folder = RunFolder(recipe.save_path).held(anew=not recipe.resume, say=self.say)
-        bar = tqdm(total=steps, initial=self.step, unit="step", disable=not main, smoothing=0.1, **utils.BAR)
+        how = {"total": steps, "initial": self.step, "disable": not main, **utils.BAR}
         with (
             folder if main else contextlib.nullcontext(),
             RunLog(recipe.save_path, self.step, self.validated, silent=not main) as self.log,
-            bar as self.bar,
+            tqdm(unit="step", smoothing=0.1, **how) as self.bar,
         ):
             if self._validation_is_due():  # a kill cut it short
                 self._validate()

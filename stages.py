@@ -11,6 +11,7 @@ writes a stage of their own in another: docs/changing_the_method.md.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from networks import Derained
 Network = Callable[[Tensor], Derained]  # rainy (N, 3, H, W) to what it makes of it, float32
 
 
-class Stage:
+class Stage(abc.ABC):
     """What the loop asks of a stage.
 
     `parts`: a step's batch is worked on in so many, by processes or one after the other. The loop averages
@@ -43,22 +44,22 @@ class Stage:
         self.weights = {name[: -len("_weight")]: value for name, value in fields if name.endswith("_weight")}
         self.average: AveragedModel | None = None
 
+    @abc.abstractmethod
     def crops(self, cache: ImageCache) -> list[Crops]:
         """What a step's batch is drawn from: each gives batchSize crops, by the names that `terms` reads."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def first_weights(self) -> Path | None:
         """The checkpoint that the network starts from; None: fresh weights."""
-        raise NotImplementedError
 
     def start(self, net: nn.Module) -> None:
         """Once, when the network has its first weights, and before `load_state_dict`."""
         if self.recipe.ema:
             self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
 
+    @abc.abstractmethod
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The named terms of the loss, unweighted scalars, each to be made small."""
-        raise NotImplementedError
 
     def after_step(self, net: nn.Module) -> None:
         """Once the optimizer has moved the weights."""

@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 
 import losses
 from benchmarks import plain
+from benchmarks.run import device_asked
 from config import STUDENTS, TEACHERS
 from engine import backward, training_step
 from inference import Prepared, hardware
@@ -424,10 +425,7 @@ def read_options() -> argparse.Namespace:
     options.only = options.only.split(",")
     if wrong := [each for each in options.only if each not in CHECKS]:
         parser.error(f"--only {wrong[0]}: the checks are {', '.join(CHECKS)}")
-    cuda = torch.cuda.is_available()
-    if options.device == "cuda" and not cuda:
-        parser.error("--device cuda: torch sees no CUDA device here")
-    options.device = torch.device("cuda" if cuda and options.device != "cpu" else "cpu")
+    options.device = device_asked(parser, options.device)
     return options
 
 

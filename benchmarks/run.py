@@ -545,11 +545,15 @@ def read_options() -> argparse.Namespace:
         parser.error(f"--only {wrong[0]}: the sections are {', '.join(SECTIONS)}")
     if options.peak and (options.peak[0] not in CASES or options.peak[1] not in VARIANTS):
         parser.error(f"--peak takes one of {'; '.join(CASES)}, and one of {'; '.join(VARIANTS)}")
-    cuda = torch.cuda.is_available()
-    if options.device == "cuda" and not cuda:
-        parser.error("--device cuda: torch sees no CUDA device here")
-    options.device = torch.device("cuda" if cuda and options.device != "cpu" else "cpu")
+    options.device = device_asked(parser, options.device)
     return options
+
+
+def device_asked(parser: argparse.ArgumentParser, name: str) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if name == "cuda" and not cuda:
+        parser.error("--device cuda: torch sees no CUDA device here")
+    return torch.device("cuda" if cuda and name != "cpu" else "cpu")
 
 
 def main() -> None:

@@ -181,6 +181,61 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
+    straight = teacher(tmp_path, val_every=1, save_path=tmp_path / "straight")  # validates at steps 2, 4, 6
+    trained(straight)
+    cut = dataclasses.replace(straight, save_path=tmp_path / "cut")
+    true_score = Run._score
+
+    def killed(self, derainer, test):
+        if self.step == 4 and when == "before":
+            raise ConnectionAbortedError
+        true_score(self, derainer, test)
+        if self.step == 4:  # its line is logged, and net_best written, but net_latest knows of neither
+            raise ConnectionAbortedError
+
+    with monkeypatch.context() as patched, pytest.raises(ConnectionAbortedError):
+        patched.setattr(Run, "_score", killed)
+        trained(cut)
+    trained(dataclasses.replace(cut, resume=True))
+    assert lines(straight.save_path) == lines(cut.save_path)
+    assert sum("validation/psnr" in line for line in lines(cut.save_path)) == 3
+    best = [load_checkpoint(folder / "net_best") for folder in (straight.save_path, cut.save_path)]
+    assert best[0]["step"] == best[1]["step"] and best[0]["training"]["best"] == best[1]["training"]["best"]
+    assert all(torch.equal(value, best[1]["net"][name]) for name, value in best[0]["net"].items())
+
+
+def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
+    recipe = teacher(tmp_path, steps=100_000)
+    with subprocess.Popen(
+        command("train_Rain200H.py", recipe), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as process:
+        wait_for(recipe.save_path / "net_latest")
+        second = run_script("train_Rain200H.py", recipe)
+        os.kill(process.pid, signal.SIGKILL)
+    assert second.returncode == 2
+    assert "another training is at work in" in second.stderr.splitlines()[-1]
+    assert not list(recipe.save_path.glob("earlier-*"))
+    trained(dataclasses.replace(recipe, steps=1))  # a dead process holds no lock
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    path = tmp_path / "net_latest"
+    weights = {"first": torch.tensor([1.0, torch.nan]), "second": torch.ones(1)}
+    with pytest.raises(UserError, match="net_latest is not written: 1 of its 2 weights"):
+        save_checkpoint(path, {"net": weights, "network": NETWORK})
+    assert not path.exists()
+
+
+def test_checkpoints_are_kept_on_request_and_set_aside_with_their_run(tmp_path):
+    recipe = teacher(tmp_path, steps=4, keep_every=2)
+    trained(recipe)
+    assert [load_checkpoint(recipe.save_path / f"net_{step}")["step"] for step in (2, 4)] == [2, 4]
+    trained(dataclasses.replace(recipe, steps=1, keep_every=0))
+    assert (recipe.save_path / "earlier-1/net_2").exists() and not (recipe.save_path / "net_2").exists()
+
+
 def test_what_changes_the_result_must_not_change_on_resuming(tmp_path):
     recipe = teacher(tmp_path, steps=2)
     trained(recipe)
