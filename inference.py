@@ -17,7 +17,6 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from machinery.checkpoints import fill, find_checkpoint, load_checkpoint
 from networks import BACKBONES, Derained
@@ -156,6 +155,9 @@ def _ramp(side: int) -> Tensor:
 
 def bytes_a_pixel(net: nn.Module, device: torch.device) -> float:
     """What a network's maps take at their peak, of each pixel of an image, beside the weights."""
+    # half a second, and 80 MB, that only those who measure should pay
+    from torch.distributed._tools.mem_tracker import MemTracker
+
     rainy = torch.zeros(1, 3, 128, 128, device=device)
     with torch.no_grad(), MemTracker() as tracker:
         net(rainy)

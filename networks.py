@@ -86,8 +86,9 @@ class Fusion(nn.Conv2d):
         # here, not on the image: in place on a view, autograd would copy
         if self.activated:
             fused = activate(fused)
-        if plus is not None:
-            fused = fused + pixels(plus)
+        if plus is not None:  # the backward pass of an activation needs its result as it was
+            kept = self.activated and torch.is_grad_enabled()
+            fused = fused + pixels(plus) if kept else fused.add_(pixels(plus))
         return unpixels(fused, count, (height, width))
 
 
