@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -22,7 +23,7 @@ from machinery.loading import MOST_FILES, ImageCache
 from utils import UserError, to_tensor
 
 # What a random draw is for: two draws with one (seed, epoch, index) must not be the same.
-CROP, PARTNER, REAL = range(3)
+CROP, PARTNER, REAL, SLANT = range(4)
 
 
 class Crops(Dataset, abc.ABC):
@@ -50,6 +51,7 @@ class PairCrops(Crops):
 
     `augment` flips and rotates. `recombine` lays the streaks of pair `index` on the clean side of another
     pair, or on one of the images `backgrounds`; raises UserError unless the rain is an exact grey addition.
+    `slant`: these streaks are turned by as many degrees at most, small turns more often than large ones.
     """
 
     tag = CROP
@@ -62,11 +64,12 @@ class PairCrops(Crops):
         seed: int = 0,
         augment: bool = False,
         recombine: bool = False,
+        slant: float = 0.0,
         backgrounds: Found | None = None,
         cache: ImageCache | None = None,
     ) -> None:
         self.root, self.pairs, self.patch_size, self.seed = found.root, found.pairs, patch_size, seed
-        self.augment, self.recombine = augment, recombine
+        self.augment, self.recombine, self.slant = augment, recombine, slant
         self.backgrounds: Sequence[Pair] = backgrounds.pairs if backgrounds else ()
         if recombine:
             refuse_unless_additive(found)
@@ -84,6 +87,7 @@ class PairCrops(Crops):
             seed=recipe.seed,
             augment=recipe.augment,
             recombine=recipe.recombine,
+            slant=recipe.slant,
             backgrounds=find_images(recipe.backgrounds, option="--backgrounds")
             if recipe.backgrounds
             else None,
@@ -101,15 +105,34 @@ class PairCrops(Crops):
         rainy, clean = read_pair(self.pairs[index], self.read)
         if clean is None:
             raise UserError(f"{self.pairs[index].rainy.path} has no clean side to train with")
-        rainy, clean = _crop((rainy, clean), self.patch_size, rng)
+        whole = rainy, clean
+        rainy, clean = _crop(whole, self.patch_size, rng)
         turn = int(rng.integers(8))  # drawn in any case: the options must not shift each other's draws
         if self.recombine:
             background = self._background(_generator(self.seed, epoch, index, PARTNER))
-            layer = rainy.astype(np.int16) - clean
+            if self.slant:
+                layer = self._slanted(*whole, _generator(self.seed, epoch, index, SLANT))
+            else:
+                layer = rainy.astype(np.int16) - clean
             rainy, clean = np.clip(background + layer, 0, 255).astype(np.uint8), background
         if self.augment:
             rainy, clean = _turn(rainy, turn), _turn(clean, turn)
         return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
+
+    def _slanted(self, rainy: np.ndarray, clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A window of a pair's streaks, int16 (patch, patch, 3), turned about its centre; rims are mirrored."""
+        layer = (rainy.astype(np.int16) - clean)[..., :1]  # grey
+        size = self.patch_size
+        centre = [
+            float(rng.uniform(min(size, side) / 2, max(size, 2 * side - size) / 2))
+            for side in layer.shape[1::-1]
+        ]
+        turn = cv2.getRotationMatrix2D(centre, float(rng.triangular(-self.slant, 0, self.slant)), 1)
+        turn[:, 2] += size / 2 - np.array(centre)
+        turned = cv2.warpAffine(
+            layer, turn, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        )
+        return turned[..., None]
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
         choice = int(rng.integers(len(self.pairs) + len(self.backgrounds)))

@@ -48,6 +48,14 @@ class Training(Machine):
     recombine: bool = option(
         False, "swap streak layers between pairs (Rain200H/L only); not in the paper", changes_result=True
     )
+    slant: float = option(
+        0.0,
+        "with --recombine: turn each streak layer, by so many degrees at most, to learn rain that falls aslant; "
+        "not in the paper",
+        changes_result=True,
+        least=0,
+        most=90,
+    )
     backgrounds: tuple[Path, ...] = option((), "with --recombine: folders of further clean images")
     rainy_side: str = option(
         "auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"), changes_result=True
@@ -106,6 +114,8 @@ class Training(Machine):
             return f"--milestone {late[0]}: the run ends after {self.epochs} epochs (--epochs)"
         if self.fast and self.recompute:
             return "--fast records a step once, which --recompute does not allow: give one of them"
+        if self.slant and not self.recombine:
+            return "--slant turns the streak layers that --recombine swaps: give both"
         weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
         if not any(weights.values()):
             return f"--{' and --'.join(weights)}: all are 0, so there is nothing to learn"
