@@ -120,19 +120,14 @@ class PairCrops(Crops):
         return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
 
     def _slanted(self, rainy: np.ndarray, clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A window of a pair's streaks, int16 (patch, patch, 3), turned about its centre; rims are mirrored."""
+        """A window of a pair's streaks, int16 (patch, patch, 1), turned about its centre."""
         layer = (rainy.astype(np.int16) - clean)[..., :1]  # grey
         size = self.patch_size
-        centre = [
-            float(rng.uniform(min(size, side) / 2, max(size, 2 * side - size) / 2))
-            for side in layer.shape[1::-1]
-        ]
-        turn = cv2.getRotationMatrix2D(centre, float(rng.triangular(-self.slant, 0, self.slant)), 1)
-        turn[:, 2] += size / 2 - np.array(centre)
-        turned = cv2.warpAffine(
-            layer, turn, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-        )
-        return turned[..., None]
+        x, y = (rng.uniform(min(size, side), max(size, 2 * side - size)) / 2 for side in layer.shape[1::-1])
+        turn = cv2.getRotationMatrix2D((x, y), rng.triangular(-self.slant, 0, self.slant), 1)
+        turn[:, 2] += size / 2 - x, size / 2 - y
+        # what lies outside the layer is mirrored, as `_extend` does
+        return cv2.warpAffine(layer, turn, (size, size), borderMode=cv2.BORDER_REFLECT_101)[..., None]
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
         choice = int(rng.integers(len(self.pairs) + len(self.backgrounds)))

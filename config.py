@@ -50,7 +50,7 @@ class Training(Machine):
     )
     slant: float = option(
         0.0,
-        "with --recombine: turn each streak layer, by so many degrees at most, to learn rain that falls aslant; "
+        "with --recombine: turn the streaks by so many degrees at most, for rain that falls aslant; "
         "not in the paper",
         changes_result=True,
         least=0,
@@ -120,6 +120,28 @@ class Training(Machine):
         if not any(weights.values()):
             return f"--{' and --'.join(weights)}: all are 0, so there is nothing to learn"
         return super().contradiction()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and learning rate of a run over `pairs` pairs, in steps."""
+
+    steps: int
+    steps_an_epoch: float
+    drops: tuple[int, ...]
+    lr_factor: float
+
+    @classmethod
+    def of(cls, recipe: Training, pairs: int) -> Schedule:
+        """By epochs, or `recipe.steps` long with the milestones moved in proportion."""
+        by_epochs = max(1, recipe.epochs * pairs // recipe.batchSize)
+        steps = recipe.steps or by_epochs
+        drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
+        return cls(steps, pairs / recipe.batchSize, drops, recipe.lr_factor)
+
+    def factor(self, step: int) -> float:
+        """What the recipe's learning rate is multiplied by at a step."""
+        return self.lr_factor ** sum(step >= drop for drop in self.drops)
 
 
 @dataclass(frozen=True)

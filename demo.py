@@ -7,7 +7,6 @@ benchmark's.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
@@ -16,11 +15,13 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from machinery.checkpoints import LATEST
+from machinery.options import Options, option, parse
 from metrix_code.scores import FILE, read_scores
 from tools.contact_sheet import from_folders
 from utils import UserError, run, write_image
@@ -31,14 +32,15 @@ PAIRS, REAL = DATA / "Simulated200H", DATA / "SimulatedReal"
 SMALL = "--channels 12,16,24 --units 3,2,1 --batchSize 4 --patch_size 64 --use_GPU False --workers 1"
 
 
+@dataclass(frozen=True)
+class Demo(Options):
+    """The options of this script."""
+
+    steps: int = option(60, "of the teacher; the student takes a quarter", least=1)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--steps", type=int, default=60, help="of the teacher; the student takes a quarter (default: 60)"
-    )
-    steps = parser.parse_args().steps
+    steps = parse(Demo(), __doc__).steps
     began = time.perf_counter()
     teacher, student = MODELS / "teacher", MODELS / "student"
     for folder in (MODELS, RESULTS):  # an earlier demo's

@@ -7,11 +7,10 @@ process. The method is in `stages.py`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,30 +20,18 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import utils
-from config import Training
-from datasets.catalogue import is_simulated
-from datasets.layouts import find_pairs
-from datasets.pairs import Found, check_pairs, read_pair
-from DerainDataset import Crops
-from evaluation import score_pairs
-from inference import Derainer, Prepared, build, hardware, network_of
+from config import Schedule, Training
+from datasets.pairs import read_pair
+from evaluation import mean_scores, validation_set
+from inference import Derainer, build, for_training, hardware, network_of
 from machinery import distributed
-from machinery.checkpoints import (
-    BEST,
-    LATEST,
-    fill,
-    find_checkpoint,
-    load_checkpoint,
-    load_to_resume,
-    restore,
-    save_checkpoint,
-)
+from machinery.arithmetic import many_sizes
+from machinery.checkpoints import BEST, LATEST, fill, load_first, load_to_resume, restore, save_checkpoint
 from machinery.distributed import World
 from machinery.fast import FastGradient
-from machinery.loading import BatchStream, ImageCache, loader
+from machinery.loading import Batches, ImageCache
 from machinery.options import as_plain, parse
 from machinery.runlog import RunFolder, RunLog
-from metrix_code.scores import mean
 from stages import Stage
 from utils import UserError
 
@@ -66,6 +53,9 @@ def train(stage: type[Stage], recipe: Training) -> None:
         distributed.stop()
 
     utils.run(main)
+
+
+# ------------------------------------------------------------------------------------------------ one step
 
 
 def training_step(
@@ -115,101 +105,61 @@ def weighted_sum(stage: Stage, terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([weight * terms[name] for name, weight in stage.weights.items() if weight]).sum()
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Length and learning rate of a run over `pairs` pairs, in steps."""
-
-    steps: int
-    steps_an_epoch: float
-    drops: tuple[int, ...]
-
-    @classmethod
-    def of(cls, recipe: Training, pairs: int) -> Schedule:
-        """By epochs, or `recipe.steps` long with the milestones moved in proportion."""
-        by_epochs = max(1, recipe.epochs * pairs // recipe.batchSize)
-        steps = recipe.steps or by_epochs
-        drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
-        return cls(steps, pairs / recipe.batchSize, drops)
+# ------------------------------------------------------------------------------------------------- one run
 
 
 class Run:
     """One training run: its data, its network, its loop."""
 
     def __init__(self, stage: type[Stage], recipe: Training, world: World) -> None:
-        self.recipe, self.world = recipe, world
-        self.stop_signal = 0
+        self.recipe, self.world, self.stop_signal = recipe, world, 0
         self.stage = stage(recipe, parts=world.size * recipe.accumulate)
         self.say(f"on {hardware(world.device)}, {recipe.precision}")
-        cache = ImageCache(recipe.cache)
-        self.crops = self.stage.crops(cache)
+        self.crops = self.stage.crops(ImageCache(recipe.cache))
         self.data = [line for crops in self.crops for line in crops.notes]
-        for line in self.data:
-            self.say(line)
         self.counts = {what: count for crops in self.crops for what, count in crops.counts.items()}
+        self.test, notes = validation_set(recipe, self.crops[0].root)
+        for line in (*self.data, *notes):
+            self.say(line)
         self.schedule = Schedule.of(recipe, len(self.crops[0]))
-        self.test = self._test_pairs()
         self._build()
-        self.streams = [self._stream(crops) for crops in self.crops]  # an uneven batchSize is refused here
+        self.batches = Batches(
+            self.crops,
+            world,
+            range(self.step, self.schedule.steps),
+            batch_size=recipe.batchSize,
+            accumulate=recipe.accumulate,
+            seed=recipe.seed,
+            workers=recipe.workers,
+        )
 
     def say(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
         if self.world.is_main_process:
             tqdm.write(text)
 
-    def _stream(self, crops: Crops) -> BatchStream:
-        each = self.recipe.accumulate
-        return BatchStream(
-            len(crops),
-            self.recipe.batchSize,
-            seed=self.recipe.seed,
-            tag=crops.tag,
-            steps=range(self.step, self.schedule.steps),
-            parts=self.stage.parts,
-            mine=range(self.world.rank * each, (self.world.rank + 1) * each),
-        )
-
-    def _test_pairs(self) -> Found | None:
-        recipe = self.recipe
-        try:
-            found = find_pairs(recipe.data_path, "test", recipe.dataset, recipe.rainy_side)
-        except UserError as error:
-            self.say(f"no validation: {error}")
-            return None
-        if found.root == self.crops[0].root:
-            self.say(f"no validation: {found.root} is not divided into training and test pairs")
-            return None
-        if not recipe.val_every:
-            return found  # one of them is shown in TensorBoard, and none is scored
-        self.say(f"validation: {found.describe()}")
-        for warning in check_pairs(found):
-            self.say(f"warning: {warning}")
-        if 0 < recipe.val_images < len(found.pairs):
-            chosen = np.linspace(0, len(found.pairs) - 1, recipe.val_images).round().astype(int)
-            found = dataclasses.replace(found, pairs=[found.pairs[i] for i in chosen])
-        return found
-
     def _build(self) -> None:
+        """Network, optimizer and stage, as a fresh run or the one that goes on has them."""
         recipe, device = self.recipe, self.world.device
         torch.manual_seed(recipe.seed)
-        if device.type == "cuda":
-            torch.backends.cudnn.benchmark = not recipe.deterministic
+        torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
         self.network = network_of(recipe)
-        self.net = Prepared(build(self.network), recipe.precision)
+        self.net = for_training(build(self.network), recipe)
         self.step, self.validated, self.best, self.began_with = 0, 0, -float("inf"), ""
         self.latest = recipe.save_path / LATEST
-        resumed = self._resumed() if recipe.resume else None
-        if not resumed:
-            self._first_weights()
+        resumed: dict[str, Any] = {}
+        if recipe.resume:
+            resumed = load_to_resume(self.latest, recipe, self.stage.name, self.counts)
+            fill(self.net.net, resumed["training"].get("net", resumed["net"]), self.latest)
+            self.step, self.began_with = resumed["step"], resumed["began_with"]
+            self.best, self.validated = resumed["training"]["best"], resumed["training"]["validated"]
+            self.say(f"resuming at step {self.step}")
+        elif logdir := self.stage.first_weights():
+            self.began_with = load_first(self.net.net, logdir, recipe.dataset)
+            self.say(f"starts from: {self.began_with}")
         self.net.to(device)
-        for wanted in ("recompute", "compile"):
-            if getattr(recipe, wanted):
-                if not hasattr(self.net.net, f"{wanted}_units"):
-                    raise UserError(f"--{wanted}: the backbone {recipe.backbone} does not offer it")
-                getattr(self.net.net, f"{wanted}_units")()
         self.optimizer = torch.optim.Adam(self.net.parameters(), recipe.lr, fused=device.type == "cuda")
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: recipe.lr_factor ** sum(step >= drop for drop in self.schedule.drops)
-        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.schedule.factor)
         self.stage.start(self.net)
         if resumed:
             restore(self.optimizer, self.scheduler, resumed["training"], self.latest)
@@ -224,28 +174,6 @@ class Run:
             cards = [device] if device.type == "cuda" else None
             self.model = DistributedDataParallel(self.net, device_ids=cards, gradient_as_bucket_view=True)
 
-    def _first_weights(self) -> None:
-        logdir = self.stage.first_weights()
-        if logdir is None:
-            return
-        remedy = f"python train_{self.recipe.dataset}.py makes a teacher, or give --teacher"
-        path = find_checkpoint(logdir, remedy if self.stage.name == "SSID-KD" else "see --weights")
-        content = load_checkpoint(path)
-        fill(self.net.net, content["net"], path)
-        self.began_with = f"{path}, step {content['step']}"
-        self.say(f"starts from: {self.began_with}")
-
-    def _resumed(self) -> dict[str, Any]:
-        path = find_checkpoint(self.latest, "start without --resume")
-        content = load_to_resume(path, self.recipe, self.stage.name, self.counts)
-        fill(self.net.net, content["training"].get("net", content["net"]), path)
-        self.step, self.began_with = content["step"], content["began_with"]
-        self.best, self.validated = content["training"]["best"], content["training"]["validated"]
-        self.say(f"resuming at step {self.step}")
-        return content
-
-    # -------------------------------------------------------------------------------------------- the loop
-
     def go(self) -> None:
         """Trains to the end of the schedule, or until a signal asks to stop; either way it saves."""
         recipe, main, steps = self.recipe, self.world.is_main_process, self.schedule.steps
@@ -259,7 +187,7 @@ class Run:
             if self._validation_is_due():  # a kill cut it short
                 self._validate()
             self._start_watch()
-            for parts in self._batches():
+            for parts in self.batches:
                 terms = training_step(self.stage, self.model, self.optimizer, parts, self.fast)
                 self.scheduler.step()
                 self.step += 1
@@ -280,23 +208,16 @@ class Run:
                     self._validate()
                     self._start_watch()
         if self.step < steps:
-            self._leave()
+            self.say(f"stopped at step {self.step}, saved; go on with:\n  {distributed.command_to_resume()}")
+            distributed.stop()
+            sys.exit(130)
         self.say(f"done: {self.latest}")
 
-    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
-        """What a step works on, `accumulate` parts of it, each with every source's crops by name."""
-        device, each = self.world.device, self.recipe.accumulate
-        loaders = [
-            loader(crops, stream, workers=self.recipe.workers, pin_memory=device.type == "cuda")
-            for crops, stream in zip(self.crops, self.streams, strict=True)
-        ]
-        parts: list[dict[str, Tensor]] = []
-        for sources in zip(*loaders, strict=True):
-            merged = {name: images for source in sources for name, images in source.items()}
-            parts.append({name: images.to(device, non_blocking=True) for name, images in merged.items()})
-            if len(parts) == each:
-                yield parts
-                parts = []
+    def on_signal(self, number: int, frame: object) -> None:
+        """Ctrl-C or SIGTERM: the step under way is finished and saved first; a second one does not wait."""
+        if self.stop_signal and not distributed.launched():  # a launcher hands on what we got from the group
+            raise KeyboardInterrupt  # asked twice: now
+        self.stop_signal = number
 
     def _start_watch(self) -> None:
         self.watched_since, self.watched_from = time.perf_counter(), self.step
@@ -316,6 +237,7 @@ class Run:
         self.log.scalars(self.step, {**terms, "lr": rate, "images_per_second": pace})
 
     def _save(self, name: str) -> None:
+        """Writes the complete checkpoint: see machinery/checkpoints.py for what is in it."""
         if not self.world.is_main_process:
             return
         result: Any = self.stage.result(self.net)
@@ -340,64 +262,29 @@ class Run:
         }
         save_checkpoint(self.recipe.save_path / name, content)
 
-    # ------------------------------------------------------------------------------------------ validation
-
     def _validation_is_due(self) -> bool:
         every = max(1, round(self.recipe.val_every * self.schedule.steps_an_epoch))
         due = self.step == self.schedule.steps or (self.recipe.val_every > 0 and self.step % every == 0)
         return due and self.step > self.validated
 
     def _validate(self) -> None:
-        """PSNR and SSIM of the test pairs, each scored by one process, and the fixed strips."""
+        """TensorBoard's strips, and PSNR and SSIM of the test pairs, each scored by one process."""
         derainer = Derainer(self.stage.result(self.net), self.world.device)
-        # images of many sizes: nothing is compiled for each, and no algorithm sought
-        eager = torch.compiler.set_stance("force_eager") if self.recipe.compile else contextlib.nullcontext()
-        sought, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-        with eager:
-            self._validated_by(derainer)
-        torch.backends.cudnn.benchmark = sought
-
-    def _validated_by(self, derainer: Derainer) -> None:
-        if self.world.is_main_process:
-            self._draw(derainer)
-        self.validated = self.step
-        if self.test and self.recipe.val_every:
-            self._score(derainer, self.test)
+        with many_sizes(compiled=self.recipe.compile):
+            if self.world.is_main_process:  # the first test pair, and the first image of real rain
+                for number, crops in enumerate(self.crops):
+                    pair = self.test.pairs[0] if self.test and not number else crops.pairs[0]
+                    self.log.strip(self.step, derainer.derained, *read_pair(pair))
+            self.validated = self.step
+            if self.test and self.recipe.val_every:
+                self._score(derainer)
         self._save(LATEST)  # what resumes from it must know that this is done, and what there is to beat
 
-    def _score(self, derainer: Derainer, test: Found) -> None:
-        mine = range(self.world.rank, len(test.pairs), self.world.size)
-        scored = score_pairs(derainer, [test.pairs[i] for i in mine], ("psnr", "ssim"))
-        scores = {i: (each.scores["psnr"], each.scores["ssim"]) for i, each in zip(mine, scored, strict=True)}
-        columns = zip(*distributed.gathered(scores, self.world), strict=True)
-        (mean_psnr, infinite), (mean_ssim, _) = map(mean, columns)
-        assert mean_psnr is not None and mean_ssim is not None
-        of = ", simulated rain" if is_simulated(self.recipe.data_path) else ""
-        besides = f"; {infinite} images without any error are left out" if infinite else ""
-        self.say(
-            f"step {self.step}: validation PSNR {mean_psnr:.3f} dB, SSIM {mean_ssim:.4f} (RGB{of}{besides})"
-        )
-        self.log.scalars(self.step, {"validation/psnr": mean_psnr, "validation/ssim": mean_ssim})
-        if mean_psnr > self.best:
-            self.best = mean_psnr
+    def _score(self, derainer: Derainer) -> None:
+        assert self.test
+        scores, line = mean_scores(derainer, self.test, self.recipe, self.world)
+        self.say(f"step {self.step}: validation {line}")
+        self.log.scalars(self.step, {f"validation/{key}": score for key, score in scores.items()})
+        if scores["psnr"] > self.best:
+            self.best = scores["psnr"]
             self._save(BEST)
-
-    def _draw(self, derainer: Derainer) -> None:
-        """What TensorBoard shows beside the curves: the first test pair, and the first image of real rain."""
-        for number, crops in enumerate(self.crops):
-            pair = self.test.pairs[0] if self.test and not number else crops.pairs[0]
-            self.log.strip(self.step, derainer.derained, *read_pair(pair))
-
-    # --------------------------------------------------------------------------------------------- leaving
-
-    def on_signal(self, number: int, frame: object) -> None:
-        """Ctrl-C or SIGTERM: the step under way is finished and saved first; a second one does not wait."""
-        if self.stop_signal and not distributed.launched():  # a launcher hands on what we got from the group
-            raise KeyboardInterrupt  # asked twice: now
-        self.stop_signal = number
-
-    def _leave(self) -> None:
-        go_on = distributed.command_to_resume()
-        self.say(f"stopped at step {self.step}, saved; go on with:\n  {go_on}")
-        distributed.stop()
-        sys.exit(130)

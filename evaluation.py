@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import utils
-from config import Evaluation
+from config import Evaluation, Training
 from datasets import catalogue
 from datasets.catalogue import is_simulated
 from datasets.layouts import claimed_by, find_images, find_pairs, recognised
@@ -33,6 +34,7 @@ from datasets.names import match
 from datasets.pairs import Found, Pair, check_pairs, read_pair
 from inference import Derainer, hardware
 from machinery import distributed
+from machinery.distributed import World
 from machinery.options import parse
 from metrix_code.metrics import KEYS, METRICS, OF_RECORD
 from metrix_code.page import FILE as PAGE
@@ -170,6 +172,44 @@ def scores_of(
             scores[key] = None
             remarks.append(f"no {metric.name}{'' if key == metric.key else ' of the rainy image'}: {error}")
     return scores, remarks
+
+
+# ------------------------------------------------------------------------------------------- of a training
+
+
+def validation_set(recipe: Training, train_root: Path) -> tuple[Found | None, list[str]]:
+    """The test pairs that a training is validated on, `val_images` of them, and lines for the user.
+
+    None where the dataset has no test pairs beside those in `train_root`.
+    """
+    try:
+        found = find_pairs(recipe.data_path, "test", recipe.dataset, recipe.rainy_side)
+    except UserError as error:
+        return None, [f"no validation: {error}"]
+    if found.root == train_root:
+        return None, [f"no validation: {found.root} is not divided into training and test pairs"]
+    if not recipe.val_every:
+        return found, []  # one of them is shown in TensorBoard, and none is scored
+    notes = [f"validation: {found.describe()}", *(f"warning: {each}" for each in check_pairs(found))]
+    if 0 < recipe.val_images < len(found.pairs):
+        chosen = np.linspace(0, len(found.pairs) - 1, recipe.val_images).round().astype(int)
+        found = replace(found, pairs=[found.pairs[i] for i in chosen])
+    return found, notes
+
+
+def mean_scores(
+    derainer: Derainer, found: Found, recipe: Training, world: World
+) -> tuple[dict[str, float], str]:
+    """Mean PSNR and SSIM over the pairs, of which each process scores a share; and a line that says them."""
+    mine = range(world.rank, len(found.pairs), world.size)
+    scored = score_pairs(derainer, [found.pairs[i] for i in mine], ("psnr", "ssim"))
+    scores = distributed.gathered({i: each.scores for i, each in zip(mine, scored, strict=True)}, world)
+    means = average(scores)
+    of = ", simulated rain" if is_simulated(recipe.data_path) else ""
+    infinite = means["infinite"].get("psnr", 0)
+    besides = f"; {infinite} images without any error are left out" if infinite else ""
+    line = f"PSNR {means['psnr']:.3f} dB, SSIM {means['ssim']:.4f} (RGB{of}{besides})"
+    return {key: means[key] for key in ("psnr", "ssim")}, line
 
 
 # --------------------------------------------------------------------------------------------- a whole set

@@ -213,6 +213,16 @@ def build(network: Mapping[str, Any]) -> nn.Module:
     return _backbone(network["backbone"])(**network["arguments"])
 
 
+def for_training(net: nn.Module, recipe: Any) -> Prepared:
+    """`net` as a recipe has it trained. Raises UserError where it offers no --recompute or no --compile."""
+    for wanted in ("recompute", "compile"):
+        if getattr(recipe, wanted):
+            if not hasattr(net, f"{wanted}_units"):
+                raise UserError(f"--{wanted}: the backbone {recipe.backbone} does not offer it")
+            getattr(net, f"{wanted}_units")()
+    return Prepared(net, recipe.precision)
+
+
 def network_from(content: Mapping[str, Any], path: Path) -> nn.Module:
     """The network in a checkpoint, in float32. Raises UserError where the two do not fit."""
     try:

@@ -9,10 +9,10 @@ Exit status: 0 complete, 1 something is missing or wrong, 2 not recognised.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -23,7 +23,29 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script t
 from datasets.catalogue import CATALOGUE
 from datasets.layouts import Wanted, find_images, locate
 from datasets.pairs import Found, ListedPairs, Pair, check_pairs, read_pair
+from machinery.options import Options, option, parse
 from utils import UserError, one_line, run
+
+
+def downloaded() -> list[str]:
+    return [entry.name for entry in CATALOGUE.values() if not entry.simulated]
+
+
+@dataclass(frozen=True)
+class Check(Options):
+    """The options of this script."""
+
+    dataset: str = option("", f"which set it is meant to be: {', '.join(downloaded())}", positional=True)
+    path: Path = option(Path(), "where it was unpacked", positional=True)
+    split: str = option("all", "check only this one", ("all", "train", "test"))
+    deep: bool = option(False, "also open every image, instead of looking at names alone")
+    all: bool = option(False, "print everything that is wrong, instead of 20 lines")
+    rainy_side: str = option("auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"))
+
+    def contradiction(self) -> str | None:
+        if self.dataset not in downloaded():
+            return f"{self.dataset!r} is none of {', '.join(downloaded())}"
+        return super().contradiction()
 
 
 def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
@@ -45,7 +67,7 @@ def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
     return missing
 
 
-def check_split(dataset: str, split: str, options: argparse.Namespace) -> list[str]:
+def check_split(dataset: str, split: str, options: Check) -> list[str]:
     """Prints what was recognised; returns what is wrong with it. Raises UserError where nothing was."""
     lone_rainy: Sequence[Path] = ()
     if not CATALOGUE[dataset].labelled:
@@ -102,27 +124,8 @@ def unreadable(pairs: Sequence[Pair]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    downloaded = [entry.name for entry in CATALOGUE.values() if not entry.simulated]
-    parser.add_argument("dataset", choices=downloaded, help="which set it is meant to be")
-    parser.add_argument("path", type=Path, help="where it was unpacked")
-    parser.add_argument(
-        "--split", choices=("train", "test"), help="check only this one (default: all it has)"
-    )
-    parser.add_argument("--deep", action="store_true", help="also open every image (default: names only)")
-    parser.add_argument(
-        "--all", action="store_true", help="print everything that is wrong (default: 20 lines)"
-    )
-    parser.add_argument(
-        "--rainy_side",
-        choices=("auto", "left", "right"),
-        default="auto",
-        help="of side-by-side images: which half is rainy (default: auto, by the set)",
-    )
-    options = parser.parse_args()
-    splits = [split for split in CATALOGUE[options.dataset].counts if options.split in (None, split)]
+    options = parse(Check(), __doc__)
+    splits = [split for split in CATALOGUE[options.dataset].counts if options.split in ("all", split)]
     if not splits:
         raise UserError(f"{options.dataset} has no {options.split} set")
     problems: dict[str, list[str]] = {}

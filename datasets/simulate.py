@@ -12,7 +12,6 @@ that the code works; it says nothing about a benchmark.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
 from datasets.catalogue import CATALOGUE
+from machinery.options import Options, option, parse
 from utils import run, write_image
 
 # public domain (astronaut, rocket: NASA) or CC0 (coffee, chelsea)
@@ -151,18 +151,16 @@ def simulate(out: Path, seed: int, sets: Sequence[Set] = SETS) -> dict[str, floa
     return {name: float(np.mean(each)) for name, each in errors.items()}
 
 
+@dataclass(frozen=True)
+class Simulate(Options):
+    """The options of this script."""
+
+    out: Path = option(Path("datasets/simulated"), "folder to write to")
+    seed: int = option(0, "another seed, other crops and rain", least=0)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    default = Path(__file__).resolve().parent / "simulated"
-    parser.add_argument(
-        "--out", type=Path, default=default, help="folder to write to (default: datasets/simulated)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other crops and rain (default: 0)")
-    options = parser.parse_args()
-    if options.seed < 0:
-        parser.error("--seed must not be negative")
+    options = parse(Simulate(), __doc__)
     for name, psnr in simulate(options.out, options.seed).items():
         print(f"{name:20s} rainy PSNR {psnr:5.2f} dB (simulated rain, RGB)")
     print(f"written to {options.out}")

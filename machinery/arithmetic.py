@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -27,3 +29,15 @@ def set_arithmetic(precision: str, deterministic: bool = False) -> None:
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # none is read
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the card is first used
+
+
+@contextlib.contextmanager
+def many_sizes(compiled: bool) -> Iterator[None]:
+    """For images of many sizes: nothing `compiled` is compiled for each, and cuDNN seeks no algorithms."""
+    sought, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    # the stance's module takes seconds to import, which only a compiled run should pay
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = sought

@@ -136,6 +136,18 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     net.load_state_dict({key: value.float() for key, value in weights.items()}, assign=empty)
 
 
+def load_first(net: nn.Module, logdir: Path, dataset: str) -> str:
+    """Gives `net` its first weights, those of a teacher or of --weights; says which they are.
+
+    Raises UserError where there are none or where they do not fit.
+    """
+    remedy = f"python train_{dataset}.py makes a teacher; see --teacher, or --weights"
+    path = find_checkpoint(logdir, remedy)
+    content = load_checkpoint(path)
+    fill(net, content["net"], path)
+    return f"{path}, step {content['step']}"
+
+
 # ------------------------------------------------------------------------------------------------- resuming
 
 
@@ -145,7 +157,7 @@ def load_to_resume(path: Path, recipe: Record, stage: str, counts: Mapping[str, 
     `counts` is what there is of each kind of data, which must be what the run began with; where it lies may
     have changed. Raises UserError that names the first difference that would change the result.
     """
-    content = load_checkpoint(path)
+    content = load_checkpoint(find_checkpoint(path, "start without --resume"))
     if "training" not in content:
         raise UserError(f"{path} holds the network alone: start from it by --weights or --teacher instead")
     _refuse_unless_of_kinds(content, KINDS, path)

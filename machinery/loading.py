@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Sampler
 
+from machinery.distributed import World
 from utils import UserError, read_image
 
 ORDER = 3  # this draw's own key: DerainDataset.py has 0 to 2
@@ -194,3 +195,42 @@ def loader(
         # forked workers share the cache; elsewhere they are spawned, and decode for themselves
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
+
+
+class Batches:
+    """What a run's steps work on: `accumulate` parts a step, each with every source's crops by name.
+
+    Of a step's batch each process of the `world` loads its own parts, onto its device. Raises UserError where
+    the batch does not split.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Numbered],
+        world: World,
+        steps: range,
+        *,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        workers: int,
+    ) -> None:
+        self.sources, self.device, self.accumulate, self.workers = sources, world.device, accumulate, workers
+        mine = range(world.rank * accumulate, (world.rank + 1) * accumulate)
+        split: dict[str, Any] = {"steps": steps, "parts": world.size * accumulate, "mine": mine}
+        self.streams = [
+            BatchStream(len(source), batch_size, seed=seed, tag=source.tag, **split) for source in sources
+        ]
+
+    def __iter__(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+        loaders = [
+            loader(source, stream, workers=self.workers, pin_memory=self.device.type == "cuda")
+            for source, stream in zip(self.sources, self.streams, strict=True)
+        ]
+        parts: list[dict[str, torch.Tensor]] = []
+        for each in zip(*loaders, strict=True):
+            merged = {name: images for crops in each for name, images in crops.items()}
+            parts.append({name: crop.to(self.device, non_blocking=True) for name, crop in merged.items()})
+            if len(parts) == self.accumulate:
+                yield parts
+                parts = []

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import operator
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ def option(
     *,
     changes_result: bool = False,
     positional: bool = False,
+    required: bool = False,
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
@@ -27,18 +29,27 @@ def option(
 ) -> Any:
     """A field that is an option: its default, what `--help` says of it, and which values are sound.
 
-    `changes_result`: a resumed run must have the value it began with. `least` <= value <= `most`, or
+    `changes_result`: a resumed run must have the value it began with. `positional`: given without a name.
+    `required`: `default` is never used, unless the record is made in Python. `least` <= value <= `most`, or
     `above` < value; of several values, each, and `count` of them.
     """
-    about = {"help": help, "choices": choices, "changes_result": changes_result, "positional": positional}
-    return field(
-        default=default, metadata=about | {"least": least, "above": above, "most": most, "count": count}
-    )
+    kind = {"changes_result": changes_result, "positional": positional, "required": required}
+    limits = {"least": least, "above": above, "most": most, "count": count}
+    return field(default=default, metadata={"help": help, "choices": choices, **kind, **limits})
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where to run: of every script."""
+class Options:
+    """A script's options, one a field."""
+
+    def contradiction(self) -> str | None:
+        """What cannot be right about several options together, in a line; None where nothing is wrong."""
+        return None
+
+
+@dataclass(frozen=True)
+class Machine(Options):
+    """Where to run: of every script that has a network compute."""
 
     use_GPU: bool = option(True, "use CUDA where there is any; False means the CPU, whatever there is")
     gpu_id: tuple[int, ...] = option(
@@ -52,17 +63,20 @@ class Machine:
     )
 
     def contradiction(self) -> str | None:
-        """What cannot be right about several options together, in a line; None where nothing is wrong."""
         if len(set(self.gpu_id)) < len(self.gpu_id):
             return f"--gpu_id {','.join(map(str, self.gpu_id))} names a card twice"
-        return None
+        return super().contradiction()
 
 
-Record = TypeVar("Record", bound=Machine)
+Record = TypeVar("Record", bound=Options)
 
 
-def parse(record: Record, description: str, arguments: Sequence[str] | None = None) -> Record:
-    """`record` with what the command line says changed. Its options are the record's fields."""
+def parse(record: Record, description: str | None = None, arguments: Sequence[str] | None = None) -> Record:
+    """`record` with what the command line says changed. Its options are the record's fields.
+
+    `description` is what `--help` begins with: the script's own docstring, where it is not given.
+    """
+    description = description or sys.modules["__main__"].__doc__
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,7 +93,7 @@ def parse(record: Record, description: str, arguments: Sequence[str] | None = No
     return changed
 
 
-def as_plain(record: Machine) -> dict[str, Any]:
+def as_plain(record: Options) -> dict[str, Any]:
     """A record as numbers, texts and lists, which a checkpoint can hold."""
 
     def plain(value: Any) -> Any:
@@ -91,11 +105,13 @@ def as_plain(record: Machine) -> dict[str, Any]:
 
 
 def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: Any, default: Any) -> None:
-    shown = " ".join(map(str, default)) or "none" if isinstance(default, tuple) else default
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    if shown in ("", Path()):
+        shown = "none"
     how: dict[str, Any] = {"help": f"{each.metadata['help']} (default: {shown})", "default": default}
     if get_origin(kind) is tuple:
-        inner = get_args(kind)[0]
-        how |= {"type": _several(inner), "nargs": "*", "metavar": inner.__name__.upper()}
+        inner, choices = get_args(kind)[0], each.metadata["choices"]
+        how |= {"type": _several(inner, choices), "nargs": "*", "metavar": inner.__name__.upper()}
     elif kind is bool:
         # a bare --flag switches on; --flag False, as the paper's commands write it, switches off
         how |= {"type": _truth, "nargs": "?", "const": True, "metavar": "True|False"}
@@ -103,14 +119,21 @@ def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: 
         how |= {"type": kind, "choices": each.metadata["choices"]}
         how["metavar"] = None if how["choices"] else kind.__name__.upper()
     if each.metadata["positional"]:
+        if how["metavar"] and "nargs" not in how:
+            how["metavar"] = each.name
         parser.add_argument(each.name, **(how | {"help": each.metadata["help"]}))
+    elif each.metadata["required"]:
+        parser.add_argument(f"--{each.name}", required=True, **(how | {"help": each.metadata["help"]}))
     else:
         parser.add_argument(f"--{each.name}", **how)
 
 
-def _several(kind: type) -> Any:
+def _several(kind: type, choices: Sequence[str] | None) -> Any:
     def read(text: str) -> tuple:
-        return tuple(kind(part) for part in ([text] if kind is Path else text.split(",")))
+        values = tuple(kind(part) for part in ([text] if kind in (Path, str) else text.split(",")))
+        if wrong := [each for each in values if choices and each not in choices]:
+            raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(choices or ())}")
+        return values
 
     read.__name__ = f"list of {kind.__name__}"  # what argparse calls it in its error
     return read
@@ -122,7 +145,7 @@ def _truth(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
-def problem(record: Machine) -> str | None:
+def problem(record: Options) -> str | None:
     """What is wrong with a record's values, in a line that names the option; None where all are sound."""
     for each in dataclasses.fields(record):
         value, limits = getattr(record, each.name), each.metadata

@@ -5,13 +5,13 @@ With a row in the tables it is scored by an eval script: `eval_Rain200H.py --der
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +20,34 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.names import match
+from machinery.options import Options, option, parse
 from metrix_code.metrics import METRICS, Metric
-from metrix_code.protocol import size
+from metrix_code.protocol import PROTOCOLS, size
 from metrix_code.scores import mean
 from utils import UserError, list_images, read_image, write_atomically
+
+
+@dataclass(frozen=True)
+class Folder(Options):
+    """The options of a metric that needs no clean images."""
+
+    res_path: Path = option(Path(), "the derained images", required=True)
+    workers: int = option(os.cpu_count() or 1, "images scored at a time", least=1)
+    csv: Path = option(Path(), "also write the scores to this file")
+
+
+@dataclass(frozen=True)
+class PairedFolders(Folder):
+    """Of one that compares with them."""
+
+    gt_path: Path = option(Path(), "the clean images, matched by name, then by number", required=True)
+    protocol: str = option("RGB", "what is scored, see protocol.py", PROTOCOLS)
+    gt_half: str = option(
+        "none",
+        "which half of a side-by-side file is the clean one: left in Rain800 and in the released layout, "
+        "right in Rain1200 and Rain12",
+        ("none", "left", "right"),
+    )
 
 
 class Score(NamedTuple):
@@ -49,58 +73,30 @@ def main(title: str, about: str | None) -> None:
     Raises UserError at the end where an image could not be scored: the others are.
     """
     choices = {m.protocol: m for m in METRICS.values() if m.title == title and not m.of_output}
-    options = _options(about, choices)
-    metric = choices[options.protocol]
+    metric = next(iter(choices.values()))
+    options = parse(PairedFolders() if metric.paired else Folder(), about)
+    if isinstance(options, PairedFolders):
+        metric = choices[options.protocol]
     derained = list_images(options.res_path)
     if not derained:
         raise UserError(
             f"{options.res_path} holds no images: give the folder of derained images as --res_path"
         )
     pairs: list[tuple[Path, Path | None]] = [(path, None) for path in derained]
-    if metric.paired:
-        pairs = _pairs(derained, options.res_path, options.gt_path)
-    scores = _in_parallel(partial(_score, metric, options), pairs, title, options.workers)
+    half = ""
+    if isinstance(options, PairedFolders):
+        pairs, half = _pairs(derained, options.res_path, options.gt_path), options.gt_half
+    scores = _in_parallel(partial(_score, metric, half), pairs, title, options.workers)
     for score in scores:
         if score.value is None:
             print(f"{score.derained.name}  not scored: {score.why}", file=sys.stderr)
         else:
             print(f"{score.derained.name}  {metric.text(score.value)}")
     print(_summary(scores, metric))
-    if options.csv:
+    if options.csv != Path():
         _write_csv(options.csv, scores, metric)
     if failed := [score for score in scores if score.value is None]:
         raise UserError(f"{len(failed)} of {len(scores)} images were not scored: {failed[0].why}")
-
-
-def _options(about: str | None, choices: dict[str, Metric]) -> argparse.Namespace:
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    parser = argparse.ArgumentParser(description=about, formatter_class=Formatter)
-    folder = partial(
-        parser.add_argument, type=Path, required=True, default=argparse.SUPPRESS, metavar="FOLDER"
-    )
-    folder("--res_path", help="the derained images")
-    first = next(iter(choices))
-    if choices[first].paired:
-        folder("--gt_path", help="the clean images, matched by name, then by number")
-        parser.add_argument(
-            "--protocol", choices=choices, default=first, help="what is scored, see protocol.py"
-        )
-        parser.add_argument(
-            "--gt_half",
-            choices=("left", "right"),
-            help="which half of a side-by-side file is the clean one: left in Rain800 and in the released "
-            "layout, right in Rain1200 and Rain12",
-        )
-    else:
-        parser.set_defaults(protocol=first)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="images scored at a time")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the scores to this file")
-    options = parser.parse_args()
-    if options.workers < 1:
-        parser.error("--workers must be at least 1")
-    return options
 
 
 def _pairs(derained: list[Path], res_path: Path, gt_path: Path) -> list[tuple[Path, Path | None]]:
@@ -130,10 +126,10 @@ def _in_parallel(
         return list(tqdm(pool.map(lambda pair: measure(*pair), pairs), label, len(pairs), unit="image"))
 
 
-def _score(metric: Metric, options: argparse.Namespace, derained: Path, clean: Path | None) -> Score:
+def _score(metric: Metric, half: str, derained: Path, clean: Path | None) -> Score:
     try:
         ours = read_image(derained)
-        theirs = _read_clean(clean, options.gt_half, derained, ours) if clean else None
+        theirs = _read_clean(clean, half, derained, ours) if clean else None
     except UserError as error:
         return Score(derained, clean, None, str(error))
     try:
@@ -143,14 +139,14 @@ def _score(metric: Metric, options: argparse.Namespace, derained: Path, clean: P
         return Score(derained, clean, None, f"{files}: {error}")
 
 
-def _read_clean(path: Path, half: str | None, derained: Path, ours: np.ndarray) -> np.ndarray:
+def _read_clean(path: Path, half: str, derained: Path, ours: np.ndarray) -> np.ndarray:
     """The clean image at `path`, or its `half` ("left", "right"), uint8 RGB (H, W, 3) to go with `ours`.
 
     Raises UserError where the file is side by side and no half is given, or the other way round.
     """
     theirs = read_image(path)
     doubled = theirs.shape[0] == ours.shape[0] and theirs.shape[1] == 2 * ours.shape[1]
-    if half:
+    if half in ("left", "right"):
         if not doubled:
             raise UserError(
                 f"{path} is {size(theirs)}, not twice as wide as {derained} ({size(ours)}): "

@@ -9,7 +9,6 @@ source says by whom). measured: what the scores.json files below --results say. 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -22,6 +21,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 from datasets.catalogue import columns, printed
+from machinery.options import Options, option, parse
 from metrix_code.metrics import METRICS, Metric
 from metrix_code.scores import FILE, NOT_TOLD, read_scores
 from utils import UserError, run
@@ -352,18 +352,17 @@ def _footnotes(table: Table) -> list[str]:
 PRINTED = {"plain": as_plain, "markdown": as_markdown, "latex": as_latex}
 
 
+@dataclass(frozen=True)
+class Tables(Options):
+    """The options of this script."""
+
+    results: Path = option(Path("results"), "where the evaluations are")
+    format: str = option("plain", "how they are printed", (*PRINTED, "csv"))
+    kinds: tuple[str, ...] = option(KINDS, "which rows, in which order", KINDS)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="where the evaluations are (default: results)"
-    )
-    parser.add_argument("--format", choices=(*PRINTED, "csv"), default="plain", help="(default: plain)")
-    parser.add_argument(
-        "--kinds", choices=KINDS, nargs="+", default=KINDS, help="which rows, in which order (default: all)"
-    )
-    options = parser.parse_args()
+    options = parse(Tables(), __doc__)
     found = tables(options.results, options.kinds)
     if options.format == "csv":
         print(as_csv(found), end="")

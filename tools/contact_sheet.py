@@ -7,9 +7,9 @@ Images belong to each other by name, as in the metric scripts.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 from datasets.names import match
+from machinery.options import Options, option, parse
 from utils import UserError, list_images, read_image, run, write_image
 
 GAP, CAPTION = 6, 24  # pixels, white
@@ -46,17 +47,22 @@ def _scaled(image: np.ndarray, height: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
+@dataclass(frozen=True)
+class Sheet(Options):
+    """The options of this script."""
+
+    columns: tuple[str, ...] = option((), "CAPTION=FOLDER, from left to right", positional=True)
+    out: Path = option(Path(), "the picture to write", required=True)
+    most: int = option(8, "rows at the most", least=1)
+    height: int = option(160, "of each image, in pixels", least=1, most=4096)
+
+    def contradiction(self) -> str | None:
+        wrong = [column for column in self.columns if not all(column.partition("="))]
+        return f"{wrong[0]}: a column is CAPTION=FOLDER" if wrong else super().contradiction()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("columns", nargs="+", metavar="CAPTION=FOLDER", help="from left to right")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write")
-    parser.add_argument("--most", type=int, default=8, help="rows at the most (default: 8)")
-    parser.add_argument("--height", type=int, default=160, help="of each image, in pixels (default: 160)")
-    options = parser.parse_args()
-    if wrong := [column for column in options.columns if not all(column.partition("="))]:
-        parser.error(f"{wrong[0]}: a column is CAPTION=FOLDER")
+    options = parse(Sheet(), __doc__)
     folders = dict(column.split("=", 1) for column in options.columns)
     write_image(options.out, from_folders(folders, options.most, options.height))
     print(f"written: {options.out}")
@@ -64,6 +70,8 @@ def main() -> None:
 
 def from_folders(folders: Mapping[str, str | Path], most: int = 8, height: int = 160) -> np.ndarray:
     """The sheet of the first `most` images that every folder has. Raises UserError where none is in all."""
+    if not folders:
+        raise UserError("no column: give CAPTION=FOLDER, one or more")
     first, *others = [list_images(Path(folder)) for folder in folders.values()]
     partners = [dict(match(first, files).pairs) for files in others]
     shown = [path for path in first if all(path in each for each in partners)][:most]

@@ -7,26 +7,30 @@ It loads like any other (`--logdir`, `--teacher`), into float32; only `--resume`
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint, save_checkpoint
+from machinery.options import Options, option, parse
 from machinery.runlog import FILE, RunLog, logged
 from utils import UserError, run
 
 KEPT = ("network", "step", "recipe", "data", "counts", "began_with", "released")
 
 
+@dataclass(frozen=True)
+class Export(Options):
+    """The options of this script."""
+
+    logdir: Path = option(Path(), "the run's folder, or its checkpoint", required=True)
+    save_path: Path = option(Path(), "another folder, for the small one", required=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--logdir", type=Path, required=True, help="the run's folder, or its checkpoint")
-    parser.add_argument("--save_path", type=Path, required=True, help="another folder, for the small one")
-    options = parser.parse_args()
+    options = parse(Export(), __doc__)
     path = find_checkpoint(options.logdir, "give the folder of a training run")
     if (options.save_path / LATEST).exists():
         raise UserError(f"{options.save_path} has a {LATEST} already: give another --save_path")

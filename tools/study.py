@@ -22,8 +22,8 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 import utils
-from config import EVALUATIONS, STUDENTS, Evaluation, Student
-from engine import Run, Schedule
+from config import EVALUATIONS, STUDENTS, Evaluation, Schedule, Student
+from engine import Run
 from evaluation import score
 from machinery import distributed
 from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint, load_to_resume

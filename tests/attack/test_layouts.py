@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import io
@@ -15,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from datasets.catalogue import CATALOGUE
-from datasets.check import check_split
+from datasets.check import Check, check_split
 from datasets.layouts import find_images, find_pairs, released_real_folder
 from datasets.pairs import Found, ListedPairs, check_pairs, read_pair, refuse_unless_additive
 from tests import layouts
@@ -120,7 +119,7 @@ def test_any_tree_is_read_or_told_and_left_as_it_is(budget: Budget, tmp_path: Pa
             if listed and path.is_file() and path.stat().st_size < 2000:
                 path.write_bytes(b" ".join(listed) + b"\n")
         before = tree(root)
-        options = argparse.Namespace(path=root, rainy_side=side, deep=True)
+        options = Check(dataset, root, rainy_side=side, deep=True)
         for act in (
             lambda: find_pairs(root, split, dataset, side),
             lambda: find_pairs(root / inside.parent, split, dataset, side),
