@@ -37,7 +37,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 
 import losses
 from benchmarks import plain
-from benchmarks.run import device_asked
 from config import STUDENTS, TEACHERS
 from engine import backward, training_step
 from inference import Prepared, hardware
@@ -404,6 +403,13 @@ def proved(names: list[str], at: Setting) -> Iterator[Row]:
             last = (str(error).strip().splitlines() or [""])[0]
             yield Row(name, "", f"failed: {type(error).__name__}: {last}", False)
     set_arithmetic("float32")
+
+
+def device_asked(parser: argparse.ArgumentParser, name: str) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if name == "cuda" and not cuda:
+        parser.error("--device cuda: torch sees no CUDA device here")
+    return torch.device("cuda" if cuda and name != "cpu" else "cpu")
 
 
 def read_options() -> argparse.Namespace:

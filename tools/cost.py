@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
+from benchmarks.measure import peak_memory, seconds
 from benchmarks.plain import plain
-from benchmarks.run import peak_memory, seconds
 from inference import Derainer, hardware
 from machinery import distributed
 from machinery.options import Machine, option, parse
