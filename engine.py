@@ -63,6 +63,7 @@ def training_step(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
     parts: Sequence[Batch],
+    *,
     fast: FastGradient | None = None,
 ) -> dict[str, Tensor]:
     """Moves the weights once, by a batch that comes in one part or several, and returns terms and `total`.
@@ -188,7 +189,7 @@ class Run:
                 self._validate()
             self._start_watch()
             for parts in self.batches:
-                terms = training_step(self.stage, self.model, self.optimizer, parts, self.fast)
+                terms = training_step(self.stage, self.model, self.optimizer, parts, fast=self.fast)
                 self.scheduler.step()
                 self.step += 1
                 self.bar.update()

@@ -80,6 +80,7 @@ def score_pairs(
     derainer: Derainer | Results,
     pairs: Sequence[Pair],
     metrics: Sequence[str],
+    *,
     workers: int = 0,
     failed: Callable[[Pair, UserError], object] | None = None,
 ) -> Iterator[Scored]:
@@ -117,7 +118,7 @@ def score_pairs(
                     "or --precision float32 helps"
                 )
             derained = to_uint8(output)
-        scores, remarks = scores_of(metrics, rainy, clean, output, derained)
+        scores, remarks = scores_of(metrics, rainy=rainy, clean=clean, output=output, derained=derained)
         yield Scored(pair, rainy, clean, output, derained, scores, seconds, remarks)
 
 
@@ -149,6 +150,7 @@ def as_it_is(item: Any) -> Any:
 
 def scores_of(
     metrics: Sequence[str],
+    *,
     rainy: np.ndarray,
     clean: np.ndarray | None,
     output: Tensor | None,
@@ -245,7 +247,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
         tqdm.write(f"{pair.name}  not scored: {error}")
 
     metrics = [key for key in KEYS if options.niqe or METRICS[key.removeprefix("rainy_")].paired]
-    scored = score_pairs(model, pairs, metrics, options.workers, failed)
+    scored = score_pairs(model, pairs, metrics, workers=options.workers, failed=failed)
     try:
         # disable=None: in a log file the lines of the images are progress enough
         for each in tqdm(scored, total=len(pairs), unit="image", disable=None):

@@ -117,7 +117,7 @@ class Step:
         return self
 
     def __call__(self) -> dict[str, Tensor]:
-        return training_step(self.stage, self.net, self.optimizer, [self.batch], self.fast)
+        return training_step(self.stage, self.net, self.optimizer, [self.batch], fast=self.fast)
 
 
 def away(ours: Tensor, exact: Tensor) -> float:

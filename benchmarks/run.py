@@ -178,9 +178,10 @@ def peak_of(name: str, how: str, machine: Machine) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def loading_rates(root: Path, cache: str, workers: int, repeats: int, batch: int = 12) -> list[float]:
+def loading_rates(root: Path, cache: str, workers: int, repeats: int) -> list[float]:
     """Pairs a second over whole epochs, after one in which the workers start and the cache fills."""
     crops = PairCrops(find_pairs(root, "train"), 120, cache=ImageCache(cache))
+    batch = 12
     first, counted = len(crops) // batch, 40 if cache == "on" else 12
     rates = []
     for _ in range(repeats):
@@ -279,8 +280,8 @@ class Measured:
         if medians["bfloat16"] < medians["float32"]:
             self.hows.remove("bfloat16")
             self.remarks.append(
-                "this machine multiplies bfloat16 no faster than float32, and its speed is left out: it takes "
-                "a CPU with AMX or AVX512-BF16, or a card"
+                "this machine multiplies bfloat16 no faster than float32, so its speed is left out: that "
+                "takes a CPU with AMX or AVX512-BF16, or a card"
             )
 
     def inference(self) -> None:

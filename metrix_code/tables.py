@@ -161,16 +161,16 @@ def tables(results: Path, kinds: Sequence[str] = KINDS) -> list[Table]:
     benchmarks, simulated = gather(results) if "measured" in kinds else ([], [])
     cells = [cell for kind in kinds if kind != "measured" for cell in from_others(kind)] + benchmarks
     found = [
-        _table("PSNR (dB) / SSIM", "psnr", cells, [QUALITY_NOTE], columns("psnr")),
-        _table("NIQE", "niqe", cells, [NIQE_NOTE], columns("niqe")),
-        _table("PSNR (dB) / SSIM on SIMULATED rain, no benchmark", "psnr", simulated, [QUALITY_NOTE]),
-        _table("NIQE on SIMULATED rain, no benchmark", "niqe", simulated, [NIQE_NOTE]),
+        _table("PSNR (dB) / SSIM", "psnr", cells, notes=[QUALITY_NOTE], datasets=columns("psnr")),
+        _table("NIQE", "niqe", cells, notes=[NIQE_NOTE], datasets=columns("niqe")),
+        _table("PSNR (dB) / SSIM on SIMULATED rain, no benchmark", "psnr", simulated, notes=[QUALITY_NOTE]),
+        _table("NIQE on SIMULATED rain, no benchmark", "niqe", simulated, notes=[NIQE_NOTE]),
     ]
     return [table for table in found if table.cells]
 
 
 def _table(
-    title: str, score: str, cells: Iterable[Cell], notes: Sequence[str], datasets: Sequence[str] = ()
+    title: str, score: str, cells: Iterable[Cell], *, notes: Sequence[str], datasets: Sequence[str] = ()
 ) -> Table:
     """Of the cells that hold this `score`; the datasets in the order given, others after them."""
     chosen = [cell for cell in cells if score in cell.scores]

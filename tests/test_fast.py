@@ -40,7 +40,7 @@ def test_fast_steps_are_the_eager_ones(name, parts):
     for _ in range(3):
         batch = batches(parts)
         expected = training_step(stage, eager, optimizers[0], batch)
-        terms = training_step(stage, replayed, optimizers[1], batch, fast)
+        terms = training_step(stage, replayed, optimizers[1], batch, fast=fast)
         assert {name: value.item() for name, value in terms.items()} == {
             name: value.item() for name, value in expected.items()
         }
