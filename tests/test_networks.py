@@ -134,7 +134,7 @@ def test_all_but_the_units_is_one_graph():
     net = small_network()
     for stage in net.modules():
         if isinstance(stage, DenseFeatures):
-            stage.unit = torch.nn.Identity()
+            stage.unit = torch.nn.Identity()  # type: ignore[assignment]
     rainy, graphs = torch.rand(1, 3, 32, 40), []
     expected = net(rainy)
 
