@@ -99,7 +99,10 @@ class Training(Machine):
     deterministic: bool = option(
         False, "on CUDA too, the same numbers in every run, and after --resume; slower"
     )
-    compile: bool = option(False, "compile the units (CUDA): minutes at the start, faster steps")
+    compile: bool = option(
+        False,
+        "compile the units (CUDA): minutes at the start, faster steps; with --fast the whole network",
+    )
     log_every: int = option(10, "steps between log lines", least=1)
     save_every: int = option(200, "steps between checkpoints; Ctrl-C saves too", least=1)
     keep_every: int = option(

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import utils
-from inference import OVERLAP, Derainer, best_precision
+from inference import OVERLAP, Derainer, best_precision, hardware
 from machinery import distributed, videos, web
 from machinery.options import Machine, option, parse
 from machinery.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
@@ -81,7 +81,9 @@ def main() -> None:
         tile=options.tile or None,
         self_ensemble=options.self_ensemble,
     )
-    print(f"model: {derain.path}, step {derain.content['step']}, {precision}")
+    print(
+        f"model: {derain.path}, step {derain.content['step']}; on {device}: {hardware(device)}, {precision}"
+    )
     if options.serve:
         web.serve(options.port, lambda picture: picture.painted(derain.derained(picture.tensor())), derain)
         return

@@ -115,7 +115,7 @@ class Run:
     def __init__(self, stage: type[Stage], recipe: Training, world: World) -> None:
         self.recipe, self.world, self.stop_signal = recipe, world, 0
         self.stage = stage(recipe, parts=world.size * recipe.accumulate)
-        self.say(f"on {hardware(world.device)}, {recipe.precision}")
+        self.say(f"on {world.device}: {hardware(world.device)}, {recipe.precision}")
         self.crops = self.stage.crops(ImageCache(recipe.cache))
         self.data = [line for crops in self.crops for line in crops.notes]
         self.counts = {what: count for crops in self.crops for what, count in crops.counts.items()}

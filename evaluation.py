@@ -231,6 +231,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     labels = labels_of(model, found, options)
     if isinstance(model, Derainer):
         labels |= {"precision": options.precision, "tile": options.tile, "hardware": hardware(device)}
+        print(f"on {device}: {labels['hardware']}, {options.precision}")
     folder = place_for(options.save_path, labels)
     refuse_inputs(folder, [found.root, *inputs_of(found), *([] if derainer else [options.derained])])
     pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model.files]

@@ -214,9 +214,15 @@ def build(network: Mapping[str, Any]) -> nn.Module:
 
 
 def for_training(net: nn.Module, recipe: Any) -> Prepared:
-    """`net` as a recipe has it trained. Raises UserError where it offers no --recompute or no --compile."""
+    """`net` as a recipe has it trained. Raises UserError where it offers no --recompute or no --compile.
+
+    With --fast any network is compiled whole, to the one graph that the CUDA graph then holds.
+    """
+    whole = recipe.fast and recipe.compile
+    if whole:
+        net.compile(dynamic=False, fullgraph=True)
     for wanted in ("recompute", "compile"):
-        if getattr(recipe, wanted):
+        if getattr(recipe, wanted) and not whole:
             if not hasattr(net, f"{wanted}_units"):
                 raise UserError(f"--{wanted}: the backbone {recipe.backbone} does not offer it")
             getattr(net, f"{wanted}_units")()

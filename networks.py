@@ -207,7 +207,7 @@ class DenseFeatures(nn.Module):
         features: list[Tensor] = []
         for i in range(self.n):
             out = self.fusions[i - 1]([x, *features]) if i else x
-            if skips:
+            if skips is not None:  # not its truth: torch 2.11 would not compile that
                 out = out + next(skips)
             if self.recompute and torch.is_grad_enabled():
                 # nothing in a unit is random, and a CUDA graph cannot record the generator's state

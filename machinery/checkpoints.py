@@ -191,10 +191,12 @@ def restore(
     """
     ways = [{key: group[key] for key in ("fused", "foreach")} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(training["optimizer"])
+        saved = training["optimizer"]
+        # before loading: a fused optimizer's count of steps must come to the card, by what it is told here
+        groups = [group | way for group, way in zip(saved["param_groups"], ways, strict=True)]
+        optimizer.load_state_dict({**saved, "param_groups": groups})
         scheduler.load_state_dict(training["scheduler"])
-        for group, way in zip(optimizer.param_groups, ways, strict=True):
-            group |= way
+        for group in optimizer.param_groups:
             for weight in group["params"]:
                 moments = optimizer.state[weight]
                 fits = all(moments[key].shape == weight.shape for key in ("exp_avg", "exp_avg_sq"))

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ from torch.distributed.run import main as torchrun
 from machinery.arithmetic import set_arithmetic
 from machinery.options import Machine
 from utils import UserError
+
+# After so long a wait for another process it is lost. None takes as long to compile, or to score its images
+# when the others have scored theirs; where a process ends, its fellows notice at once.
+PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,11 @@ def start(machine: Machine) -> World:
             raise UserError(f"process {local + 1} of this machine has no card: --gpu_id lists {len(cards)}")
         device = cards[local]
     ready(machine, device)
-    # gloo besides: flags and scores travel between CPUs without waiting for a card
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        # gloo besides: flags and scores travel between CPUs without waiting for a card
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
     return World(rank, size, device)
 
 

@@ -89,7 +89,7 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     given = {k: tuple(itertools.chain(*v)) if isinstance(v, list) else v for k, v in given.items()}
     changed = dataclasses.replace(record, **given)
     if wrong := problem(changed):
-        parser.error(wrong)
+        parser.exit(2, f"{parser.prog}: {wrong}\n")  # one line: all of the usage would bury it
     return changed
 
 

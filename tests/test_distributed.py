@@ -243,6 +243,48 @@ def test_each_process_has_its_card_and_a_missing_one_is_named(two_cards, monkeyp
         distributed.start(Machine(gpu_id=(0, 1)))
 
 
+@pytest.mark.parametrize("script", ["train_Rain200H.py", "eval_Rain200H.py", "derain.py nothing.png"])
+def test_one_process_computes_on_the_card_that_was_asked_for(
+    two_cards, monkeypatch, run_here, capsys, tmp_path, script
+) -> None:
+    """Else its pinned memory and its streams would be the first card's."""
+
+    def asked(device: torch.device) -> None:
+        raise UserError(f"all of it on {device}")
+
+    (tmp_path / "nothing.png").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "set_device", asked)
+    assert run_here(*script.split(), "--gpu_id", "1") == 2
+    assert capsys.readouterr().err.endswith("all of it on cuda:1\n")
+    assert two_cards == []
+
+
+@pytest.mark.parametrize(
+    ("cards", "wrong"), [("-1", "-1 must be at least 0"), ("0,0", "0,0 names a card twice")]
+)
+def test_cards_that_cannot_be_are_refused_in_one_line(run_here, capsys, cards, wrong) -> None:
+    for script in ("train_Rain200H.py", "eval_Rain200H.py"):
+        assert run_here(script, "--gpu_id", cards) == 2
+        assert capsys.readouterr().err == f"{script}: --gpu_id {wrong}\n"
+
+
+def test_processes_wait_for_each_other_so_long_and_know_their_card(two_cards, monkeypatch) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **k: asked.append((a, k)))
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    card = torch.device("cuda", 1)
+    assert distributed.start(Machine(gpu_id=(0, 1))) == distributed.World(3, 4, card)
+    assert distributed.start(Machine(use_GPU=False)).device.type == "cpu"
+    patience = distributed.PATIENCE
+    assert asked == [
+        (("cpu:gloo,cuda:nccl",), {"timeout": patience, "device_id": card}),
+        (("gloo",), {"timeout": patience}),
+    ]
+
+
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [

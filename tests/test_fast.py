@@ -7,12 +7,16 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+import networks
 from config import STUDENTS, TEACHERS
 from engine import backward, training_step
 from inference import Prepared
 from machinery.fast import FastGradient
+from networks import Derained
 from stages import SID, SSIDKD, Stage
+from tests.small import assert_same_weights, teacher, trained
 from tests.test_networks import small_network
 
 
@@ -67,3 +71,37 @@ def test_the_terms_of_a_step_outlive_the_next_one():
     before = kept["total"].item()
     assert fast([second])[0]["total"].item() != before
     assert kept["total"].item() == before
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, rainy):
+        streaks = self.conv(rainy)
+        return Derained(rainy - streaks, streaks, streaks)
+
+
+def test_with_compile_the_network_is_one_graph_and_validation_is_eager(tmp_path, monkeypatch):
+    """A validation has images of other sizes. The compiler's front alone: its kernels would take minutes."""
+    graphs, asked = [], []
+
+    def front(graph, inputs):
+        graphs.append(inputs)
+        return graph
+
+    def compiled_by_front(net, **how):
+        asked.append(how)
+        real(net, backend=front, **how)
+
+    real = Tiny.compile
+    monkeypatch.setitem(networks.BACKBONES, "Tiny", Tiny)
+    monkeypatch.setattr(Tiny, "compile", compiled_by_front)
+    eager = teacher(tmp_path, steps=4, val_every=1, backbone="Tiny", save_path=tmp_path / "eager")
+    trained(eager)
+    fast = dataclasses.replace(eager, fast=True, compile=True, save_path=tmp_path / "fast")
+    assert trained(fast).validated == 4
+    assert asked == [{"dynamic": False, "fullgraph": True}]
+    assert len(graphs) == 1
+    assert_same_weights(eager.save_path, fast.save_path, within=1e-6)

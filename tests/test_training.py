@@ -1,7 +1,9 @@
 """Both stages' loop: what it writes, how it stops, resumes and refuses."""
 
+import copy
 import dataclasses
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import engine
 from config import STUDENTS, TEACHERS, Schedule
 from engine import Run
-from machinery.checkpoints import load_checkpoint, save_checkpoint
+from machinery.checkpoints import load_checkpoint, restore, save_checkpoint
+from machinery.runlog import RunLog
 from tests import layouts
 from tests.small import (
     ROOT,
@@ -183,6 +186,46 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert "--resume" in out.splitlines()[-1] and "train_Rain200H.py" in out.splitlines()[-1]
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
+
+
+def test_a_checkpoint_of_another_device_keeps_this_ones_optimizer(tmp_path):
+    """A CPU's, resumed on a card: fused Adam stays, and its count of steps comes to the card."""
+    weights = [torch.zeros(3, requires_grad=True) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.ones(3)
+    optimizer, resumed = (
+        torch.optim.Adam([w], fused=fused) for w, fused in zip(weights, (False, True), strict=True)
+    )
+    optimizer.step()
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: 0.5) for each in (optimizer, resumed)]
+    saved = copy.deepcopy({"optimizer": optimizer.state_dict(), "scheduler": schedulers[0].state_dict()})
+    saved["optimizer"]["state"][0]["step"] = torch.tensor(1.0, dtype=torch.float64)
+    restore(resumed, schedulers[1], saved, tmp_path)
+    (group,) = resumed.param_groups
+    assert group["fused"] and not group["foreach"]
+    # what torch does to a fused optimizer's alone, there where it brings it to the weights' device
+    assert resumed.state[weights[1]]["step"].dtype == torch.float32
+    with torch.no_grad():
+        weights[1].copy_(weights[0])
+    for each in (optimizer, resumed):
+        each.step()
+    torch.testing.assert_close(weights[1], weights[0])
+
+
+def test_a_validation_seeks_no_algorithm_and_the_training_goes_on_seeking(tmp_path, monkeypatch):
+    seeks = []
+    monkeypatch.setattr(Run, "_score", lambda self, _: seeks.append(torch.backends.cudnn.benchmark))
+    run = a_run(teacher(tmp_path, steps=1, val_every=1))
+    with RunLog(tmp_path, 0, 0, silent=True) as run.log:
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as a run on a card has it
+        run._validate()
+    assert seeks == [False] and torch.backends.cudnn.benchmark
+
+
+def test_a_run_says_on_which_device_it_is(tmp_path, capsys):
+    a_run(teacher(tmp_path, precision="tf32"))
+    (told,) = re.findall(r"^on cpu: (.+), tf32$", capsys.readouterr().out, re.MULTILINE)
+    assert told.endswith("threads")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
