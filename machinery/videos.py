@@ -67,11 +67,14 @@ class _Frames:
     def __init__(self, path: Path) -> None:
         self.path, self.lost = path, list[str]()
         with about(path, "fetch it again"):
-            self.container = av.open(str(path), metadata_errors="replace")
+            try:
+                self.container = av.open(str(path), metadata_errors="replace")
+            except av.InvalidDataError:
+                raise UserError(f"{path} is not a video, or is cut short: fetch it again") from None
         if not self.container.streams.video:
             raise UserError(f"{path} holds no moving picture")
         self.stream = self.container.streams.video[0]
-        self.stream.thread_type = "AUTO"
+        self.stream.thread_type = "SLICE"  # decoders that take a thread a frame lose some before a broken one
 
     def count(self) -> int | None:
         """As the container tells it, which may lie: for the progress bar alone."""
@@ -100,14 +103,19 @@ class _Frames:
                 broken += frame.is_corrupt
                 end = frame.time if frame.time is not None else end
                 yield frame
-        start, length = (self.container.start_time or 0) / av.time_base, self.container.duration
         if end is None:
             raise UserError(f"{self.path} holds no frame that can be read: fetch it again")
-        if not self.lost and length and end < start + length / av.time_base - MISSING:
-            missing = start + length / av.time_base - end
+        missing = self._seconds() - (end - _start(self.container))
+        if not self.lost and missing > MISSING:
             self.lost.append(f"its end: it is cut short by {missing:.0f} s, or the sound is longer")
         if broken:
-            self.lost.append(f"{broken} frames that are broken")
+            self.lost.append("a frame that is broken" if broken == 1 else f"{broken} frames that are broken")
+
+    def _seconds(self) -> float:
+        """Its length as the container tells it. The header of a cut AVI tells it by the frames alone."""
+        pace = self.stream.average_rate
+        by_frames = self.stream.frames / pace if pace else 0
+        return float(max((self.container.duration or 0) / av.time_base, by_frames))
 
 
 def _make_parts(path: Path, suffix: str, parts: Path, paint: Paint) -> list[str]:
@@ -199,6 +207,11 @@ class _Part:
         self.temporary.unlink(missing_ok=True)
 
 
+def _start(container: Any) -> float:
+    """Of the clock, in seconds: camcorders and recorders of television begin anywhere."""
+    return max(0, container.start_time or 0) / av.time_base
+
+
 def _packets(path: Path, kind: str = "video") -> Iterator[Any]:
     with av.open(str(path)) as container:
         for packet in container.demux(**{kind: 0}):
@@ -233,10 +246,12 @@ def _join(path: Path, suffix: str, unfinished: Path, names: list[Path]) -> list[
         if others:
             rest = _until_broken(source.demux([source.streams[index] for index in others]))
             tracks.append((packet, others[packet.stream.index]) for packet in rest)
-        count = 0
+        count, start = 0, _start(source)
         for packet, stream in heapq.merge(*tracks, key=lambda each: each[0].dts * each[0].time_base):
             count += stream is picture
             packet.stream = stream
+            ticks = round(start / packet.time_base)  # the result begins at 0, or players tell a wrong length
+            packet.pts, packet.dts = packet.pts - ticks, packet.dts - ticks
             result.mux(packet)
     found = sum(1 for _ in _packets(unfinished))
     if found != count:
@@ -252,7 +267,7 @@ def _until_broken(packets: Iterator[Any]) -> Iterator[Any]:
             return
         if packet is None:
             return
-        if packet.dts is not None:
+        if packet.dts is not None and packet.pts is not None:
             yield packet
 
 

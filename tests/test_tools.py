@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from inference import Derainer
 from machinery.checkpoints import load_checkpoint
 from machinery.runlog import logged
 from tests import layouts, small
 from tests.small import SMALL, arguments
 from tools.contact_sheet import CAPTION, GAP
-from utils import read_image, write_image
+from utils import UserError, read_image, write_image
 
 
 def test_a_study_tells_every_weighting_by_scores_and_differences(tmp_path, run_here, capsys):
@@ -84,3 +85,27 @@ def test_a_contact_sheet_has_a_column_a_folder_and_a_row_an_image(tmp_path, run_
 def test_help(script, run_here, capsys):
     assert run_here(script, "--help") == 0
     assert "--" in capsys.readouterr().out
+
+
+def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, monkeypatch, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-extras.txt")
+    small.trained(small.teacher(tmp_path, steps=1, units=(1, 1, 1)))
+    words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(tmp_path / "it.onnx"))
+    assert run_here("tools/export_onnx.py", *words) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "it.onnx", providers=["CPUExecutionProvider"])
+    derain = Derainer.open(tmp_path / "teacher")
+    # at 171 and 228 ONNX's own nearest upsampling takes other pixels than PyTorch's
+    for shape in ((1, 3, 33, 171), (2, 3, 228, 36), (3, 3, 47, 64)):
+        rainy = torch.rand(shape)
+        (given,) = session.run(["derained"], {"rainy": rainy.numpy()})
+        assert np.abs(given - torch.stack([derain.derained(image) for image in rainy]).numpy()).max() < 1e-5
+    from tools import export_onnx
+
+    # what differs is not kept, and what lay there before stays
+    before = (tmp_path / "it.onnx").read_bytes()
+    monkeypatch.setattr(export_onnx, "TOLERANCE", 0.0)
+    monkeypatch.setattr(export_onnx, "export", lambda net, path: path.write_bytes(before))
+    monkeypatch.setattr("sys.argv", ["export_onnx.py", *words])
+    with pytest.raises(UserError, match="differs from PyTorch's"):
+        export_onnx.main()
+    assert (tmp_path / "it.onnx").read_bytes() == before

@@ -62,6 +62,11 @@ def frames_of(path):
         return [(each.time, each.to_ndarray(format="rgb24")) for each in container.decode(video=0)]
 
 
+def start_of(path):
+    with videos.av.open(str(path)) as container:
+        return max(0, container.start_time) / videos.av.time_base
+
+
 def sound_of(path):
     with videos.av.open(str(path)) as container:
         return np.concatenate([each.to_ndarray() for each in container.decode(audio=0)], axis=1)
@@ -89,12 +94,14 @@ def test_frames_their_times_and_the_sound_stay(tmp_path, name, codec, sound):
     target, lost = rewrite(path, tmp_path)
     before, after = frames_of(path), frames_of(target)
     assert not lost and len(before) == len(after)
+    start = start_of(path)  # of a .ts, which becomes 0
     for (time, image), (new_time, new_image) in zip(before, after, strict=True):
-        assert abs(time - new_time) < 0.001
+        assert abs(time - start - new_time) < 0.001
         assert np.abs(image.astype(int) - new_image).mean() < 3
     assert np.array_equal(sound_of(path), sound_of(target))
     with videos.av.open(str(target)) as container:
         assert container.streams.video[0].guessed_rate == PACE
+        assert container.start_time == 0 and container.duration < 1e6  # microseconds; of 12 frames
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted({name, target.name})
 
 
@@ -165,15 +172,18 @@ def test_a_run_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 @by_pyav
-@pytest.mark.parametrize("name", ["x.mkv", "x.ts"])
-def test_a_broken_end_is_told_and_what_is_before_it_kept(tmp_path, name):
-    path = clip(tmp_path / name, frames=120, sound="aac")
+@pytest.mark.parametrize(
+    ("name", "codec", "sound"),
+    [("x.mkv", "libx264", "aac"), ("x.ts", "libx264", "aac"), ("x.avi", "mpeg4", "mp3")],
+)
+def test_a_broken_end_is_told_and_what_is_before_it_kept(tmp_path, name, codec, sound):
+    path = clip(tmp_path / name, frames=120, codec=codec, sound=sound)
     data = path.read_bytes()
     (tmp_path / f"cut{path.suffix}").write_bytes(data[: len(data) // 3])
     whole, lost = rewrite(path, tmp_path)
     assert not lost and len(frames_of(whole)) == 120
-    if name == "x.mkv":  # a .ts tells its length nowhere: whoever cuts it makes a shorter one
-        target, lost = rewrite(tmp_path / "cut.mkv", tmp_path)
+    if name != "x.ts":  # which tells its length nowhere: whoever cuts it makes a shorter one
+        target, lost = rewrite(tmp_path / f"cut{path.suffix}", tmp_path)
         assert any("end" in each for each in lost)
         assert 0 < len(frames_of(target)) < 100
 
@@ -187,7 +197,7 @@ def test_what_is_no_video_is_named(tmp_path, content):
         path.write_bytes(path.read_bytes()[:2000])  # the table of an MP4 stands at its end
     else:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.mp4"):
+    with pytest.raises(UserError, match=r"x\.mp4 is not a video, or is cut short"):
         rewrite(path, tmp_path)
     assert not (tmp_path / "out.mp4").exists()
 
