@@ -212,8 +212,7 @@ class Run:
         )
         self.stage.start(self.net)
         if resumed:
-            restore(self.optimizer, self.scheduler, resumed["training"], self.latest)
-            self.stage.load_state_dict(resumed["training"]["stage"])
+            restore(self.optimizer, self.scheduler, self.stage, resumed["training"], self.latest)
         self.model: nn.Module = self.net
         self.fast: FastGradient | None = None
         if recipe.fast:
