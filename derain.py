@@ -232,7 +232,7 @@ class Session:
         if (
             before.icc or file.suffix == ".tif"
         ):  # the page's own copies have no profile; no browser shows TIFF
-            shown = f"page/{hashlib.sha256(str(below).encode()).hexdigest()[:16]}.png"
+            shown = f"page/{hashlib.sha256(os.fsencode(below)).hexdigest()[:16]}.png"
             utils.write_image(page.folder / shown, images[1])
         page.add({"name": str(below), "file": Path(shown).as_posix()}, *images)
 

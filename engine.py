@@ -163,8 +163,8 @@ class Run:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.schedule.factor)
         self.stage.start(self.net)
         if resumed:
-            restore(self.optimizer, self.scheduler, resumed["training"], self.latest)
-            self.stage.load_state_dict(resumed["training"]["stage"])
+            state = resumed["training"]
+            restore(self.optimizer, self.scheduler, self.stage, training=state, path=self.latest)
         self.model: nn.Module = self.net
         self.fast: FastGradient | None = None
         if recipe.fast:

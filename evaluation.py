@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import utils
@@ -35,6 +35,7 @@ from datasets.pairs import Found, Pair, check_pairs, read_pair
 from inference import Derainer, hardware
 from machinery import distributed
 from machinery.distributed import World
+from machinery.loading import Loader, outlive_signals
 from machinery.options import parse
 from metrix_code.metrics import KEYS, METRICS, OF_RECORD
 from metrix_code.page import FILE as PAGE
@@ -91,11 +92,12 @@ def score_pairs(
     """
     images = Images(pairs, derainer.files if isinstance(derainer, Results) else {})
     ahead = iter(
-        DataLoader(
+        Loader(
             images,
             batch_size=None,
             collate_fn=as_it_is,
             num_workers=workers,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # torch's global one is a training's
         )
     )
@@ -254,11 +256,11 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
         for each in tqdm(scored, total=len(pairs), unit="image", disable=None):
             utils.write_image(folder / files[each.pair], each.derained)
             row = {"name": each.pair.name, "file": files[each.pair], "seconds": each.seconds, **each.scores}
-            if page:
-                page.add(row, each.rainy, each.derained, each.clean)
             images.append(row)
             for line in (in_words(row), *each.remarks):
                 tqdm.write(line)
+            if page:  # last: a full disk costs no score
+                page.add(row, each.rainy, each.derained, each.clean)
     finally:
         result = labels | {"images": images, "mean": average(images)}
         if images:
@@ -402,7 +404,8 @@ def model_in_words(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
 
 
 def warnings_of(found: Found, labels: Mapping[str, Any], options: Evaluation) -> list[str]:
-    lines = check_pairs(found) if options.labelled else list(found.warnings)
+    # what cannot be read is told when its turn comes, and does not keep the others from being scored
+    lines = check_pairs(found, failed=lambda error: None) if options.labelled else list(found.warnings)
     if not labels["simulated"] and labels["dataset"] != options.dataset:
         lines.append(f"this is scored as {labels['dataset']}, not as {options.dataset}: see --set_name")
     if labels["seen"]:
@@ -441,6 +444,8 @@ def refuse_inputs(folder: Path, inputs: Iterable[Path]) -> None:
 
 def set_scores_aside(folder: Path) -> None:
     """An earlier evaluation's scores go, for its images will: no old score stands beside a new picture."""
+    with about(folder, done="made", library=False):
+        folder.mkdir(parents=True, exist_ok=True)  # first: of new/../old nothing is seen before new is there
     with about(folder / FILE, done="moved away"):
         if not (folder / FILE).exists():
             return

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from machinery.checkpoints import fill, find_checkpoint, load_checkpoint
 from networks import BACKBONES, Derained
-from utils import UserError, to_tensor, to_uint8
+from utils import UserError, about, to_tensor, to_uint8
 
 CPU = torch.device("cpu")
 OVERLAP = 64  # of two tiles, in pixels
@@ -231,11 +231,11 @@ def for_training(net: nn.Module, recipe: Any) -> Prepared:
 
 def network_from(content: Mapping[str, Any], path: Path) -> nn.Module:
     """The network in a checkpoint, in float32. Raises UserError where the two do not fit."""
-    try:
-        with torch.device("meta"):  # shapes alone, until they are known to be those of the weights
-            net = build(content["network"])
-    except (TypeError, ValueError):
-        raise UserError(f"{path}: {content['network']} builds no network: train anew") from None
+    if (name := content["network"]["backbone"]) not in BACKBONES:
+        raise UserError(f"{path} needs a backbone {name!r}: networks.BACKBONES has {', '.join(BACKBONES)}")
+    # the arguments are the file's: whatever a constructor says to them is its fault
+    with about(path, "train anew", done="made a network of", kinds=(Exception,)), torch.device("meta"):
+        net = build(content["network"])  # shapes alone, until they are known to be those of the weights
     fill(net, content["net"], path)
     return net
 

@@ -91,6 +91,8 @@ def _exit_code(main: Callable[[], None]) -> Any:
             raise
         return _complain(f"{os.fsdecode(error.filename)}: {_reason(error)}", 2)
     except (MemoryError, RuntimeError, cv2.error) as error:
+        if is_killed_worker(error):
+            return _complain(f"{KILLED_WORKER}: lower --workers, then run it again", 2)
         if not is_out_of_memory(error):
             raise
         remedy = "lower --batchSize, --patch_size, --tile or --workers, whichever this script has"
@@ -178,6 +180,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.StsNoMem
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+KILLED_WORKER = "a process that reads images ahead was killed, as a machine does whose memory is used up"
+
+
+def is_killed_worker(error: BaseException) -> bool:
+    """One of a torch loader's: so the loader says it."""
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 def _reason(error: OSError, remedy: str = "") -> str:
@@ -274,9 +284,7 @@ def image_size(path: Path) -> tuple[int, int]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     with about(path, "fetch it again"):
-        kind = _kind(path)
-        if kind not in ("file", ""):  # before it is opened: a pipe would be waited for
-            raise UserError(f"{path} is a {kind}, not an image: take it away, or rename it")
+        refuse_unless_file(path, "an image")
         with path.open("rb") as file:
             yield file
 
@@ -319,6 +327,19 @@ def to_uint8(tensor: torch.Tensor) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------- files
 
 
+def content_of(path: Path, remedy: str = "") -> bytes:
+    """All that is in a file. Raises UserError where it is none, or cannot be read."""
+    with about(path, remedy):
+        refuse_unless_file(path, "a file")
+        return path.read_bytes()
+
+
+def refuse_unless_file(path: Path, what: str) -> None:
+    """Before it is opened, for a pipe would be waited for. Says nothing of what is not there at all."""
+    if (kind := _kind(path)) not in ("file", ""):
+        raise UserError(f"{path} is a {kind}, not {what}: take it away, or rename it")
+
+
 UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{8}\b.*")
 
 
@@ -350,6 +371,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
             os.close(held)
+
+
+def write_text(path: Path, text: str) -> None:
+    r"""As UTF-8, all of it or nothing.
+
+    A name that is not UTF-8 is written as it is printed, and as JSON reads it back: caf\udce9.png.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def sweep(folder: Path) -> list[Path]:

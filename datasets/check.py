@@ -82,10 +82,7 @@ def check_split(dataset: str, split: str, options: Check) -> list[str]:
     expected = CATALOGUE[dataset].counts[split]
     print(f"{dataset} {split}: {found.describe()}, officially {expected:,}")
     wrong = [f"no clean image to the rainy {path}" for path in lone_rainy]
-    try:
-        wrong += check_pairs(found)
-    except UserError as error:
-        wrong.append(str(error))
+    wrong += check_pairs(found, failed=lambda error: wrong.append(str(error)))
     if isinstance(found.pairs, ListedPairs):
         wrong += listed_but_absent(found.pairs)
         if len(found.pairs) != expected:

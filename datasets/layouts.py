@@ -166,9 +166,13 @@ def side_by_side(folder: Folder, wanted: Wanted) -> Spot | None:
     origin = told[0].name if told else "images of unknown origin"
     side = _rainy_half(told[0] if told else Entry(""), wanted)
     if not side:
-        swapped = looks_swapped(_halves(folder.path, folder.images, "left"))
+        swapped = looks_swapped(_halves(folder.path, folder.images, "left"), failed=_left_to_its_reader)
         side = "right as measured" if swapped else "left as measured"
     return _side_by_side(folder.path, origin, side, lambda: folder.images)
+
+
+def _left_to_its_reader(_: UserError) -> None:
+    """A broken image does not keep a layout from being recognised: whoever needs it will name it."""
 
 
 def _same(sides: tuple[str, str], names: tuple[str, ...]) -> bool:

@@ -163,8 +163,16 @@ def halves_agree(files: Sequence[Path], most: int = 8) -> bool:
     """Whether left and right show one picture. Coarse brightness correlates, with whatever rain on it.
 
     Measured, as the median of a folder: pairs 0.93 (Rain200H) to 1.00, halves of single photographs 0.3.
+    A broken image among others says nothing. Raises UserError where none can be read.
     """
-    correlations = [_halves_correlation(read_image(files[i])) for i in sample(len(files), most)]
+    correlations, failures = [], []
+    for index in sample(len(files), most):
+        try:
+            correlations.append(_halves_correlation(read_image(files[index])))
+        except UserError as error:
+            failures.append(error)
+    if not correlations:
+        raise failures[0]
     return float(np.median(correlations)) > 0.7
 
 
@@ -196,16 +204,35 @@ def _busyness(image: np.ndarray) -> float:
     return float(sum(np.abs(np.diff(grey, axis=axis)).mean() for axis in (0, 1) if grey.shape[axis] > 1))
 
 
-def looks_swapped(pairs: Sequence[Pair], most: int = 8) -> bool:
-    """Whether, over the sampled pairs, the rainy sides look cleaner than the clean ones."""
-    sides = (read_pair(pairs[index]) for index in sample(len(pairs), most))
-    return sum(rain_excess(rainy, clean) for rainy, clean in sides if clean is not None) < 0
+def looks_swapped(
+    pairs: Sequence[Pair], most: int = 8, failed: Callable[[UserError], object] | None = None
+) -> bool:
+    """Whether, over the sampled pairs, the rainy sides look cleaner than the clean ones.
+
+    `failed` is told of those that cannot be read; without it a UserError is raised.
+    """
+    excess = 0.0
+    for index in sample(len(pairs), most):
+        try:
+            rainy, clean = read_pair(pairs[index])
+        except UserError as error:
+            if failed is None:
+                raise
+            failed(error)
+            continue
+        excess += 0 if clean is None else rain_excess(rainy, clean)
+    return excess < 0
 
 
-def check_pairs(found: Found, most: int = 8) -> list[str]:
-    """Every suspicion about a set: those found with its names, and sides that look swapped in its pixels."""
+def check_pairs(
+    found: Found, most: int = 8, failed: Callable[[UserError], object] | None = None
+) -> list[str]:
+    """Every suspicion about a set: those found with its names, and sides that look swapped in its pixels.
+
+    `failed` is told of sampled pairs that cannot be read; without it a UserError is raised.
+    """
     suspicions = list(found.warnings)
-    if looks_swapped(found.pairs, most):
+    if looks_swapped(found.pairs, most, failed):
         first = found.pairs[0].rainy
         remedy = f"--rainy_side {OTHER_HALF[first.half]}" if first.half else "the folders' names"
         suspicions.append(

@@ -14,8 +14,10 @@ Ours is a dictionary of tensors and plain values, so that it loads with `weights
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,17 @@ from torch import Tensor, nn
 
 from machinery.options import Record, as_plain
 from machinery.released import from_released, is_released, network_of
-from utils import UserError, one_line, write_atomically
+from utils import UserError, about, one_line, refuse_unless_file, write_atomically
 
 LATEST, BEST = "net_latest", "net_best"
 LARGEST = 4096  # of any number that a network is built with: more is a broken file, and would take the memory
 
-# what a complete checkpoint must hold to be resumed
-KINDS = {"step": int, "recipe": dict, "counts": dict, "began_with": str, "training": dict}
-TRAINING_KINDS = {"optimizer": dict, "scheduler": dict, "stage": dict, "best": float, "validated": int}
+# what every checkpoint holds beside the network, and what a complete one must hold to be resumed: plain
+# values, but for what is a Mapping here
+ALWAYS: dict[str, type] = {"step": int, "recipe": dict, "data": list}
+KINDS: dict[str, type] = {"counts": dict, "began_with": str, "training": Mapping}
+TRAINING_KINDS: dict[str, type] = {"best": float, "validated": int}
+TRAINING_KINDS |= dict.fromkeys(("optimizer", "scheduler", "stage"), Mapping)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -49,8 +54,9 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 def find_checkpoint(logdir: Path, remedy: str) -> Path:
     """`logdir` itself, or the net_latest in it. Raises UserError, ending in `remedy`, where there is none."""
     path = logdir / LATEST if logdir.is_dir() else logdir
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} does not exist: {remedy}")
+    refuse_unless_file(path, "a checkpoint")
     return path
 
 
@@ -60,21 +66,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Of the authors', told by its keys, the weights come under our names, and `released` is true.
     Raises UserError where the file is no checkpoint, is cut short, or holds anything but plain data.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a file of another kind fails in whatever way its bytes happen to
-        raise UserError(f"{path} is no checkpoint, or is cut short: train anew, or fetch it again") from None
+    with about(path, library=False):
+        try:
+            _refuse_unless_as_large_as_it_says(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            if error.errno not in (None, errno.EINVAL):  # the disk's, or the rights'
+                raise
+            raise _no_checkpoint(path) from None
+        except Exception:  # a file of another kind fails in whatever way its bytes happen to
+            raise _no_checkpoint(path) from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds no network under 'net': it is not a checkpoint of SID or SSID-KD")
     if is_released(content):
         _refuse_unless_weights(content.get("net", content), path)
         step = content.get("clock_net", 0)
         step = step if isinstance(step, int) else 0
-        content = {"net": from_released(content), "step": step, "released": True}
+        with about(path, "fetch it again", kinds=(Exception,)):  # its names and shapes are a stranger's
+            content = {"net": from_released(content, path), "step": step, "released": True}
     weights = content.get("net")
     _refuse_unless_weights(weights, path)
     _refuse_unless_finite(weights, f"{path} cannot be used")
-    content = {"step": 0, "recipe": {}, "data": [], **content}
+    if "training" not in content:
+        content = {"step": 0, "recipe": {}, "data": [], **content}
+    _refuse_unless_of_kinds(content, ALWAYS, path, "fetch it again")
     if "network" not in content:  # the authors', and ours of older days
         content["network"] = network_of(weights)
         if not all(map(all, content["network"]["arguments"].values())):
@@ -83,12 +98,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def _no_checkpoint(path: Path) -> UserError:
+    return UserError(f"{path} is no checkpoint, or is cut short: train anew, or fetch it again")
+
+
+def _refuse_unless_as_large_as_it_says(path: Path) -> None:
+    """A checkpoint is an archive that nothing compresses: one that holds more than it weighs is a bomb."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(each.file_size for each in archive.infolist()) > path.stat().st_size:
+                raise _no_checkpoint(path)
+
+
 def _refuse_unless_weights(weights: Any, path: Path) -> None:
     if not isinstance(weights, Mapping) or not weights:
         raise UserError(f"{path} holds no network under 'net': it is not a checkpoint of SID or SSID-KD")
     for key, value in weights.items():
         sound = isinstance(value, Tensor) and value.layout is torch.strided and value.is_floating_point()
-        if not (isinstance(key, str) and sound and value.device.type == "cpu"):
+        # a view may show one number a million times
+        if not (isinstance(key, str) and sound and value.nbytes <= value.untyped_storage().nbytes()):
             raise UserError(f"{path}: {key!r} of its network is no weight: train anew, or fetch it again")
 
 
@@ -104,7 +132,9 @@ def _refuse_unless_finite(weights: Mapping[str, Tensor], consequence: str) -> No
 def _refuse_unless_buildable(network: Any, path: Path) -> None:
     def sound(value: Any) -> bool:
         if isinstance(value, list | tuple):
-            return len(value) < LARGEST and all(map(sound, value))
+            return len(value) < LARGEST and not any(
+                isinstance(v, list | tuple) or not sound(v) for v in value
+            )
         return isinstance(value, bool | int | float | str) and not (
             isinstance(value, int | float) and not 0 <= value <= LARGEST
         )
@@ -160,8 +190,12 @@ def load_to_resume(path: Path, recipe: Record, stage: str, counts: Mapping[str, 
     content = load_checkpoint(find_checkpoint(path, "start without --resume"))
     if "training" not in content:
         raise UserError(f"{path} holds the network alone: start from it by --weights or --teacher instead")
-    _refuse_unless_of_kinds(content, KINDS, path)
-    _refuse_unless_of_kinds(content["training"], TRAINING_KINDS, path)
+    remedy = "start anew without --resume"
+    _refuse_unless_of_kinds(content, KINDS, path, remedy)
+    _refuse_unless_of_kinds(content["training"], TRAINING_KINDS, path, remedy)
+    if "net" in content["training"]:
+        _refuse_unless_weights(content["training"]["net"], path)
+        _refuse_unless_finite(content["training"]["net"], f"{path} cannot be used")
     made_of, given = content["recipe"], as_plain(recipe)
     was = f"{made_of.get('stage')} on {made_of.get('dataset')}"
     if was != (here := f"{stage} on {given['dataset']}"):
@@ -183,36 +217,67 @@ def load_to_resume(path: Path, recipe: Record, stage: str, counts: Mapping[str, 
 
 
 def restore(
-    optimizer: torch.optim.Optimizer, scheduler: Any, training: Mapping[str, Any], path: Path
+    optimizer: torch.optim.Optimizer, scheduler: Any, stage: Any, *, training: Mapping[str, Any], path: Path
 ) -> None:
-    """Both as they were when `training` was saved. The optimizer keeps its own way of computing (fused).
+    """All as they were when `training` was saved. The optimizer keeps its own way of computing (fused).
 
     Raises UserError where they belong to other weights.
     """
     ways = [{key: group[key] for key in ("fused", "foreach")} for group in optimizer.param_groups]
-    try:
+    own, remedy = _kinds_of(optimizer, scheduler), "start anew without --resume"
+    # what a foreign dictionary makes torch raise is anybody's guess
+    with about(path, remedy, done="resumed from", kinds=(Exception,)):
         saved = training["optimizer"]
         # before loading: a fused optimizer's count of steps must come to the card, by what it is told here
         groups = [group | way for group, way in zip(saved["param_groups"], ways, strict=True)]
         optimizer.load_state_dict({**saved, "param_groups": groups})
         scheduler.load_state_dict(training["scheduler"])
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                moments = optimizer.state[weight]
-                fits = all(moments[key].shape == weight.shape for key in ("exp_avg", "exp_avg_sq"))
-                if not fits or not float(moments["step"]) >= 0:
-                    raise ValueError
-    except Exception:  # what a foreign dictionary makes torch raise is anybody's guess
-        raise UserError(
-            f"{path}: its optimizer does not belong to its network: start anew without --resume"
-        ) from None
+        stage.load_state_dict(training["stage"])
+        moments = [(optimizer.state[p], p) for group in optimizer.param_groups for p in group["params"]]
+        if _kinds_of(optimizer, scheduler) != own or not all(_are_moments(*each) for each in moments):
+            raise UserError(f"{path}: its optimizer does not belong to its network: {remedy}")
 
 
-def _refuse_unless_of_kinds(content: Mapping[str, Any], kinds: Mapping[str, type], path: Path) -> None:
+def _kinds_of(optimizer: torch.optim.Optimizer, scheduler: Any) -> list[dict[str, Any]]:
+    """Of what both hold beside tensors: numbers, where ours are numbers."""
+
+    def kind(value: Any) -> Any:
+        return [kind(each) for each in value] if isinstance(value, list | tuple) else type(value)
+
+    groups = [
+        {k: v for k, v in group.items() if k not in ("params", "fused", "foreach")}
+        for group in optimizer.param_groups
+    ]
+    return [{key: kind(value) for key, value in each.items()} for each in (*groups, scheduler.state_dict())]
+
+
+def _are_moments(moments: Mapping[str, Any], weight: Tensor) -> bool:
+    """Whether Adam can go on with them: of the weight's shape, finite, each number at a place of its own."""
+    step, averages = moments["step"], [moments[key] for key in ("exp_avg", "exp_avg_sq")]
+    return bool(step.shape == () and step.dtype is torch.float32 and 0 <= step < math.inf) and all(
+        each.shape == weight.shape and each.stride() == weight.stride() and each.isfinite().all()
+        for each in averages
+    )
+
+
+def _refuse_unless_of_kinds(
+    content: Mapping[str, Any], kinds: Mapping[str, type], path: Path, remedy: str
+) -> None:
     for key, kind in kinds.items():
         value = content.get(key)
-        if not isinstance(value, kind) or (isinstance(value, float) and math.isnan(value)):
-            raise UserError(f"{path} has no sound {key!r} to resume from: start anew without --resume")
+        if not isinstance(value, kind) or not (kind is Mapping or _is_plain(value)):
+            raise UserError(f"{path} has no sound {key!r}: {remedy}")
+
+
+def _is_plain(value: Any, depth: int = 2) -> bool:
+    """Texts and numbers, and lists and dictionaries of them: what can be compared, printed and kept."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and _is_plain([*value.values()], depth)
+    if isinstance(value, list | tuple):
+        return depth > 0 and all(_is_plain(each, depth - 1) for each in value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, str) or (isinstance(value, float) and not math.isnan(value))
 
 
 def _shown(value: Any) -> str:

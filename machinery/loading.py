@@ -7,11 +7,13 @@ changes what is trained on, and a run can be taken up again at any step.
 from __future__ import annotations
 
 import atexit
+import math
 import mmap
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,11 +21,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import psutil
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Sampler
 
 from machinery.distributed import World
-from utils import UserError, read_image
+from utils import UserError, image_size, read_image
 
 ORDER = 3  # this draw's own key: DerainDataset.py has 0 to 2
 MOST_FILES = 50_000  # more are not even looked at: reading so many headers takes minutes on a network disk
@@ -96,9 +97,8 @@ def _shared(length: int, kind: type) -> np.ndarray:
 
 def _decoded_bytes(path: Path) -> int:
     try:
-        with Image.open(path) as image:  # reads the header only
-            return 3 * image.width * image.height
-    except Exception:  # whoever reads it will say what is wrong with it
+        return 3 * math.prod(image_size(path))
+    except UserError:  # whoever reads it will say what is wrong with it
         return 0
 
 
@@ -159,23 +159,27 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
                 yield batch
 
 
-class _Loader(DataLoader):
+class Loader(DataLoader):
+    """torch's, whose workers' end is told where a batch is asked for, and nowhere else."""
+
     def __iter__(self) -> Any:
         batches = super().__iter__()
         atexit.register(_end_workers)  # after, so it runs before, torch's own, which waits for each of them
+        if self.num_workers and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise in whatever line the process is at, even where that cannot be told
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
 
 
-def _outlive_signals(_: int) -> None:
+def outlive_signals(_: int) -> None:
     """For workers: a terminal, torchrun and Slurm signal them too, and the training ends its step first."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
 
 
 def _end_workers() -> None:
-    if left := [child for child in multiprocessing.active_children() if child.daemon]:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises where a worker is killed
-        for child in left:
+    for child in multiprocessing.active_children():
+        if child.daemon:
             child.kill()
 
 
@@ -183,11 +187,11 @@ def loader(
     source: Numbered, stream: BatchStream, *, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
     """The batches of `stream` out of `source`, read ahead by `workers` processes."""
-    return _Loader(
+    return Loader(
         source,  # type: ignore[arg-type]
         batch_sampler=stream,
         num_workers=workers,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=outlive_signals,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def is_released(content: Mapping) -> bool:
     return isinstance(net, Mapping) and any("encoder_decoder_1." in str(key) for key in net)
 
 
-def from_released(content: Mapping) -> dict[str, Tensor]:
+def from_released(content: Mapping, path: Path = Path("the released checkpoint")) -> dict[str, Tensor]:
     """A released checkpoint's weights under our names, for RGB images, without the dead fusions.
 
     Raises UserError where a stage's tied positions hold different weights: that is another network.
@@ -69,7 +70,7 @@ def from_released(content: Mapping) -> dict[str, Tensor]:
             name = re.sub(pattern, ours, name)
         if not torch.equal(weights.setdefault(name, value), value):
             raise UserError(
-                f"{released_name} differs from its stage's other units, which are tied in SSID-KD"
+                f"{path}: {released_name} differs from its stage's other units, which are tied in SSID-KD"
             )
     for stage in WITHOUT_OUTPUT:
         last = max((int(m[1]) for m in map(_fusion_of(stage).match, weights) if m), default=None)
@@ -78,7 +79,7 @@ def from_released(content: Mapping) -> dict[str, Tensor]:
     ends = {"head1.weight": 1, "head2.weight": 1, "head4.weight": 1, "tail.weight": 0, "tail.bias": 0}
     for name, channels in ends.items():
         if name not in weights:
-            raise UserError(f"the released checkpoint has no {name}: fetch it again")
+            raise UserError(f"{path} has no {name}: fetch it again")
         weights[name] = weights[name].flip(channels)  # BGR in, BGR out
     return weights
 

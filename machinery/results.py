@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, about, write_atomically
+from utils import UserError, about, content_of, refuse_unless_file, write_atomically
 
 FILE = "derained.jsonl"
 
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a file's content. Raises UserError where it cannot be read."""
-    with about(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with about(path):
+        refuse_unless_file(path, "a file")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Results:
@@ -117,9 +119,7 @@ def _names(wanted: Path) -> Iterator[Path]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a list; what is none of ours is passed over."""
-    with about(path):
-        texts = path.read_bytes().splitlines() if path.is_file() else []
-    for text in texts:
+    for text in content_of(path).splitlines() if os.path.lexists(path) else ():
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from machinery.checkpoints import BEST, LATEST
-from utils import UserError, about, sweep, to_tensor, write_atomically
+from utils import UserError, about, content_of, sweep, to_tensor, write_text
 
 FILE = "log.jsonl"
 
@@ -89,7 +90,7 @@ class RunLog:
             if line["step"] <= (validated if "validation/psnr" in line else step)
         ]
         text = "".join(f"{json.dumps(line)}\n" for line in kept)
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+        write_text(path, text)
         self.lines = path.open("a")
         self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
@@ -135,9 +136,18 @@ def _middle(image: np.ndarray, most: int = 256) -> np.ndarray:
 
 
 def logged(path: Path) -> list[dict[str, float]]:
-    """The lines of a log.jsonl, none where there is no such file. One cut short by a kill is left out."""
+    """The lines of a log.jsonl, none where there is no such file.
+
+    One cut short by a kill, and whatever else does not give numbers at a step, is left out. Raises UserError
+    where the file cannot be read.
+    """
     lines = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
+    for line in content_of(path).splitlines() if os.path.lexists(path) else ():
+        with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(line))
-    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    return [line for line in lines if isinstance(line, dict) and _is_logged(line)]
+
+
+def _is_logged(line: dict[str, Any]) -> bool:
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in line.values())
+    return numbers and isinstance(line.get("step"), int)

@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if self.path != "/derain" or not length.isdecimal():
             self._refuse(400, "a photograph goes to /derain, with its length")
-        elif int(length) > MOST_BYTES:
+        elif len(length) > 12 or int(length) > MOST_BYTES:
             self._refuse(413, f"that is larger than {MOST_BYTES >> 20} MB: python derain.py takes it")
         else:
             with self.server.one_at_a_time, tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from machinery.options import Options, option, parse
 from metrix_code.metrics import METRICS, Metric
 from metrix_code.protocol import PROTOCOLS, size
 from metrix_code.scores import mean
-from utils import UserError, list_images, read_image, write_atomically
+from utils import UserError, list_images, read_image, write_text
 
 
 @dataclass(frozen=True)
@@ -180,4 +180,4 @@ def _write_csv(path: Path, scores: list[Score], metric: Metric) -> None:
     for score in scores:
         value = "" if score.value is None else repr(score.value)
         writer.writerow([score.derained, score.clean or "", metric.protocol, value])
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+    write_text(path, text.getvalue())

@@ -12,6 +12,7 @@ its own copies of the rainy and the clean images below page/. page.html is what 
 from __future__ import annotations
 
 import math
+import os
 from html import escape
 from pathlib import Path
 from string import Template
@@ -23,7 +24,7 @@ import numpy as np
 
 from metrix_code.metrics import OF_RECORD, Metric
 from metrix_code.scores import average
-from utils import UserError, natural_key, write_atomically
+from utils import UserError, natural_key, write_atomically, write_text
 
 FILE = "index.html"
 THUMBNAIL_WIDTH = 360
@@ -73,7 +74,7 @@ class PageWriter:
             entries="\n".join(_entry(self._rows[k], place[k], gains[k][1]) for k in worst_first),
         )
         path = self.folder / FILE
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, text)
         return path
 
     def _write(self, name: str, image: np.ndarray, quality: int) -> str:
@@ -125,7 +126,10 @@ def _difference(after: float, before: float, metric: Metric) -> float:
 
 
 def _entry(row: dict[str, Any], place: int, gain: float | None) -> str:
-    name, files = escape(row["name"]), {key: escape(quote(path)) for key, path in row["files"].items()}
+    name, files = (
+        escape(row["name"]),
+        {key: escape(quote(os.fsencode(path))) for key, path in row["files"].items()},
+    )
     number = "" if gain is None else str(gain).replace("inf", "Infinity")
     clean = (
         f' data-clean="{files["clean"]}" data-clean-small="{files["clean_small"]}"'

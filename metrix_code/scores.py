@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from metrix_code.metrics import KEYS
-from utils import UserError, write_atomically
+from utils import UserError, about, content_of, write_text
 
 FILE = "scores.json"
 NOT_TOLD = "not told"  # of a method or its training: neither the checkpoint nor the user says it
@@ -59,17 +59,15 @@ def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
     """Writes `folder`/scores.json, all of it or nothing, and returns its path."""
     text = json.dumps(_without_infinity(scores), indent=1, ensure_ascii=False, allow_nan=False)
     path = folder / FILE
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_text(path, text + "\n")
     return path
 
 
 def read_scores(path: Path) -> dict[str, Any]:
     """Reads a scores.json. Raises UserError where it is unreadable, or not one that an evaluation wrote."""
     remedy = "evaluate again, or take the file away"
-    try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as scores ({error}): {remedy}") from None
+    with about(path, remedy, done="read as scores", kinds=(ValueError, RecursionError)):
+        scores = json.loads(content_of(path, remedy))
     if wrong := _wrong(scores):
         raise UserError(f"{path}: {wrong}: {remedy}")
     return scores

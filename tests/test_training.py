@@ -18,6 +18,7 @@ from config import STUDENTS, TEACHERS, Schedule
 from engine import Run
 from machinery.checkpoints import load_checkpoint, restore, save_checkpoint
 from machinery.runlog import RunLog
+from stages import SID
 from tests import layouts
 from tests.small import (
     ROOT,
@@ -200,7 +201,9 @@ def test_a_checkpoint_of_another_device_keeps_this_ones_optimizer(tmp_path):
     schedulers = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: 0.5) for each in (optimizer, resumed)]
     saved = copy.deepcopy({"optimizer": optimizer.state_dict(), "scheduler": schedulers[0].state_dict()})
     saved["optimizer"]["state"][0]["step"] = torch.tensor(1.0, dtype=torch.float64)
-    restore(resumed, schedulers[1], saved, tmp_path)
+    saved["stage"] = {}
+    stage = SID(teacher(tmp_path))
+    restore(resumed, schedulers[1], stage, training=saved, path=tmp_path)
     (group,) = resumed.param_groups
     assert group["fused"] and not group["foreach"]
     # what torch does to a fused optimizer's alone, there where it brings it to the weights' device
@@ -339,8 +342,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     recipe = teacher(tmp_path, steps=4)
     real_step, steps = engine.training_step, iter(range(1, 100))
 
-    def breaks(*args):
-        terms = real_step(*args)
+    def breaks(*args, **options):
+        terms = real_step(*args, **options)
         return terms if next(steps) < 4 else {**terms, "total": terms["total"] * float("nan")}
 
     monkeypatch.setattr(engine, "training_step", breaks)

@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script t
 from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint, save_checkpoint
 from machinery.options import Options, option, parse
 from machinery.runlog import FILE, RunLog, logged
-from utils import UserError, run
+from utils import UserError, about, run
 
 KEPT = ("network", "step", "recipe", "data", "counts", "began_with", "released")
 
@@ -32,6 +32,10 @@ class Export(Options):
 def main() -> None:
     options = parse(Export(), __doc__)
     path = find_checkpoint(options.logdir, "give the folder of a training run")
+    with about(options.save_path, done="made"):
+        options.save_path.mkdir(
+            parents=True, exist_ok=True
+        )  # of new/../old nothing is seen before new is there
     if (options.save_path / LATEST).exists():
         raise UserError(f"{options.save_path} has a {LATEST} already: give another --save_path")
     content = load_checkpoint(path)

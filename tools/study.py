@@ -65,7 +65,7 @@ def main() -> None:
                 Run(SSIDKD, student, World(0, 1, device)).go()
             found.setdefault(name, []).append(scored(study, folder, f"{name}, seed {seed}", device))
     text = table(study, found, weightings)
-    utils.write_atomically(study.save_path / "study.md", lambda path: path.write_text(text, encoding="utf-8"))
+    utils.write_text(study.save_path / "study.md", text)
     print(text)
 
 

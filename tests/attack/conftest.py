@@ -18,6 +18,7 @@ class Budget:
 
     def __init__(self) -> None:
         self.cases = 0
+        self.is_short = not SECONDS  # as in `make test`
         self._end = time.monotonic() + SECONDS
 
     def seeds(self, few: int) -> Iterator[int]:
@@ -59,4 +60,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for report in reports if SECONDS else ():
         counts = dict(getattr(report, "user_properties", ()))
         if getattr(report, "when", "") == "teardown" and "attacked" in counts:
-            terminalreporter.write_line(f"{counts['attacked']:>10,} cases  {report.nodeid}")
+            kills = f", {counts['kills']:,} kills" if "kills" in counts else ""
+            terminalreporter.write_line(f"{counts['attacked']:>10,} cases{kills}  {report.nodeid}")

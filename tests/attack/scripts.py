@@ -1,0 +1,86 @@
+"""The project's scripts as processes of their own, begun within milliseconds, ended within half a second.
+
+They are forked off a process that has imported everything and computed nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+IMPORTED = ["tests.small", "derain", "tools.export", "metrix_code.folders", "metrix_code.tables"]
+IMPORTED += ["torch._dynamo", "torch.distributed.tensor"]  # which an optimizer would import
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(IMPORTED)
+
+# A progress bar's own lines; a worker may be killed by the kernel, which torch's child says too
+BAR = re.compile(r"[^\n]*\d+%\|[^\n]*\|[^\n]*")
+
+
+class Ended(NamedTuple):
+    """How a script ended: its exit code, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    def line(self) -> str:
+        """The one line of an error that is not ours, without the script's name before it."""
+        said = [line for line in self.err.splitlines() if line.strip()]
+        assert self.code == 2, self
+        assert len(said) == 1, self.err
+        return said[0].partition(": ")[2]
+
+
+def begun(
+    report: Path, command: str, before: Callable[[], None] | None = None
+) -> multiprocessing.context.ForkServerProcess:
+    """Begins `command`, a script and its words. `before` is called in its process, before the script."""
+    report.mkdir(parents=True, exist_ok=True)
+    script, *words = shlex.split(command)
+    process = context.Process(target=_as_script, args=(report, script, words, before))
+    process.start()
+    return process
+
+
+def called(
+    report: Path, command: str, before: Callable[[], None] | None = None, seconds: float = 120
+) -> Ended:
+    """Runs `command` to its end; what it said is in the folder `report`."""
+    process = begun(report, command, before)
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"{command} did not end within {seconds} s")
+    out, err = ((report / name).read_text(errors="surrogateescape") for name in ("out", "err"))
+    return Ended(process.exitcode, out, BAR.sub("", err.replace("\r", "\n")))
+
+
+def _as_script(report: Path, script: str, words: list[str], before: Callable[[], None] | None) -> None:
+    for number, name in ((1, "out"), (2, "err")):
+        to = os.open(report / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o666)
+        os.dup2(to, number)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    multiprocessing.set_start_method("fork", force=True)  # a script's own, as it is where nobody forked it
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    sys.argv = [script, *words]
+    try:
+        if before:
+            before()
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # as the interpreter's end does, which a forked process does not come to
