@@ -1,27 +1,29 @@
 #!/usr/bin/env python3
 """Proves the method on a CUDA card: what was predicted beside what is measured, a row at a time.
 
-    python benchmarks/prove_cuda.py                     on a card: about 10 minutes, half of them compiling
-    python benchmarks/prove_cuda.py --only agreement,ssim
+    python benchmarks/prove_cuda.py                     on a card: minutes, and more of them for the last two
+    python benchmarks/prove_cuda.py --only agreement ssim
+    python benchmarks/prove_cuda.py --only whole        the network compiled as one: by itself, it takes long
     python benchmarks/prove_cuda.py --device cpu --small        what of it has a meaning on a CPU
 
-A row that fails says so, and the rest goes on. Each is written to --out as it comes, so that a run that is
-cut short keeps what it has. The predictions are counts of a step's operations and bytes, and the rounding of
-each number format; none has been held against a card yet. Where a row has none, it says what is measured.
+A check that fails says so, and the rest goes on. Each row is written to --out as it comes, so that a run
+which is cut short keeps what it has; a run with other checks (--only) adds its rows to that file's. The
+predictions are counts of a step's operations and bytes (benchmarks/README.md), and the rounding of each
+number format; none has been held against a card yet. Where a row has none, it says what is measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -37,17 +39,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 
 import losses
 from benchmarks import plain
+from benchmarks.measure import seconds
+from benchmarks.run import generated_set
 from config import STUDENTS, TEACHERS
 from engine import backward, training_step
 from inference import Prepared, hardware
 from machinery.arithmetic import set_arithmetic
+from machinery.checkpoints import load_checkpoint, restore
 from machinery.fast import FastGradient
+from machinery.options import Options, option, parse
 from networks import Conv, DerainNet, Fusion
 from stages import SID, SSIDKD, Stage
 from utils import UserError, run, write_atomically
 
 Batch = Mapping[str, Tensor]
 
+ROOT = Path(__file__).resolve().parents[1]
+
+# of a bfloat16 step of each stage, traced without a card: kernels, and GB that they read and write
+KERNELS = {"SID": 13_988, "SSID-KD": 14_024}
 # GB that a teacher step of twelve 120x120 crops keeps: counted on a CPU at one and two crops, and carried on
 SAVED = {"float32": 8.21, "bfloat16": 4.27, "bfloat16, recompute": 0.744}
 
@@ -88,10 +98,10 @@ class Setting:
             net.recompute_units()
         return Prepared(net, precision).to(self.device)
 
-    def step(self, precision: str = "float32", recompute: bool = False) -> Step:
-        """The step that is timed: a teacher's, of twelve crops of 120x120."""
-        count, side = (2, 32) if self.small else (12, 120)
-        return Step(self.net(precision, recompute), *stage_and_batch("SID", count, side, self.device))
+    def step(self, precision: str = "float32", recompute: bool = False, stage: str = "SID") -> Step:
+        """A stage's step at the paper's size: 12 crops of 120x120, or 2 and 2 of 128x128."""
+        count, side = (2, 32) if self.small else {"SID": (12, 120), "SSID-KD": (2, 128)}[stage]
+        return Step(self.net(precision, recompute), *stage_and_batch(stage, count, side, self.device))
 
 
 def stage_and_batch(name: str, count: int, side: int, device: torch.device) -> tuple[Stage, Batch]:
@@ -220,38 +230,48 @@ def waits(at: Setting) -> Iterator[Row]:
     """No step waits for the card."""
     if not at.on_card:
         return
-    for how, step in (("eager", at.step("bfloat16")), ("recorded", at.step("bfloat16").recorded())):
-        step()
-        torch.cuda.synchronize()
-        try:
-            torch.cuda.set_sync_debug_mode("error")
+    for stage in ("SID", "SSID-KD"):
+        for how in ("eager", "recorded"):
+            step = at.step("bfloat16", stage=stage)
+            if how == "recorded":
+                step.recorded()
             step()
-            found = "none"
-        except RuntimeError as error:
-            found = str(error).splitlines()[0]
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        yield Row(f"where the processor waits for the card in a step, {how}", "none", found, found == "none")
+            torch.cuda.synchronize()
+            try:
+                torch.cuda.set_sync_debug_mode("error")
+                step()
+                found = "none"
+            except RuntimeError as error:
+                found = str(error).splitlines()[0]
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            what = f"where the processor waits for the card in a step, {stage}, {how}"
+            yield Row(what, "none", found, found == "none")
 
 
 def kernels(at: Setting) -> Iterator[Row]:
-    """How many a bfloat16 step launches, and which share of its time the card works."""
+    """How many a bfloat16 step launches, how long the card works on them, how much of the step that is."""
     if not at.on_card:
         return
-    step = at.step("bfloat16")
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as seen:
-        began = time.perf_counter()
-        step()
-        torch.cuda.synchronize()
-        took = time.perf_counter() - began
-    on_card = [each for each in seen.events() if each.device_type == torch.autograd.DeviceType.CUDA]
-    busy = sum(each.time_range.elapsed_us() for each in on_card) / 1e6
-    yield Row("kernels of a step, bfloat16", "13,972", f"{len(on_card):,}")
-    yield Row("the card's work in it", "19 ms of bytes, 5.4 ms of products", f"{1000 * busy:.3g} ms")
-    yield Row("its share of the step, profiled", "a fifth to a third", f"{busy / took:.0%}")
+    for stage in ("SID", "SSID-KD"):
+        for how, share in (("eager", "a fifth to a third"), ("recorded", "nearly all")):
+            step = at.step("bfloat16", stage=stage)
+            if how == "recorded":
+                step.recorded()
+            for _ in range(3):
+                step()
+            # the card's side alone: to note each operation as well would slow the processor, and so the step
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+                took = seconds(step, at.device)
+            of_card = torch.autograd.DeviceType.CUDA
+            # annotations lie over the kernels that they name
+            done = [e for e in seen.events() if e.device_type == of_card and not e.is_user_annotation]
+            busy = sum(each.time_range.elapsed_us() for each in done) / 1e6
+            name, expected = f"bfloat16 step, {stage}, {how}", KERNELS[stage]
+            holds = abs(len(done) / expected - 1) < 0.15
+            yield Row(f"{name}: kernels", f"{expected:,}, within 15 %", f"{len(done):,}", holds)
+            yield Row(f"{name}: the card works", "see benchmarks/README.md", f"{1000 * busy:.3g} ms")
+            yield Row(f"{name}: so of its time", share, f"{busy / took:.0%}")
 
 
 def saved(at: Setting) -> Iterator[Row]:
@@ -281,52 +301,135 @@ def saved(at: Setting) -> Iterator[Row]:
 
 
 def speed(at: Setting) -> Iterator[Row]:
-    """A teacher step of twelve crops of 120x120 in bfloat16, in every way; each has the same losses."""
+    """A bfloat16 step, eager and as one CUDA graph. A loader needs a fraction of it: benchmarks/run.py."""
+    yield from timed(at, "SID", "recorded", "about 55 ms", Step.recorded)
+    if at.on_card:  # elsewhere both are one
+        yield from timed(at, "SID", "eager", "85 to 100 ms", lambda step: step)
+        yield from timed(at, "SSID-KD", "recorded", "", Step.recorded)
+        yield from timed(at, "SSID-KD", "eager", "85 to 100 ms", lambda step: step)
+        yield Row("step, SID, eager float32", "", f"{1000 * median_seconds(at.step(), at, 10):.3g} ms")
 
-    def units(step: Step) -> Step:
-        step.net.net.compile_units()
-        return step
 
-    def whole(step: Step) -> Step:
-        step.net.net.compile(dynamic=False, fullgraph=True)
-        return step
+def units(at: Setting) -> Iterator[Row]:
+    """The same with the units compiled: minutes, most of them on the processor."""
+    if at.on_card:  # elsewhere it takes minutes too, and proves nothing
 
-    ways: dict[str, tuple[str, Callable[[Step], Step]]] = {
-        "eager": ("85 to 100 ms", lambda step: step),
-        "recorded": ("about 55 ms", Step.recorded),
-    }
-    if at.on_card:  # on a CPU the compiler takes minutes, and proves nothing
-        ways["compiled units"] = ("", units)
-        ways["compiled units, recorded"] = ("", lambda step: units(step).recorded())
-        ways["compiled whole, recorded"] = ("about 33 ms", lambda step: whole(step).recorded())
-    expected: list[float] = []
-    for how, (predicted, prepare) in ways.items():
-        step = prepare(at.step("bfloat16"))
-        went = [step()["total"].item() for _ in range(3)]
-        expected = expected or went
-        apart = max(abs(a - b) for a, b in zip(went, expected, strict=True))
-        yield at_most(f"loss of three steps, {how}, against eager", apart, 2e-2)
-        measured = f"{1000 * median_seconds(step, at, 20 if at.on_card else 3):.3g} ms"
-        yield Row(f"step, {how}", predicted if at.on_card else "", measured)
-        torch._dynamo.reset()
+        def compiled(step: Step) -> Step:
+            step.net.net.compile_units()
+            return step
+
+        yield from timed(at, "SID", "compiled units", "", compiled)
+        yield from timed(at, "SID", "compiled units, recorded", "", lambda step: compiled(step).recorded())
+
+
+def whole(at: Setting) -> Iterator[Row]:
+    """The same with the network compiled as one graph, in the CUDA graph: --fast --compile."""
+    if at.on_card:
+
+        def compiled(step: Step) -> Step:
+            step.net.net.compile(dynamic=False, fullgraph=True)
+            return step.recorded()
+
+        yield from timed(at, "SID", "compiled whole, recorded", "about 33 ms", compiled)
+
+
+def timed(
+    at: Setting, stage: str, how: str, predicted: str, prepare: Callable[[Step], Step]
+) -> Iterator[Row]:
+    """A step in some way: its first losses against the eager step's, how long they take, its time."""
+    eager = at.step("bfloat16", stage=stage)
+    expected = [eager()["total"].item() for _ in range(3)]
+    del eager
+    step = prepare(at.step("bfloat16", stage=stage))
+    began = time.perf_counter()
+    went = [step()["total"].item() for _ in range(3)]
+    begun = time.perf_counter() - began
+    apart = max(abs(a / b - 1) for a, b in zip(went, expected, strict=True))
+    yield at_most(f"losses of three steps, {stage}, {how}, against eager", apart, 2e-2)
+    yield Row(f"its first three steps, {stage}, {how}", "", f"{begun:.3g} s")
+    measured = f"{1000 * median_seconds(step, at, 20 if at.on_card else 3):.3g} ms"
+    yield Row(f"step, {stage}, {how}", predicted if at.on_card else "", measured)
+    torch._dynamo.reset()
 
 
 def resumed(at: Setting) -> Iterator[Row]:
-    """Three steps, and three more from what a checkpoint holds, are six: deterministic, bit for bit."""
-    set_arithmetic("float32", deterministic=True)
-    through = at.step()
-    for _ in range(3):
-        through()
-    held = copy.deepcopy({"net": through.net.state_dict(), "optimizer": through.optimizer.state_dict()})
-    again = at.step()
-    again.net.load_state_dict(held["net"])
-    again.optimizer.load_state_dict(held["optimizer"])
-    for _ in range(3):
-        through()
-        again()
-    pairs = zip(through.net.parameters(), again.net.parameters(), strict=True)
-    apart = sum(not torch.equal(a, b) for a, b in pairs)
-    yield Row("weights that differ after a resumed run, deterministic", "0", str(apart), apart == 0)
+    """Three steps, and three more from what they leave, are six: bit for bit here, to rounding from a CPU."""
+    for made_on in dict.fromkeys((at.device, torch.device("cpu"))):
+        set_arithmetic("float32", deterministic=True)
+        through, again = (
+            Step(at.net().to(device), *stage_and_batch("SID", 1, 32, device))
+            for device in (made_on, at.device)
+        )
+        for _ in range(3):
+            through()
+        held = copy.deepcopy({"net": through.net.state_dict(), "optimizer": through.optimizer.state_dict()})
+        again.net.load_state_dict(held["net"])
+        restore(again.optimizer, Unscheduled(), {**held, "scheduler": {}}, Path("what was held"))
+        for _ in range(3):
+            through()
+            again()
+        name = f"three steps on {made_on.type}, and three more on {at.device.type}"
+        moves = [
+            torch.cat(
+                [(p.detach().cpu() - held["net"][key].cpu()).flatten() for key, p in net.named_parameters()]
+            )
+            for net in (through.net, again.net)
+        ]
+        if made_on == at.device:
+            apart = int((moves[0] != moves[1]).sum())
+            yield Row(f"{name}, deterministic: weights that differ", "0", f"{apart:,}", apart == 0)
+        else:
+            (group,) = again.optimizer.param_groups
+            fused = group["fused"] and all(each["step"].is_cuda for each in again.optimizer.state.values())
+            yield Row(
+                f"{name}: Adam is fused, its counts on the card", "yes", "yes" if fused else "no", fused
+            )
+            # a gradient of nearly 0 may differ in sign, and Adam moves by the sign
+            yield at_most(f"{name}: how far the weights then go otherwise", away(*reversed(moves)), 0.1)
+
+
+class Unscheduled:
+    """For `restore`, in place of a scheduler."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+def killed(at: Setting) -> Iterator[Row]:
+    """The train script, killed and resumed, against one that was not: its weights bit for bit."""
+    with tempfile.TemporaryDirectory() as folder:
+        generated_set(Path(folder) / "data", 4)
+        command = [sys.executable, "train_Rain200H.py", "--deterministic", "--data_path", f"{folder}/data"]
+        command += [
+            "--gpu_id",
+            "0",
+            "--batchSize",
+            "2",
+            "--patch_size",
+            "32",
+            "--val_every",
+            "0",
+            "--workers",
+            "1",
+            "--save_every",
+            "2",
+        ]
+        command += ["--use_GPU", str(at.on_card)]
+        if at.small:
+            command += ["--channels", "4,6,8", "--units", "2,1,1"]
+        first = [*command, "--steps", "6", "--save_path"]
+        with subprocess.Popen(
+            [*first, f"{folder}/killed"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None and not Path(folder, "killed/net_latest").exists():
+                time.sleep(0.02)
+            process.kill()
+        for more in ([f"{folder}/killed", "--resume"], [f"{folder}/straight"]):
+            subprocess.run([*first, *more], cwd=ROOT, capture_output=True, text=True, check=True)
+        ends = [load_checkpoint(Path(folder) / each / "net_latest") for each in ("killed", "straight")]
+        apart = sum(not torch.equal(value, ends[1]["net"][name]) for name, value in ends[0]["net"].items())
+        yield Row("steps of a run killed and resumed", "6", str(ends[0]["step"]), ends[0]["step"] == 6)
+        yield Row("its weights that differ from a straight run's, deterministic", "0", str(apart), apart == 0)
 
 
 def processes(at: Setting) -> Iterator[Row]:
@@ -349,7 +452,8 @@ def processes(at: Setting) -> Iterator[Row]:
         torch.multiprocessing.spawn(half_of_it, (at, folder), nprocs=2)
         for how in ("DistributedDataParallel", "recorded"):
             halves = [torch.load(f"{folder}/{how}{rank}") for rank in range(2)]
-            yield Row(f"two processes have one gradient, {how}", "yes", "", torch.equal(*halves))
+            one = torch.equal(*halves)
+            yield Row(f"two processes have one gradient, {how}", "yes", "yes" if one else "no", one)
             yield at_most(f"gradient of two processes, {how}", away(halves[0], gradient(alone)), 1e-4)
 
 
@@ -370,81 +474,66 @@ def half_of_it(rank: int, at: Setting, folder: str) -> None:
 
 
 def median_seconds(call: Callable[[], Any], at: Setting, times: int) -> float:
-    taken = []
-    for _ in range(times + 1):
-        if at.on_card:
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        call()
-        if at.on_card:
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])  # the first one warms up
+    call()  # warms up
+    return statistics.median(seconds(call, at.device) for _ in range(times))
 
 
 CHECKS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     each.__name__: each
-    for each in (agreement, ssim, dark_channel, strides, saved, resumed, waits, kernels, processes, speed)
+    for each in (
+        *(agreement, ssim, dark_channel, strides, saved, resumed, waits, kernels, speed),
+        *(processes, killed, units, whole),
+    )
 }
 
 
 # ------------------------------------------------------------------------------------------------ the table
 
 
-def proved(names: list[str], at: Setting) -> Iterator[Row]:
-    """The rows of the checks named; one that raises ends its own check alone."""
+def proved(names: Iterable[str], at: Setting) -> Iterator[tuple[str, Row]]:
+    """The rows of the checks named, each with its check's name; one that raises ends its own check alone."""
     for name in names:
+        began = time.perf_counter()
         try:
             set_arithmetic("float32")
-            torch.backends.cudnn.benchmark = True  # as in training
-            yield from CHECKS[name](at)
+            torch.backends.cudnn.benchmark = at.on_card  # as in training
+            for row in CHECKS[name](at):
+                yield name, row
         except Exception as error:
             traceback.print_exc()
             last = (str(error).strip().splitlines() or [""])[0]
-            yield Row(name, "", f"failed: {type(error).__name__}: {last}", False)
+            yield name, Row(name, "", f"failed: {type(error).__name__}: {last}", False)
+        print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     set_arithmetic("float32")
 
 
-def device_asked(parser: argparse.ArgumentParser, name: str) -> torch.device:
-    cuda = torch.cuda.is_available()
-    if name == "cuda" and not cuda:
-        parser.error("--device cuda: torch sees no CUDA device here")
-    return torch.device("cuda" if cuda and name != "cpu" else "cpu")
+@dataclass(frozen=True)
+class Proof(Options):
+    """The options of this script."""
 
-
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", default=",".join(CHECKS), help="checks, by commas (default: %(default)s)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one"
-    )
-    parser.add_argument("--small", action="store_true", help="a small network and small crops")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).with_name("proof.json"),
-        help="the rows as JSON (default: proof.json beside this script)",
-    )
-    options = parser.parse_args()
-    options.only = options.only.split(",")
-    if wrong := [each for each in options.only if each not in CHECKS]:
-        parser.error(f"--only {wrong[0]}: the checks are {', '.join(CHECKS)}")
-    options.device = device_asked(parser, options.device)
-    return options
+    only: tuple[str, ...] = option(tuple(CHECKS), "which checks", tuple(CHECKS))
+    device: str = option("auto", "auto: cuda where there is one", ("auto", "cpu", "cuda"))
+    small: bool = option(False, "a small network and small crops")
+    out: Path = option(Path("benchmarks/proof.json"), "the rows as JSON")
 
 
 def main() -> None:
-    options = read_options()
-    machine = f"{hardware(options.device)}, torch {torch.__version__}, {date.today().isoformat()}"
+    options = parse(Proof(), __doc__)
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(there if options.device == "auto" else options.device)
+    if device.type == "cuda" and there != "cuda":
+        raise UserError("--device cuda: torch sees no CUDA device here")
+    machine = f"{hardware(device)}, torch {torch.__version__}, {date.today().isoformat()}"
     print(f"{machine}\n\n| | predicted | measured | |\n| --- | --- | --- | --- |", flush=True)
+    # what an earlier run found by other checks stays
+    kept = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    kept = [row for row in kept if row["check"] not in options.only]
     rows: list[Row] = []
-    for row in proved(options.only, Setting(options.device, options.small)):
+    for name, row in proved(options.only, Setting(device, options.small)):
         print(row.line(), flush=True)
         rows.append(row)
-        content = {"machine": machine, "rows": [dataclasses.asdict(each) for each in rows]}
-        text = json.dumps(content, indent=1) + "\n"
+        kept.append({"check": name, "machine": machine, **dataclasses.asdict(row)})
+        text = json.dumps({"rows": kept}, indent=1) + "\n"
         write_atomically(options.out, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
     print(f"\nwritten: {options.out}")
     if wrong := [row.what for row in rows if row.holds is False]:

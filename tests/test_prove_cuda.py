@@ -2,17 +2,47 @@
 
 import json
 
-from benchmarks import prove_cuda
+import pytest
 
-KINDS = {"SID,": 4, "SSID-KD,": 4, "SSIM": 2, "dark channel": 2, "two processes": 4, "recorded": 4}
+from benchmarks import prove_cuda
+from benchmarks.prove_cuda import CHECKS, Row
+from utils import UserError
+
+KINDS = {"SID,": 4, "SSID-KD,": 4, "SSIM": 2, "dark channel": 2, "two processes": 4, "recorded": 5}
+ELSEWHERE = "killed"  # tests/test_training.py kills one
 
 
 def test_on_a_cpu_everything_predicted_holds(monkeypatch, tmp_path):
     out = tmp_path / "proof.json"
-    words = ["prove_cuda.py", "--device", "cpu", "--small", "--out", str(out)]
+    checks = [name for name in CHECKS if name != ELSEWHERE]
+    words = ["prove_cuda.py", "--device", "cpu", "--small", "--out", str(out), "--only", *checks]
     monkeypatch.setattr("sys.argv", words)
     prove_cuda.main()
     rows = json.loads(out.read_text())["rows"]
     assert not [row for row in rows if row["holds"] is False]
     for kind, count in KINDS.items():
         assert sum(f" {kind}" in f" {row['what']}" for row in rows) == count, kind
+
+
+def test_a_run_cut_short_keeps_its_rows_and_the_next_one_adds_to_them(monkeypatch, tmp_path, capsys):
+    def breaks(at):
+        yield Row("first", "1", "1", True)
+        raise ValueError("no such thing\nat all")
+
+    def cut_short(at):
+        yield Row("second", "2", "3", False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(CHECKS, "ssim", breaks)
+    monkeypatch.setitem(CHECKS, "speed", cut_short)
+    out = tmp_path / "proof.json"
+    for name, ending in (("ssim", UserError), ("speed", KeyboardInterrupt)):
+        words = ["prove_cuda.py", "--device", "cpu", "--small", "--out", str(out), "--only", name]
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(ending):
+            prove_cuda.main()
+    rows = [(row["check"], row["what"], row["holds"]) for row in json.loads(out.read_text())["rows"]]
+    assert rows == [("ssim", "first", True), ("ssim", "ssim", False), ("speed", "second", False)]
+    told = capsys.readouterr().out
+    assert "| second | 2 | 3 | DOES NOT HOLD |" in told
+    assert "| ssim |  | failed: ValueError: no such thing | DOES NOT HOLD |" in told
