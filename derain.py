@@ -30,6 +30,22 @@ from machinery.results import Results, digest_of
 from metrix_code.page import PageWriter
 from utils import IMAGE_SUFFIXES, UserError, image_size, is_file, list_images, one_line, printable
 
+# photographs and moving pictures that no reader here knows: phones and cameras write them
+OF_CAMERAS = {
+    ".heic",
+    ".heif",
+    ".avif",
+    ".gif",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".orf",
+    ".raf",
+    ".rw2",
+}
+
 
 @dataclass(frozen=True)
 class Derain(Machine):
@@ -100,19 +116,32 @@ def found(options: Derain) -> Iterator[tuple[Path, Path]]:
     for path in options.inputs:
         if path.is_dir():
             name, count = path.resolve().name, 0
+            left_out: list[Path] = []
             for inner in sorted(folders(path, options.save_path), key=utils.natural_key):
                 for file in list_images(inner):
                     if not earlier.is_ours(file):
                         count += 1
                         yield file, name / file.relative_to(path)
+                left_out += (file for file in sorted(inner.iterdir()) if is_of_others(file, earlier))
+            if left_out:
+                names = one_line(map(printable, left_out))
+                print(f"{path}: left out {names}: name a video itself, save HEIC and the like as JPEG")
             if not count:
                 raise UserError(f"{path} holds no photographs ({', '.join(sorted(IMAGE_SUFFIXES))})")
         elif not os.path.lexists(path):
             raise UserError(f"{path} does not exist")
+        elif path.suffix.lower() in OF_CAMERAS:
+            raise UserError(f"{path} is of a kind that is not read: save it as JPEG, PNG or TIFF")
         elif path.suffix.lower() not in IMAGE_SUFFIXES | videos.CONTAINERS.keys():
             raise UserError(f"{path} is neither a photograph nor a video, by its name")
         else:
             yield path, Path(path.name)
+
+
+def is_of_others(file: Path, earlier: Results) -> bool:
+    """Whether a folder's file is a video, or a photograph that no reader here knows."""
+    kinds = OF_CAMERAS | videos.CONTAINERS.keys()
+    return file.suffix.lower() in kinds and not file.name.startswith(".") and not earlier.is_ours(file)
 
 
 def folders(folder: Path, save_path: Path) -> Iterator[Path]:

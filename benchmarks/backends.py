@@ -33,6 +33,7 @@ from tools.export_onnx import export
 from utils import UserError, run
 
 try:
+    import onnx  # noqa: F401  which the export needs
     import onnxruntime
     import openvino
 except ImportError:

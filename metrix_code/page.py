@@ -70,6 +70,7 @@ class PageWriter:
             title=escape(self.title),
             note=escape(self.note),
             means=escape(self._means()),
+            sorted_by="" if any(value is not None for _, value in gains) else "hidden",
             gain=f"gain in {next((name for name, value in gains if value is not None), 'PSNR')}",
             entries="\n".join(_entry(self._rows[k], place[k], gains[k][1]) for k in worst_first),
         )

@@ -18,7 +18,8 @@ PATIENCE = 60.0  # seconds for any single thing; a start on a busy machine is th
 START = "import os, sys; os.dup2({0}, 3); os.dup2({1}, 4); os.execv(sys.argv[1], sys.argv[1:])"
 SWITCHES = (
     "--headless=new --remote-debugging-pipe --no-sandbox --disable-gpu --disable-dev-shm-usage "
-    "--no-first-run --disable-extensions --disable-background-networking --no-proxy-server --mute-audio"
+    "--no-first-run --disable-extensions --disable-background-networking --no-proxy-server --mute-audio "
+    "--window-size=1300,1000"  # what lies outside is laid out, and may not be drawn
 )
 
 

@@ -1,10 +1,12 @@
 """One's own photographs, folders and videos."""
 
 import errno
+import importlib.util
 import itertools
 import os
 import re
 import shutil
+import types
 
 import cv2
 import numpy as np
@@ -18,7 +20,7 @@ from machinery.results import FILE as LIST
 from machinery.results import Results
 from networks import Derained, DerainNet
 from tests import layouts
-from tests.small import evaluation, teacher, trained
+from tests.small import ROOT, evaluation, teacher, trained
 from tests.test_networks import small_network
 from tests.test_pictures import SRGB, noise, photograph
 from utils import UserError, read_image, write_image
@@ -341,3 +343,34 @@ def test_the_three_lines_of_the_readme_are_true(model):
     rainy, _ = layouts.pair(1)
     derained = Derainer.open(str(model))(rainy)
     assert derained.shape == rainy.shape and derained.dtype == np.uint8
+
+
+def test_what_a_folder_holds_of_other_kinds_is_told(tmp_path, monkeypatch, model, capsys):
+    folder = layouts.real_images(tmp_path / "phone", 1)
+    for name in ("IMG_1.HEIC", "clip.mp4", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    call(monkeypatch, tmp_path, model, folder)
+    told = next(line for line in capsys.readouterr().out.splitlines() if "left out" in line)
+    assert "IMG_1.HEIC" in told and "clip.mp4" in told and "notes.txt" not in told
+    with pytest.raises(UserError, match=r"IMG_1\.HEIC is of a kind that is not read: save it as JPEG"):
+        call(monkeypatch, tmp_path, model, folder / "IMG_1.HEIC")
+
+
+def test_the_example_from_python_shows_the_difference(tmp_path, monkeypatch, model, capsys):
+    spec = importlib.util.spec_from_file_location("from_python", ROOT / "docs/from_python.py")
+    assert spec and spec.loader
+    from_python = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(from_python)
+    rainy = layouts.pair(1, (40, 48))[0]
+    write_image(tmp_path / "x.png", rainy)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["from_python.py", "x.png"])
+    monkeypatch.setattr(
+        from_python, "Derainer", types.SimpleNamespace(open=lambda *_, **how: Derainer.open(model))
+    )
+    from_python.main()
+    shown = read_image(tmp_path / "from_python.png")
+    derained = Derainer.open(model)(rainy)
+    rain = np.clip(4 * (rainy.astype(int) - derained), 0, 255)
+    assert np.array_equal(shown, np.hstack([rainy, derained, rain]))
+    assert "of 255 on the mean" in capsys.readouterr().out

@@ -140,3 +140,11 @@ def test_an_image_of_another_size_is_named(tmp_path, picture):
 
 def test_an_empty_page_is_a_page(tmp_path):
     assert Elements(PageWriter(tmp_path, "t").finish()).all("article") == []
+
+
+@pytest.mark.parametrize(("scores", "hidden"), [({}, True), ({"psnr": 20.0, "rainy_psnr": 18.0}, False)])
+def test_sorting_is_offered_where_there_is_a_gain(tmp_path, scores, hidden):
+    image = np.zeros((8, 9, 3), np.uint8)
+    page = PageWriter(tmp_path, "title")
+    page.add({"name": "x", "file": "x.png", **scores}, image, image)
+    assert ("<label hidden>" in page.finish().read_text()) == hidden

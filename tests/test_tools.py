@@ -1,6 +1,7 @@
 """The scripts beside training and evaluation: the study, the small checkpoint, the contact sheet."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -88,6 +89,7 @@ def test_help(script, run_here, capsys):
 
 
 def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, monkeypatch, capsys):
+    pytest.importorskip("onnx", reason="needs requirements-extras.txt")
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-extras.txt")
     small.trained(small.teacher(tmp_path, steps=1, units=(1, 1, 1)))
     words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(tmp_path / "it.onnx"))
@@ -109,3 +111,18 @@ def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, 
     with pytest.raises(UserError, match="differs from PyTorch's"):
         export_onnx.main()
     assert (tmp_path / "it.onnx").read_bytes() == before
+
+
+def test_what_tiles_change_is_told_in_levels(tmp_path, run_here, capsys):
+    small.trained(small.teacher(tmp_path, steps=1))
+    write_image(tmp_path / "x.png", layouts.pair(1, (40, 300))[0])
+    words = ("--logdir", str(tmp_path / "teacher"), "--use_GPU", "False")
+    assert run_here("benchmarks/seams.py", str(tmp_path / "x.png"), *words) == 0
+    found = re.search(
+        r"300x40, tiles of 256: (\d+) levels at most, (\S+) on the mean", capsys.readouterr().out
+    )
+    derain = Derainer.open(tmp_path / "teacher")
+    whole = derain(read_image(tmp_path / "x.png")).astype(int)
+    derain.tile = 256
+    apart = np.abs(derain(read_image(tmp_path / "x.png")) - whole)
+    assert found and found.groups() == (str(apart.max()), f"{apart.mean():.2f}")

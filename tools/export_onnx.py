@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,8 @@ class Portable(nn.Module):
 
 def main() -> None:
     options = parse(ExportOnnx(), __doc__)
+    if not all(map(find_spec, ("onnx", "onnxruntime"))):
+        raise UserError("onnx and onnxruntime are missing: pip install -r requirements-extras.txt")
     if options.save_path.suffix != ".onnx":
         raise UserError(f"--save_path {options.save_path}: give a file that ends in .onnx")
     derainer = Derainer.open(options.logdir)
@@ -117,10 +120,8 @@ def export(net: nn.Module, path: Path) -> None:
 
 def difference(net: Prepared, path: Path) -> float:
     """The largest one between PyTorch's and onnxruntime's results, over the sizes CHECKED."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("onnxruntime is missing: pip install -r requirements-extras.txt") from None
+    import onnxruntime  # an extra, which `export` alone does without
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     found = []
