@@ -17,6 +17,7 @@ import dataclasses
 import errno
 import io
 import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Of the authors', told by its keys, the weights come under our names, and `released` is true.
     Raises UserError where the file is no checkpoint, is cut short, or holds anything but plain data.
     """
-    with about(path, library=False):
+    with about(path, library=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch thinks of strangers' ways to save
         try:
             _refuse_unless_as_large_as_it_says(path)
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -536,6 +536,8 @@ def tree(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     """What lies below `folder`, but for new things that a script may leave."""
     found = {}
     for path in folder.rglob("*"):
+        if path.name == ".lock":  # which to read and close would give up
+            continue
         about = path.lstat()
         content = path.read_bytes() if stat.S_ISREG(about.st_mode) else b""
         found[str(path)] = (about.st_mode, about.st_size * bool(content), content)
