@@ -14,6 +14,8 @@ from typing import Any
 
 from machinery.options import Machine, option
 
+MOST_IN_A_BATCH, MOST_EPOCHS = 1 << 16, 10**6  # beyond any use: a slip of the finger, told before it is tried
+
 
 @dataclass(frozen=True)
 class Training(Machine):
@@ -25,14 +27,19 @@ class Training(Machine):
     save_path: Path = option(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
     resume: bool = option(False, "go on from save_path/net_latest, to the same weights as if never stopped")
 
-    batchSize: int = option(12, "pairs a step, over all processes", changes_result=True, least=1)
+    batchSize: int = option(
+        12, "pairs a step, over all processes", changes_result=True, least=1, most=MOST_IN_A_BATCH
+    )
     accumulate: int = option(
-        1, "work on a step's batch in so many parts, one after the other: less memory", least=1
+        1,
+        "work on a step's batch in so many parts, one after the other: less memory",
+        least=1,
+        most=MOST_IN_A_BATCH,
     )
     # a resumed run may be given another length: the learning rate then follows the new one
-    epochs: int = option(520, "a run is epochs * pairs / batchSize steps", least=1)
+    epochs: int = option(520, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
     steps: int = option(
-        0, "length of the run in steps, the milestones kept in proportion; 0: by epochs", least=0
+        0, "length of the run in steps, the milestones kept in proportion; 0: by epochs", least=0, most=10**9
     )
     milestone: tuple[int, ...] = option(
         (312, 416), "epochs after which the learning rate drops", changes_result=True, least=1
@@ -108,7 +115,9 @@ class Training(Machine):
     keep_every: int = option(
         0, "steps between checkpoints that are kept for good, as net_STEP; 0: none", least=0
     )
-    val_every: float = option(10.0, "epochs between validations on the test pairs; 0: never", least=0)
+    val_every: float = option(
+        10.0, "epochs between validations on the test pairs; 0: never", least=0, most=MOST_EPOCHS
+    )
     val_images: int = option(0, "validate on so many of the test pairs, spread evenly; 0: all", least=0)
 
     def contradiction(self) -> str | None:
@@ -165,9 +174,13 @@ class Student(Training):
     real_path: tuple[Path, ...] = option((), "folders of unlabelled real rainy images")
 
     batchSize: int = option(
-        2, "synthetic pairs, and as many real images, a step", changes_result=True, least=1
+        2,
+        "synthetic pairs, and as many real images, a step",
+        changes_result=True,
+        least=1,
+        most=MOST_IN_A_BATCH,
     )
-    epochs: int = option(10, "a run is epochs * pairs / batchSize steps", least=1)
+    epochs: int = option(10, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
     milestone: tuple[int, ...] = option(
         (), "epochs after which the learning rate drops", changes_result=True, least=1
     )
@@ -175,7 +188,9 @@ class Student(Training):
     patch_size: int = option(
         128, "side of the crops and window of the dark channel", changes_result=True, least=16, most=4096
     )
-    val_every: float = option(1.0, "epochs between validations on the test pairs; 0: never", least=0)
+    val_every: float = option(
+        1.0, "epochs between validations on the test pairs; 0: never", least=0, most=MOST_EPOCHS
+    )
 
     l1_weight: float = option(20.0, "of L1 to the clean image", changes_result=True, least=0)
     dark_syn_weight: float = option(1e-6, "of the dark channel, synthetic", changes_result=True, least=0)

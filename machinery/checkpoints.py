@@ -17,6 +17,7 @@ import dataclasses
 import errno
 import io
 import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Of the authors', told by its keys, the weights come under our names, and `released` is true.
     Raises UserError where the file is no checkpoint, is cut short, or holds anything but plain data.
     """
-    with about(path, library=False):
+    # nobody here can mend what torch warns of in strangers' files
+    with about(path, library=False), warnings.catch_warnings(action="ignore"):
         try:
             _refuse_unless_as_large_as_it_says(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -116,7 +118,8 @@ def _refuse_unless_weights(weights: Any, path: Path) -> None:
     for key, value in weights.items():
         sound = isinstance(value, Tensor) and value.layout is torch.strided and value.is_floating_point()
         # a view may show one number a million times
-        if not (isinstance(key, str) and sound and value.nbytes <= value.untyped_storage().nbytes()):
+        sound = sound and value.device.type == "cpu" and value.nbytes <= value.untyped_storage().nbytes()
+        if not (isinstance(key, str) and sound):
             raise UserError(f"{path}: {key!r} of its network is no weight: train anew, or fetch it again")
 
 
@@ -219,14 +222,17 @@ def load_to_resume(path: Path, recipe: Record, stage: str, counts: Mapping[str, 
 def restore(
     optimizer: torch.optim.Optimizer, scheduler: Any, stage: Any, *, training: Mapping[str, Any], path: Path
 ) -> None:
-    """All as they were when `training` was saved. The optimizer keeps its own way of computing (fused).
+    """All as they were when `training` was saved. The optimizer keeps its own ways (fused), but for the rate.
 
     Raises UserError where they belong to other weights.
     """
-    ways = [{key: group[key] for key in ("fused", "foreach")} for group in optimizer.param_groups]
+    ways = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     own, remedy = _kinds_of(optimizer, scheduler), "start anew without --resume"
     # what a foreign dictionary makes torch raise is anybody's guess
-    with about(path, remedy, done="resumed from", kinds=(Exception,)):
+    with (
+        about(path, remedy, done="resumed from", kinds=(Exception,)),
+        warnings.catch_warnings(action="ignore"),
+    ):
         saved = training["optimizer"]
         # before loading: a fused optimizer's count of steps must come to the card, by what it is told here
         groups = [group | way for group, way in zip(saved["param_groups"], ways, strict=True)]
@@ -244,11 +250,8 @@ def _kinds_of(optimizer: torch.optim.Optimizer, scheduler: Any) -> list[dict[str
     def kind(value: Any) -> Any:
         return [kind(each) for each in value] if isinstance(value, list | tuple) else type(value)
 
-    groups = [
-        {k: v for k, v in group.items() if k not in ("params", "fused", "foreach")}
-        for group in optimizer.param_groups
-    ]
-    return [{key: kind(value) for key, value in each.items()} for each in (*groups, scheduler.state_dict())]
+    rates = [{"lr": group["lr"]} for group in optimizer.param_groups]
+    return [{key: kind(value) for key, value in each.items()} for each in (*rates, scheduler.state_dict())]
 
 
 def _are_moments(moments: Mapping[str, Any], weight: Tensor) -> bool:

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from utils import printable
 
 
 def option(
@@ -77,9 +79,7 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     `description` is what `--help` begins with: the script's own docstring, where it is not given.
     """
     description = description or sys.modules["__main__"].__doc__
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = get_type_hints(type(record))
     for each in dataclasses.fields(record):
         if "help" in each.metadata:
@@ -91,6 +91,11 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     if wrong := problem(changed):
         parser.exit(2, f"{parser.prog}: {wrong}\n")  # one line: all of the usage would bury it
     return changed
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))  # in one line, whatever was typed
 
 
 def as_plain(record: Options) -> dict[str, Any]:

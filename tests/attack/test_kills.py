@@ -21,12 +21,13 @@ import torch
 
 from config import Training
 from machinery.checkpoints import load_checkpoint
+from networks import BACKBONES
 from tests import layouts
 from tests.attack.conftest import Budget
-from tests.attack.scripts import BAR, begun, called
+from tests.attack.scripts import BAR, OneConvolution, begun, called, with_one_convolution
 from tests.small import SMALL, command, lines, student, teacher, trained
 
-TINY: dict[str, Any] = {**SMALL, "channels": (2, 3, 4), "units": (1, 1, 1), "save_every": 1, "val_every": 1}
+TINY: dict[str, Any] = {**SMALL, "backbone": "OneConvolution", "save_every": 1, "val_every": 1}
 SCRIPTS = {teacher: "train_Rain200H.py", student: "train_Rain200H_real.py"}
 
 
@@ -34,12 +35,17 @@ SCRIPTS = {teacher: "train_Rain200H.py", student: "train_Rain200H_real.py"}
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kills")
     layouts.rain200(folder / "data")
-    trained(teacher(folder, **{**TINY, "steps": 1, "val_every": 0}))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(BACKBONES, "OneConvolution", OneConvolution)
+        trained(teacher(folder, **{**TINY, "steps": 1, "val_every": 0}))
     return folder
 
 
 def as_one_of(size: int, rank: int, port: int) -> None:
-    """What torchrun makes of a process."""
+    """What torchrun makes of a process, where there are several."""
+    with_one_convolution()
+    if size == 1:
+        return
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
@@ -52,10 +58,10 @@ def run_until(folder: Path, line: str, processes: int, moment: Callable[[], bool
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    joined = [
-        partial(as_one_of, processes, rank, port) if processes > 1 else None for rank in range(processes)
+    running = [
+        begun(folder / f"said-{rank}", line, partial(as_one_of, processes, rank, port))
+        for rank in range(processes)
     ]
-    running = [begun(folder / f"said-{rank}", line, before) for rank, before in enumerate(joined)]
     killed = False
     while any(process.is_alive() for process in running):
         if not killed and moment():
@@ -65,7 +71,7 @@ def run_until(folder: Path, line: str, processes: int, moment: Callable[[], bool
             killed = victim.is_alive() or victim.exitcode != 0
         time.sleep(0.002)
     codes = [process.exitcode for process in running]
-    said = [(folder / f"said-{rank}/err").read_text(errors="replace") for rank in range(processes)]
+    said = [path.read_text(errors="replace") for path in folder.glob("said-*/err")]
     assert "Traceback" not in "".join(said), said
     if -signal.SIGKILL not in codes:
         assert codes == [0] * processes, (codes, said)
@@ -136,7 +142,7 @@ def series(
         "log_every": rng.choice([1, 2]),
     }
     recipe = stage(place, **{**TINY, "workers": workers, "save_path": folder / "killed", **changes})
-    words = [f"--{name} {value}" for name, value in changes.items()]
+    words = ["--backbone OneConvolution", *(f"--{name} {value}" for name, value in changes.items())]
     line = " ".join([*command(SCRIPTS[stage], recipe)[1:], *words])  # type: ignore[arg-type]
     began = time.monotonic()
     straight = line.replace(f"{folder}/killed", f"{folder}/straight")
@@ -176,7 +182,7 @@ def test_a_killed_loader_worker_is_one_line_that_says_how_to_go_on(
     recipe = stage(
         place, **{**TINY, "workers": 2, "steps": 6, "save_path": place / f"worker-{stage.__name__}"}
     )
-    line = " ".join(command(SCRIPTS[stage], recipe)[1:])  # type: ignore[arg-type]
+    line = " ".join([*command(SCRIPTS[stage], recipe)[1:], "--backbone OneConvolution"])  # type: ignore[arg-type]
     ended = called(place / "said", line, worker_dies)
     told = ended.line()
     assert told.startswith(
@@ -192,6 +198,7 @@ def worker_dies() -> None:
     """A worker of the loader is killed at the second epoch, as the kernel does where memory is short."""
     import DerainDataset
 
+    with_one_convolution()
     true_crop = DerainDataset.PairCrops.__getitem__
 
     def crop(self: Any, key: tuple[int, int]) -> Any:
