@@ -364,7 +364,8 @@ def resumed(at: Setting) -> Iterator[Row]:
             through()
         held = copy.deepcopy({"net": through.net.state_dict(), "optimizer": through.optimizer.state_dict()})
         again.net.load_state_dict(held["net"])
-        restore(again.optimizer, Unscheduled(), {**held, "scheduler": {}}, Path("what was held"))
+        held |= {"scheduler": {}, "stage": {}}
+        restore(again.optimizer, Unscheduled(), again.stage, training=held, path=Path("what was held"))
         for _ in range(3):
             through()
             again()
