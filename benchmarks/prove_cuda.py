@@ -34,6 +34,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
@@ -362,17 +363,23 @@ def resumed(at: Setting) -> Iterator[Row]:
         )
         for _ in range(3):
             through()
-        held = copy.deepcopy({"net": through.net.state_dict(), "optimizer": through.optimizer.state_dict()})
-        again.net.load_state_dict(held["net"])
-        held |= {"scheduler": {}, "stage": {}}
-        restore(again.optimizer, Unscheduled(), again.stage, training=held, path=Path("what was held"))
+        constant = [LambdaLR(step.optimizer, lambda _: 1.0) for step in (through, again)]
+        holders: dict[str, Any] = {
+            "optimizer": through.optimizer,
+            "scheduler": constant[0],
+            "stage": through.stage,
+        }
+        held: dict[str, Any] = copy.deepcopy({name: each.state_dict() for name, each in holders.items()})
+        weights = copy.deepcopy(through.net.state_dict())
+        again.net.load_state_dict(weights)
+        restore(again.optimizer, constant[1], again.stage, training=held, path=Path("what was held"))
         for _ in range(3):
             through()
             again()
         name = f"three steps on {made_on.type}, and three more on {at.device.type}"
         moves = [
             torch.cat(
-                [(p.detach().cpu() - held["net"][key].cpu()).flatten() for key, p in net.named_parameters()]
+                [(p.detach().cpu() - weights[key].cpu()).flatten() for key, p in net.named_parameters()]
             )
             for net in (through.net, again.net)
         ]
@@ -387,13 +394,6 @@ def resumed(at: Setting) -> Iterator[Row]:
             )
             # a gradient of nearly 0 may differ in sign, and Adam moves by the sign
             yield at_most(f"{name}: how far the weights then go otherwise", away(*reversed(moves)), 0.1)
-
-
-class Unscheduled:
-    """For `restore`, in place of a scheduler."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
 
 
 def killed(at: Setting) -> Iterator[Row]:

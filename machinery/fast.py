@@ -1,7 +1,8 @@
 """A step's gradient as one CUDA graph: one launch in place of some ten thousand, which the card waits for.
 
 engine.training_step without it is the oracle: the same gradient by the same operations. On a CPU there is no
-graph, and the rest runs alike, which is how it is tested. On CUDA it has not been tried:
+graph, and the rest runs alike, which is how it is tested. With --compile the network within is compiled, as
+one graph of its own, to fewer kernels, which is what is left to save. On CUDA none of it has been tried:
 `python benchmarks/prove_cuda.py` does that.
 """
 
