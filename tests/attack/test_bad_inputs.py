@@ -23,13 +23,20 @@ import torch
 
 from machinery.checkpoints import load_checkpoint
 from metrix_code.scores import read_scores
+from networks import BACKBONES
 from tests import layouts
-from tests.attack.scripts import called
+from tests.attack.scripts import OneConvolution, called, with_one_convolution
 from tests.small import SMALL, arguments, student, teacher, trained
 from tests.test_files import png
 from utils import write_image
 
-TINY: dict[str, Any] = {**SMALL, "channels": (2, 3, 4), "units": (1, 1, 1), "steps": 2, "save_every": 1}
+TINY: dict[str, Any] = {
+    **SMALL,
+    "backbone": "OneConvolution",
+    "channels": (2, 3, 4),
+    "steps": 2,
+    "save_every": 1,
+}
 TRAIN = "train_Rain200H.py --data_path {here}/data --save_path {here}/new " + " ".join(arguments(TINY))
 STUDENT = TRAIN.replace("train_Rain200H.py", "train_Rain200H_real.py --teacher {here}/teacher")
 STUDENT += " --real_path {here}/real"
@@ -99,7 +106,7 @@ def saved(thing: Any) -> Made:
 
 def first(change: Callable[[torch.Tensor], Any]) -> Callable[[dict], dict]:
     """Weights with one of them changed."""
-    return lambda net: {**net, "head1.weight": change(net["head1.weight"])}
+    return lambda net: {**net, "first.weight": change(net["first.weight"])}
 
 
 def held(here: Path) -> None:
@@ -131,6 +138,7 @@ def long_names(here: Path) -> None:
 
 def as_nobody() -> None:
     """To root no right is missing."""
+    with_one_convolution()
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(65534)
@@ -142,7 +150,7 @@ class Row(NamedTuple):
     made: Made
     command: str
     line: str
-    before: Callable[[], None] | None = None
+    before: Callable[[], None] = with_one_convolution
 
 
 LOST = "1 of 2 images were not scored, the first: {here}/" + TESTED
@@ -210,16 +218,16 @@ TABLE = [
     Row("a net that is a list", content(net=[1, 2]), EVAL, ONCE + " holds no network under 'net': ..."),
     Row("no net", content(net=None), EVAL, ONCE + " holds no network under 'net': ..."),
     Row("an integer weight", content(net=first(torch.Tensor.int)), EVAL,
-        ONCE + ": 'head1.weight' of its network is no weight: ..."),
+        ONCE + ": 'first.weight' of its network is no weight: ..."),
     Row("a sparse weight", content(net=first(torch.Tensor.to_sparse)), EVAL,
-        ONCE + ": 'head1.weight' of its network is no weight: ..."),
+        ONCE + ": 'first.weight' of its network is no weight: ..."),
     Row("a weight of no dimension", content(net=first(torch.Tensor.sum)), EVAL,
-        ONCE + " does not fit: head1.weight is (), expected (2, 3, 3, 3); ..."),
+        ONCE + " does not fit: first.weight is (), expected (2, 3, 3, 3); ..."),
     Row("one number shown as a million million",
         content(net=first(lambda w: w[0, 0, 0, :1].expand(10**6, 10**6))), EVAL,
-        ONCE + ": 'head1.weight' of its network is no weight" + TRAIN_ANEW),
+        ONCE + ": 'first.weight' of its network is no weight" + TRAIN_ANEW),
     Row("a weight that is no number", content(net=first(lambda w: w * torch.nan)), EVAL,
-        ONCE + " cannot be used: 1 of its ... weights are no finite numbers (head1.weight); ..."),
+        ONCE + " cannot be used: 1 of its ... weights are no finite numbers (first.weight); ..."),
     Row("a network of a million channels", content(network__arguments__channels=[10**6] * 3), EVAL,
         ONCE + " does not say how to build its network: ..."),
     Row("a network larger than its weights", content(network__arguments__channels=[4000] * 3), EVAL,
@@ -232,7 +240,7 @@ TABLE = [
     Row("data that is a number", content(data=3), DERAIN, ONCE + " has no sound 'data'" + FETCH),
     Row("a teacher that is a CSV", put(LATEST, b"a,b\n"), STUDENT, NO_CHECKPOINT),
     Row("a teacher of another size", nothing, STUDENT + " --channels 3,3,4",
-        ONCE + " does not fit: head1.weight is (2, 3, 3, 3), expected (3, 3, 3, 3)...; see --channels ..."),
+        ONCE + " does not fit: first.weight is (2, 3, 3, 3), expected (3, 3, 3, 3)...; see --channels ..."),
     Row("an exported CSV", put(LATEST, b"a,b\n"), EXPORT, NO_CHECKPOINT),
     # ---- checkpoints to resume from
     Row("nothing to resume", nothing, TRAIN + " --resume",
@@ -296,8 +304,10 @@ TABLE = [
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    trained(teacher(folder, **TINY))
-    trained(student(folder, **TINY))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(BACKBONES, "OneConvolution", OneConvolution)
+        trained(teacher(folder, **TINY))
+        trained(student(folder, **TINY))
     return folder
 
 
@@ -369,7 +379,7 @@ STRANGE: list[tuple[str, Made, str]] = [
 @pytest.mark.parametrize(("what", "made", "command"), STRANGE, ids=[row[0] for row in STRANGE])
 def test_a_strange_input_is_an_input(what: str, made: Made, command: str, here: Path) -> None:
     made(here)
-    ended = called(here.parent / "said", command.format(here=here))
+    ended = called(here.parent / "said", command.format(here=here), with_one_convolution)
     assert ended.code == 0 and not ended.err.strip(), ended
     scores = here / "out/scores.json"
     if scores.exists():
@@ -385,7 +395,7 @@ def test_scores_of_any_content_are_passed_over_and_set_aside(here: Path) -> None
     assert ended.code == 0 and line.startswith(
         f"passed over: {here}/out/scores.json cannot be read as scores"
     )
-    assert called(here.parent / "said", EVAL.format(here=here)).code == 0
+    assert called(here.parent / "said", EVAL.format(here=here), with_one_convolution).code == 0
     assert (here / "out/earlier-1-scores.json").read_bytes() == FOREIGN
     assert len(read_scores(here / "out/scores.json")["images"]) == 2
 
@@ -409,6 +419,7 @@ def second_image_kills() -> None:
     """The process that reads the second image dies, as by the kernel where memory is short."""
     import evaluation
 
+    with_one_convolution()
     true_image = evaluation.Images.__getitem__
 
     def image(self: Any, index: int) -> Any:

@@ -16,19 +16,20 @@ import pytest
 from machinery.checkpoints import load_checkpoint
 from machinery.results import Results
 from metrix_code.scores import read_scores
+from networks import BACKBONES
 from tests.attack.conftest import Budget
-from tests.attack.scripts import called
+from tests.attack.scripts import OneConvolution, called, with_one_convolution
 from tests.attack.test_bad_inputs import DERAIN, EVAL, EXPORT, PSNR, RESUME, TINY, TRAIN
 from tests.small import teacher, trained
 from utils import read_image
 
 SHEET = "tools/contact_sheet.py rainy={here}/data/rain_data_test_Heavy/rain/X2 --out {here}/out/sheet.png"
 COMMANDS = [  # each with about how many bytes it writes
-    (TRAIN + " --val_every 1", 900_000),
-    (RESUME.replace("{here}/teacher", "{here}/out") + " --steps 4 --val_every 1 --keep_every 1", 900_000),
+    (TRAIN + " --val_every 1", 80_000),
+    (RESUME.replace("{here}/teacher", "{here}/out") + " --steps 4 --val_every 1 --keep_every 1", 80_000),
     (EVAL.replace(" --page False", ""), 50_000),
     (DERAIN + " --compare --streaks", 50_000),
-    (EXPORT + "/small", 300_000),
+    (EXPORT + "/small", 12_000),
     (PSNR + " --csv {here}/out/scores.csv", 4_000),
     (SHEET, 12_000),
 ]
@@ -37,17 +38,22 @@ COMMANDS = [  # each with about how many bytes it writes
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("disks")
-    trained(teacher(folder, **TINY))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(BACKBONES, "OneConvolution", OneConvolution)
+        trained(teacher(folder, **TINY))
     return folder
 
 
 def no_large_files(most: int) -> None:
-    """As good as a full disk where no disk can be mounted."""
+    """As good as a full disk where no disk can be mounted; 0: there is one."""
+    with_one_convolution()
+    if not most:
+        return
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 @contextmanager
-def disk(at: Path, size: int) -> Iterator[Callable[[], None] | None]:
+def disk(at: Path, size: int) -> Iterator[Callable[[], None]]:
     """A disk of so many bytes at the folder, or what is to be called in a process that writes to it."""
     at.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(at)]
@@ -56,7 +62,7 @@ def disk(at: Path, size: int) -> Iterator[Callable[[], None] | None]:
     except FileNotFoundError:
         mounted = False
     try:
-        yield None if mounted else functools.partial(no_large_files, max(2000, size // 4))
+        yield functools.partial(no_large_files, 0 if mounted else max(2000, size // 4))
     finally:
         if mounted:
             subprocess.run(["umount", "--lazy", str(at)], check=True)
