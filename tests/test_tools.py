@@ -126,3 +126,23 @@ def test_what_tiles_change_is_told_in_levels(tmp_path, run_here, capsys):
     derain.tile = 256
     apart = np.abs(derain(read_image(tmp_path / "x.png")) - whole)
     assert found and found.groups() == (str(apart.max()), f"{apart.mean():.2f}")
+
+
+def test_an_average_has_its_share_of_each_model(tmp_path, run_here, capsys):
+    one = small.teacher(tmp_path, steps=1)
+    other = small.teacher(tmp_path, steps=1, seed=1, save_path=tmp_path / "other")
+    for recipe in (one, other):
+        small.trained(recipe)
+    models = [f"{share}={recipe.save_path}" for share, recipe in ((0.75, one), (0.25, other))]
+    words = ("--save_path", str(tmp_path / "averaged"))
+    assert run_here("tools/average.py", *models, *words) == 0
+    first, second, made = (
+        load_checkpoint(folder / "net_latest")
+        for folder in (one.save_path, other.save_path, tmp_path / "averaged")
+    )
+    for name, value in made["net"].items():
+        torch.testing.assert_close(value, 0.75 * first["net"][name] + 0.25 * second["net"][name])
+    assert "0.75 of" in made["began_with"] and made["recipe"] == first["recipe"]
+    assert run_here("tools/average.py", *models, *words) == 2  # nothing is written over
+    assert run_here("tools/average.py", models[0], "0.5=nowhere", *words) == 2
+    assert "add up to 1.25" in capsys.readouterr().err
