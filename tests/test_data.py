@@ -313,6 +313,18 @@ def test_two_sizes_name_the_file(tmp_path: Path) -> None:
         read_pair(find_pairs(root, "train").pairs[1])
 
 
+def test_a_broken_image_among_others_does_not_hide_a_layout(tmp_path: Path) -> None:
+    layouts.rain12(tmp_path, count=4)
+    (tmp_path / "2.png").write_bytes(b"no image")
+    found = find_pairs(tmp_path, "test")
+    assert len(found.pairs) == 4
+    failed: list[UserError] = []
+    assert check_pairs(found, failed=failed.append) == []
+    assert [f"{tmp_path / '2.png'} is not an image" in str(error) for error in failed] == [True]
+    with pytest.raises(UserError, match=r"2\.png is not an image"):
+        check_pairs(found)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_names_the_file_in_one_line(tmp_path: Path, workers: int) -> None:
     root = layouts.plain(tmp_path / "set", "rain", "norain")

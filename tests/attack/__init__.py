@@ -3,4 +3,8 @@
 `make test` runs a few cases of each, the same every time; `make attack` goes on for ATTACK seconds a target,
 and says how many cases that were. A target takes the fixture `budget` (conftest.py): `budget.draw` for
 properties of drawn input, `budget.seeds` for whole runs, as series of kills.
+
+Pictures, folder trees and names of any kind (test_images, test_layouts, test_names); checkpoints changed in
+their bytes and in what they hold; options; runs that are killed and gone on with; disks that fill up. What
+has one right answer is in a table: test_bad_inputs.
 """

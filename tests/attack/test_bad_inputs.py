@@ -14,6 +14,7 @@ import signal
 import stat
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +108,16 @@ def saved(thing: Any) -> Made:
 def first(change: Callable[[torch.Tensor], Any]) -> Callable[[dict], dict]:
     """Weights with one of them changed."""
     return lambda net: {**net, "first.weight": change(net["first.weight"])}
+
+
+LOOP: list[Any] = []
+LOOP.append(LOOP)
+
+
+def bomb(here: Path) -> None:
+    """The checkpoint with one thing more in its archive, which is all of zeros and compressed."""
+    with zipfile.ZipFile(here / LATEST, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net_latest/data/more", bytes(10_000_000))
 
 
 def held(here: Path) -> None:
@@ -232,6 +243,9 @@ TABLE = [
         ONCE + " does not say how to build its network: ..."),
     Row("a network larger than its weights", content(network__arguments__channels=[4000] * 3), EVAL,
         ONCE + " does not fit: ..."),
+    Row("a network of a list that holds itself", content(network__arguments__channels=LOOP), EVAL,
+        ONCE + " does not say how to build its network: ..."),
+    Row("an archive that unpacks to a hundred times its size", bomb, EVAL, NO_CHECKPOINT),
     Row("a network of no such backbone", content(network__backbone="x"), EVAL,
         ONCE + " needs a backbone 'x': networks.BACKBONES has ..."),
     Row("a step that is text", content(step="7"), EVAL, ONCE + " has no sound 'step'" + FETCH),

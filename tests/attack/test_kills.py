@@ -28,6 +28,7 @@ from tests.attack.scripts import BAR, OneConvolution, begun, called, with_one_co
 from tests.small import SMALL, command, lines, student, teacher, trained
 
 TINY: dict[str, Any] = {**SMALL, "backbone": "OneConvolution", "save_every": 1, "val_every": 1}
+PATIENCE = 20  # seconds: a process whose fellow has not come yet waits for it, and is ended by its launcher
 SCRIPTS = {teacher: "train_Rain200H.py", student: "train_Rain200H_real.py"}
 
 
@@ -62,13 +63,16 @@ def run_until(folder: Path, line: str, processes: int, moment: Callable[[], bool
         begun(folder / f"said-{rank}", line, partial(as_one_of, processes, rank, port))
         for rank in range(processes)
     ]
-    killed = False
+    killed_at = None
     while any(process.is_alive() for process in running):
-        if not killed and moment():
+        if killed_at is None and moment():
             victim = random.choice(running)
             assert victim.pid
             os.kill(victim.pid, signal.SIGKILL)
-            killed = victim.is_alive() or victim.exitcode != 0
+            killed_at = time.monotonic()
+        if killed_at and time.monotonic() > killed_at + PATIENCE:  # a launcher ends those that still wait
+            for process in running:
+                process.kill()
         time.sleep(0.002)
     codes = [process.exitcode for process in running]
     # not of those killed: their readers, left alone, say so each in its way
