@@ -90,20 +90,9 @@ def training_step(
 def backward(stage: Stage, net: nn.Module, batch: Batch, parts: int) -> dict[str, Tensor]:
     """Adds the gradient of a batch that is one of so many parts; its terms and `total`."""
     terms = stage.terms(net, batch)
-    total = weighted_sum(stage, terms)
+    total = stage.total(terms)
     (total / parts).backward()
     return {name: value.detach() for name, value in {**terms, "total": total}.items()}
-
-
-def weighted_sum(stage: Stage, terms: Mapping[str, Tensor]) -> Tensor:
-    if terms.keys() != stage.weights.keys():
-        alone = sorted(terms.keys() ^ stage.weights.keys())
-        raise UserError(
-            f"{stage.name}: a term without a weight, or a weight without a term: {', '.join(alone)}; "
-            "each term of the stage needs a field <term>_weight in its recipe"
-        )
-    # a term weighted 0 is logged, and not followed back
-    return torch.stack([weight * terms[name] for name, weight in stage.weights.items() if weight]).sum()
 
 
 # ------------------------------------------------------------------------------------------------- one run

@@ -25,6 +25,7 @@ from DerainDataset import Crops, PairCrops, RealCrops
 from losses import dark_channel, distillation, l1, ssim, total_variation
 from machinery.loading import ImageCache
 from networks import Derained
+from utils import UserError
 
 Network = Callable[[Tensor], Derained]  # rainy (N, 3, H, W) to what it makes of it, float32
 
@@ -60,6 +61,16 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The named terms of the loss, unweighted scalars, each to be made small."""
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Their weighted sum. Raises UserError where terms and weights do not have the same names."""
+        if alone := sorted(terms.keys() ^ self.weights.keys()):
+            raise UserError(
+                f"{self.name}: a term without a weight, or a weight without a term: {', '.join(alone)}; "
+                "each term of the stage needs a field <term>_weight in its recipe"
+            )
+        # a term weighted 0 is logged, and not followed back
+        return torch.stack([weight * terms[name] for name, weight in self.weights.items() if weight]).sum()
 
     def after_step(self, net: nn.Module) -> None:
         """Once the optimizer has moved the weights."""
