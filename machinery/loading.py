@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +29,10 @@ from utils import UserError, image_size, read_image
 
 ORDER = 3  # this draw's own key: DerainDataset.py has 0 to 2
 MOST_FILES = 50_000  # more are not even looked at: reading so many headers takes minutes on a network disk
+
+
+# one core may well wait for several disks, and a test or a container may be pinned to it
+warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
 class Slot(NamedTuple):

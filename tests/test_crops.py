@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -17,7 +20,7 @@ from DerainDataset import Crops, PairCrops, RealCrops
 from machinery import loading
 from machinery.loading import BatchStream, ImageCache, loader
 from tests import layouts
-from tests.small import student
+from tests.small import ROOT, student
 from utils import UserError, write_image
 
 # ------------------------------------------------------------------------------------------------------ crops
@@ -130,6 +133,20 @@ def test_one_cache_decides_for_each_set_whether_it_fits(
     assert all("cached in memory" in note for note in notes(ImageCache("on")))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes on this machine share it
     assert "not cached" in notes(ImageCache())[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot be pinned to a core")
+def test_more_workers_than_cores_are_no_reason_to_warn() -> None:
+    program = (
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "from machinery.loading import BatchStream, loader\n"
+        "class Items(dict):\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, key): return {}\n"
+        "assert len(list(loader(Items(), BatchStream(4, 2, steps=range(2)), workers=2))) == 2"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_crops_survive_pickling_without_their_cache(pairs: Found) -> None:
