@@ -51,6 +51,16 @@ class UserError(Exception):
         super().__init__(printable(message.rpartition("\nutils.UserError: ")[2].rstrip("\n")))
 
 
+class KilledWorker(Exception):
+    """A process that reads images ahead has ended before its work was done."""
+
+    def __str__(self) -> str:
+        return (
+            "a process that reads images ahead was killed, as a machine does whose memory is used up: "
+            "lower --workers"
+        )
+
+
 # --------------------------------------------------------------------------------------- errors in one line
 
 
@@ -90,9 +100,9 @@ def _exit_code(main: Callable[[], None]) -> Any:
         if error.filename is None:
             raise
         return _complain(f"{os.fsdecode(error.filename)}: {_reason(error)}", 2)
+    except KilledWorker as error:
+        return _complain(f"{error}, then run it again", 2)
     except (MemoryError, RuntimeError, cv2.error) as error:
-        if is_killed_worker(error):
-            return _complain(f"{KILLED_WORKER}: lower --workers, then run it again", 2)
         if not is_out_of_memory(error):
             raise
         remedy = "lower --batchSize, --patch_size, --tile or --workers, whichever this script has"
@@ -180,14 +190,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.StsNoMem
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-KILLED_WORKER = "a process that reads images ahead was killed, as a machine does whose memory is used up"
-
-
-def is_killed_worker(error: BaseException) -> bool:
-    """One of a torch loader's: so the loader says it."""
-    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 def _reason(error: OSError, remedy: str = "") -> str:

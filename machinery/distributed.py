@@ -32,7 +32,7 @@ from torch.distributed.run import main as torchrun
 
 from machinery.arithmetic import set_arithmetic
 from machinery.options import Machine
-from utils import KILLED_WORKER, UserError, is_killed_worker
+from utils import KilledWorker, UserError
 
 # After so long a wait for another process it is lost. None takes as long to compile, or to score its images
 # when the others have scored theirs; where a process ends, its fellows notice at once.
@@ -172,13 +172,11 @@ def one_voice() -> Iterator[None]:
         return
     except UserError as error:
         message = str(error)
-    except RuntimeError as error:
-        if is_killed_worker(error):
-            why = f"{KILLED_WORKER}: lower --workers"
-        elif _is_lost_connection(error):
-            why = "another process of this run has ended, and so does this one"
-        else:
+    except (KilledWorker, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_lost_connection(error):
             raise
+        ended = "another process of this run has ended, and so does this one"
+        why = error if isinstance(error, KilledWorker) else ended
         message = f"{why}; go on from the last checkpoint with: {command_to_resume()}"
     if not _is_first_to_fail(message):
         sys.exit(2)

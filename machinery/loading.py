@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from machinery.distributed import World
-from utils import UserError, image_size, read_image
+from utils import KilledWorker, UserError, image_size, read_image
 
 ORDER = 3  # this draw's own key: DerainDataset.py has 0 to 2
 MOST_FILES = 50_000  # more are not even looked at: reading so many headers takes minutes on a network disk
@@ -173,7 +173,27 @@ class Loader(DataLoader):
         if self.num_workers and threading.current_thread() is threading.main_thread():
             # torch's handler would raise in whatever line the process is at, even where that cannot be told
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return batches
+        return _Told(batches)
+
+
+class _Told(Iterator[Any]):
+    """The batches, of which one that cannot be read does not end the others.
+
+    Raises KilledWorker where a worker's end shows: by torch's own error, or by a handover that broke off.
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.batches)
+        except (ConnectionError, EOFError):
+            raise KilledWorker from None
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise KilledWorker from None
 
 
 def outlive_signals(_: int) -> None:

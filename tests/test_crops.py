@@ -21,7 +21,7 @@ from machinery import loading
 from machinery.loading import BatchStream, ImageCache, loader
 from tests import layouts
 from tests.small import ROOT, student
-from utils import UserError, write_image
+from utils import KilledWorker, UserError, write_image
 
 # ------------------------------------------------------------------------------------------------------ crops
 
@@ -147,6 +147,18 @@ def test_more_workers_than_cores_are_no_reason_to_warn() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("seen", [ConnectionResetError, EOFError])
+def test_a_worker_killed_while_it_hands_over_is_told_as_a_killed_worker(
+    seen: type[Exception], pairs: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Crops, key: tuple[int, int]) -> None:
+        raise seen  # as the training's process meets it, where torch has not noticed the end yet
+
+    monkeypatch.setattr(PairCrops, "__getitem__", broken)
+    with pytest.raises(KilledWorker, match="lower --workers"):
+        batches(PairCrops(pairs, 16), steps=1)
 
 
 def test_crops_survive_pickling_without_their_cache(pairs: Found) -> None:
