@@ -139,9 +139,9 @@ class Schedule:
     """Length and learning rate of a run over `pairs` pairs, in steps."""
 
     steps: int
-    steps_an_epoch: float
     drops: tuple[int, ...]
     lr_factor: float
+    validations: int  # steps between them; 0: one at the end alone
 
     @classmethod
     def of(cls, recipe: Training, pairs: int) -> Schedule:
@@ -149,11 +149,17 @@ class Schedule:
         by_epochs = max(1, recipe.epochs * pairs // recipe.batchSize)
         steps = recipe.steps or by_epochs
         drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
-        return cls(steps, pairs / recipe.batchSize, drops, recipe.lr_factor)
+        an_epoch = pairs / recipe.batchSize
+        validations = max(1, round(recipe.val_every * an_epoch)) if recipe.val_every else 0
+        return cls(steps, drops, recipe.lr_factor, validations)
 
     def factor(self, step: int) -> float:
         """What the recipe's learning rate is multiplied by at a step."""
         return self.lr_factor ** sum(step >= drop for drop in self.drops)
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows this step, as it does the last one."""
+        return step == self.steps or bool(self.validations and step % self.validations == 0)
 
 
 @dataclass(frozen=True)

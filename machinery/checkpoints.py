@@ -19,7 +19,8 @@ import io
 import math
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,80 @@ def load_first(net: nn.Module, logdir: Path, dataset: str) -> str:
     return f"{path}, step {content['step']}"
 
 
-# ------------------------------------------------------------------------------------------------- resuming
+# ----------------------------------------------------------------------------------- of a run, and resuming
+
+
+@dataclass
+class TrainState:
+    """What a run has reached: all that goes into its checkpoint, and comes back from it."""
+
+    recipe: Any  # a Training
+    stage: Any  # a Stage
+    network: Mapping[str, Any]  # how the network is built
+    net: Any  # a Prepared
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    crops: Sequence[Any]  # what its batches are drawn from
+    step: int = 0
+    validated: int = 0  # the step of the last validation
+    best: float = -math.inf  # PSNR of the best one, in dB
+    began_with: str = ""
+
+    @property
+    def data(self) -> list[str]:
+        """What it is trained on, in words."""
+        return [line for each in self.crops for line in each.notes]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        return {what: count for each in self.crops for what, count in each.counts.items()}
+
+    def begin(self) -> list[str]:
+        """All that the run had reached which `--resume` goes on with, or its first weights; says which.
+
+        Raises UserError where there are none, or where they are another run's or another network's.
+        """
+        path = self.recipe.save_path / LATEST
+        resumed: dict[str, Any] = {}
+        lines = []
+        if self.recipe.resume:
+            resumed = load_to_resume(path, self.recipe, self.stage.name, self.counts)
+            fill(self.net.net, resumed["training"].get("net", resumed["net"]), path)
+            self.step, self.began_with = resumed["step"], resumed["began_with"]
+            lines = [f"resuming at step {self.step}"]
+        elif logdir := self.stage.first_weights():
+            self.began_with = load_first(self.net.net, logdir, self.recipe.dataset)
+            lines = [f"starts from: {self.began_with}"]
+        self.stage.start(self.net)
+        if resumed:
+            training = resumed["training"]
+            restore(self.optimizer, self.scheduler, self.stage, training=training, path=path)
+            self.best, self.validated = training["best"], training["validated"]
+        return lines
+
+    def save(self, path: Path) -> None:
+        """Writes the complete checkpoint. Raises UserError where a weight is not a finite number."""
+        result = self.stage.result(self.net)
+        training: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "stage": self.stage.state_dict(),
+            "best": self.best,
+            "validated": self.validated,
+        }
+        if result is not self.net:
+            training["net"] = self.net.net.state_dict()
+        content = {
+            "net": result.net.state_dict(),
+            "network": self.network,
+            "step": self.step,
+            "recipe": {**as_plain(self.recipe), "stage": self.stage.name},
+            "data": self.data,
+            "counts": self.counts,
+            "began_with": self.began_with,
+            "training": training,
+        }
+        save_checkpoint(path, content)
 
 
 def load_to_resume(path: Path, recipe: Record, stage: str, counts: Mapping[str, Any]) -> dict[str, Any]:

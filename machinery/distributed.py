@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -146,6 +147,22 @@ def command() -> str:
 
 def command_to_resume() -> str:
     return command() + ("" if "--resume" in sys.argv else " --resume")
+
+
+class Stop:
+    """Whether Ctrl-C or SIGTERM has `asked` to stop: the step under way is finished and saved first."""
+
+    asked = False
+
+    def listen(self) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self.on_signal)
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """A second signal does not wait."""
+        if self.asked and not launched():  # a launcher hands on what we got from the group
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 # ------------------------------------------------------------------------------------------- one voice

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -80,7 +82,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, step: int, validated: int, silent: bool = False) -> None:
-        self.silent = silent
+        self.folder, self.silent = folder, silent
+        self.watch(step)
         if silent:
             return
         path = folder / FILE
@@ -101,6 +104,25 @@ class RunLog:
         if not self.silent:
             self.lines.close()
             self.board.close()
+
+    def watch(self, step: int) -> None:
+        """From here on the training's pace is measured: a validation, say, does not count."""
+        self.watched_from, self.watched_since = step, time.perf_counter()
+
+    def terms(self, step: int, terms: Mapping[str, float], *, lr: float, batch_size: int) -> None:
+        """A step's terms, with the learning rate and the images a second since it was last logged.
+
+        Raises UserError where the loss is no number: such weights are not kept.
+        """
+        if not math.isfinite(terms["total"]):
+            raise UserError(
+                f"the loss is {terms['total']} at step {step}: {self.folder / LATEST} keeps an earlier step, "
+                "if one was saved; try a lower --lr"
+            )
+        images = (step - self.watched_from) * batch_size
+        pace = images / (time.perf_counter() - self.watched_since)
+        self.watch(step)
+        self.scalars(step, {**terms, "lr": lr, "images_per_second": pace})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": step, ...} and a TensorBoard point for each value."""

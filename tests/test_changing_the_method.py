@@ -89,7 +89,7 @@ def test_a_dataset_is_an_entry_and_its_recipes(tmp_path, monkeypatch):
     )
     run = a_run(recipe)
     run.go()
-    assert not any("official" in line for line in run.data)  # four pairs are what it should have
+    assert not any("official" in line for line in run.state.data)  # four pairs are what it should have
     options = evaluation(tmp_path, dataset="RainNew", data_path=tmp_path / "RainNew")
     scores = score(options, CPU)
     assert (scores["dataset"], scores["images_expected"], scores["method"]) == ("RainNew", 2, "SID")

@@ -109,7 +109,7 @@ def test_with_compile_the_network_is_one_graph_and_validation_is_eager(tmp_path,
     eager = teacher(tmp_path, steps=4, val_every=1, backbone="Tiny", save_path=tmp_path / "eager")
     trained(eager)
     fast = dataclasses.replace(eager, fast=True, compile=True, save_path=tmp_path / "fast")
-    assert trained(fast).validated == 4
+    assert trained(fast).state.validated == 4
     assert asked == [{"dynamic": False, "fullgraph": True}]
     assert len(graphs) == 1
     assert_same_weights(eager.save_path, fast.save_path, within=1e-6)

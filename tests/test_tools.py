@@ -60,7 +60,7 @@ def test_an_exported_checkpoint_is_small_and_derains_alike(tmp_path, run_here):
     assert alone.stat().st_size < whole.stat().st_size / 4  # float16, and no moments of Adam
     content = load_checkpoint(alone)
     assert content["recipe"] == load_checkpoint(whole)["recipe"] and "training" not in content
-    for name, value in run.net.net.state_dict().items():
+    for name, value in run.state.net.net.state_dict().items():
         torch.testing.assert_close(content["net"][name].float(), value, rtol=1e-3, atol=1e-6)
     assert [line["step"] for line in logged(published / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert run_here("tools/export.py", "--logdir", str(alone), "--save_path", str(published)) == 2

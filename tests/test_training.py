@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import engine
 from config import STUDENTS, TEACHERS, Schedule
 from engine import Run
-from machinery.checkpoints import load_checkpoint, restore, save_checkpoint
+from machinery.checkpoints import LATEST, load_checkpoint, restore, save_checkpoint
 from machinery.runlog import RunLog
 from stages import SID
 from tests import layouts
@@ -91,14 +91,14 @@ def test_both_stages_write_their_logs_and_checkpoints(tmp_path):
             assert content["recipe"]["stage"] == stage
         assert [path.name for path in folder.glob(".*")] == [".lock"]
     assert "real rainy|derained" in board.Tags()["images"]
-    assert run.began_with == f"{tmp_path / 'teacher' / 'net_latest'}, step 6"
+    assert run.state.began_with == f"{tmp_path / 'teacher' / 'net_latest'}, step 6"
 
 
 def test_the_first_student_loss_is_the_teachers(tmp_path):
     trained(teacher(tmp_path))
     run = a_run(student(tmp_path))
     expected = load_checkpoint(tmp_path / "teacher" / "net_latest")["net"]
-    assert all(torch.equal(value, expected[name]) for name, value in run.net.net.state_dict().items())
+    assert all(torch.equal(value, expected[name]) for name, value in run.state.net.net.state_dict().items())
 
 
 def test_an_earlier_run_is_set_aside(tmp_path):
@@ -137,8 +137,8 @@ class StopsAfterThree(Run):
 
     def _interrupted(self, batches):
         for parts in batches:
-            if self.step == 2:
-                self.on_signal(signal.SIGINT, None)
+            if self.state.step == 2:
+                self.stop.on_signal(signal.SIGINT, None)
             yield parts
 
 
@@ -217,7 +217,12 @@ def test_a_checkpoint_of_another_device_keeps_this_ones_optimizer(tmp_path):
 
 def test_a_validation_seeks_no_algorithm_and_the_training_goes_on_seeking(tmp_path, monkeypatch):
     seeks = []
-    monkeypatch.setattr(Run, "_score", lambda self, _: seeks.append(torch.backends.cudnn.benchmark))
+
+    def scores(*_):
+        seeks.append(torch.backends.cudnn.benchmark)
+        return {"psnr": 20.0, "ssim": 0.5}, ""
+
+    monkeypatch.setattr(engine, "mean_scores", scores)
     run = a_run(teacher(tmp_path, steps=1, val_every=1))
     with RunLog(tmp_path, 0, 0, silent=True) as run.log:
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as a run on a card has it
@@ -236,17 +241,24 @@ def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
     straight = teacher(tmp_path, val_every=1, save_path=tmp_path / "straight")  # validates at steps 2, 4, 6
     trained(straight)
     cut = dataclasses.replace(straight, save_path=tmp_path / "cut")
-    true_score = Run._score
+    true_scores, true_save = engine.mean_scores, Run._save
+    calls = iter((2, 4))
 
-    def killed(self, derainer):
-        if self.step == 4 and when == "before":
+    def cut_before(*arguments):
+        if next(calls) == 4:
             raise ConnectionAbortedError
-        true_score(self, derainer)
-        if self.step == 4:  # its line is logged, and net_best written, but net_latest knows of neither
+        return true_scores(*arguments)
+
+    def cut_after(self, name):  # its line is logged, and net_best written, but net_latest knows of neither
+        if name == LATEST and self.state.validated == 4:
             raise ConnectionAbortedError
+        true_save(self, name)
 
     with monkeypatch.context() as patched, pytest.raises(ConnectionAbortedError):
-        patched.setattr(Run, "_score", killed)
+        if when == "before":
+            patched.setattr(engine, "mean_scores", cut_before)
+        else:
+            patched.setattr(Run, "_save", cut_after)
         trained(cut)
     trained(dataclasses.replace(cut, resume=True))
     assert lines(straight.save_path) == lines(cut.save_path)
@@ -308,10 +320,10 @@ def test_what_changes_the_result_must_not_change_on_resuming(tmp_path):
 
 def test_a_resumed_run_knows_what_there_is_to_beat(tmp_path):
     run = trained(teacher(tmp_path, val_every=1, save_every=100))
-    assert np.isfinite(run.best)
+    assert np.isfinite(run.state.best)
     for name in ("net_latest", "net_best"):
-        assert load_checkpoint(tmp_path / "teacher" / name)["training"]["best"] == run.best
-    assert a_run(teacher(tmp_path, val_every=1, resume=True)).best == run.best
+        assert load_checkpoint(tmp_path / "teacher" / name)["training"]["best"] == run.state.best
+    assert a_run(teacher(tmp_path, val_every=1, resume=True)).state.best == run.state.best
 
 
 def test_what_is_validated_on_is_told(tmp_path, capsys):

@@ -148,8 +148,8 @@ def resumed(recipe: Training) -> None:
     """And gone on with, for a step: what Adam was given must be what it can compute with."""
     recipe = dataclasses.replace(recipe, resume=True)
     run = a_run(recipe)  # type: ignore[arg-type]
-    if 0 <= run.step < 50:
-        run = a_run(dataclasses.replace(recipe, steps=run.step + 1))  # type: ignore[arg-type]
+    if 0 <= run.state.step < 50:
+        run = a_run(dataclasses.replace(recipe, steps=run.state.step + 1))  # type: ignore[arg-type]
     run.go()
 
 

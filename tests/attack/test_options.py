@@ -69,7 +69,7 @@ def test_options_are_sound_or_refused_by_name(budget: Budget) -> None:
         if isinstance(made, Training):  # what the loop makes of them, before it creates anything
             schedule = Schedule.of(made, 1800)
             assert schedule.steps > 0 and all(0 <= drop <= schedule.steps for drop in schedule.drops)
-            assert max(1, round(made.val_every * schedule.steps_an_epoch)) > 0
+            assert schedule.validates(schedule.steps) and bool(schedule.validations) == bool(made.val_every)
             stream = BatchStream(1800, made.batchSize, seed=made.seed, steps=range(schedule.steps))
             assert len(stream) == schedule.steps and len(next(iter(stream))) == made.batchSize
 
