@@ -25,7 +25,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
-from benchmarks.measure import Spread, in_turn, photograph
+from benchmarks.material import photograph
+from benchmarks.measure import Spread, in_turn
 from inference import CPU, Derainer, best_precision, hardware
 from machinery.options import Options, option, parse
 from metrix_code.psnr import psnr

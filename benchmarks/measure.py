@@ -1,4 +1,4 @@
-"""Time and memory of a call, as every program here measures them, and a photograph to measure on."""
+"""Time and memory of a call, as every program here measures them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import skimage.data
 import torch
-from torch import Tensor
-
-from utils import to_tensor
 
 
 @dataclass(frozen=True)
@@ -73,10 +67,3 @@ def peak_memory(device: torch.device) -> int:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def photograph(size: tuple[int, int]) -> Tensor:
-    """A photograph that ships with scikit-image, scaled, under a little noise: (1, 3, H, W) in [0, 1]."""
-    image = cv2.resize(skimage.data.astronaut(), size[::-1], interpolation=cv2.INTER_AREA)
-    noise = np.random.default_rng(0).normal(0, 20, image.shape)
-    return to_tensor(np.clip(image + noise, 0, 255).astype(np.uint8))[None]

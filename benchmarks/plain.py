@@ -160,3 +160,15 @@ def dark_channel(image: Tensor, window: int) -> Tensor:
     """As losses.dark_channel: one three-dimensional pooling over channels, rows and columns."""
     half = window // 2
     return -F.max_pool3d(1 - image, (image.shape[1], window, window), stride=1, padding=(0, half, half)).sum()
+
+
+class PlainStudent(nn.Module):
+    """The plain network, given synthetic and real images in two passes, as released."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, rainy: Tensor) -> Derained:
+        halves = [self.net(half) for half in rainy.chunk(2)]
+        return Derained(*(torch.cat(both) for both in zip(*halves, strict=True)))

@@ -40,17 +40,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 
 import losses
 from benchmarks import plain
+from benchmarks.material import Step, generated_set, stage_and_batch
 from benchmarks.measure import seconds
-from benchmarks.run import generated_set
-from config import STUDENTS, TEACHERS
-from engine import backward, training_step
+from engine import backward
 from inference import Prepared, hardware
 from machinery.arithmetic import set_arithmetic
 from machinery.checkpoints import load_checkpoint, restore
 from machinery.fast import FastGradient
 from machinery.options import Options, option, parse
 from networks import Conv, DerainNet, Fusion
-from stages import SID, SSIDKD, Stage
 from utils import UserError, run, write_atomically
 
 Batch = Mapping[str, Tensor]
@@ -103,32 +101,6 @@ class Setting:
         """A stage's step at the paper's size: 12 crops of 120x120, or 2 and 2 of 128x128."""
         count, side = (2, 32) if self.small else {"SID": (12, 120), "SSID-KD": (2, 128)}[stage]
         return Step(self.net(precision, recompute), *stage_and_batch(stage, count, side, self.device))
-
-
-def stage_and_batch(name: str, count: int, side: int, device: torch.device) -> tuple[Stage, Batch]:
-    torch.manual_seed(1)
-    names = ("rainy", "clean") if name == "SID" else ("rainy", "clean", "real_rainy")
-    batch = {each: torch.rand(count, 3, side, side).to(device) for each in names}
-    if name == "SID":
-        return SID(TEACHERS["Rain200H"]), batch
-    return SSIDKD(dataclasses.replace(STUDENTS["Rain200H"], patch_size=side)), batch
-
-
-class Step:
-    """A training step, the engine's own, as a function of no arguments."""
-
-    def __init__(self, net: Prepared, stage: Stage, batch: Batch) -> None:
-        self.net, self.stage, self.batch = net, stage, batch
-        fused = next(net.parameters()).is_cuda
-        self.optimizer = torch.optim.Adam(net.parameters(), 1e-4, fused=fused)
-        self.fast: FastGradient | None = None
-
-    def recorded(self) -> Step:
-        self.fast = FastGradient(partial(backward, self.stage, self.net, parts=1), self.net.parameters())
-        return self
-
-    def __call__(self) -> dict[str, Tensor]:
-        return training_step(self.stage, self.net, self.optimizer, [self.batch], fast=self.fast)
 
 
 def away(ours: Tensor, exact: Tensor) -> float:

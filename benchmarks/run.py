@@ -23,12 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -38,18 +37,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 
 import losses
 from benchmarks import plain
-from benchmarks.measure import Spread, in_turn, peak_memory, photograph, seconds
-from config import STUDENTS, TEACHERS
+from benchmarks.material import Step, generated_set, photograph, stage_and_batch
+from benchmarks.measure import Spread, in_turn, peak_memory, seconds
 from datasets.layouts import find_pairs
 from DerainDataset import PairCrops
-from engine import training_step
 from inference import Derainer, Prepared, hardware
 from machinery import distributed
 from machinery.loading import BatchStream, ImageCache, loader
 from machinery.options import Machine, option, parse
-from networks import Derained, DerainNet
-from stages import SID, SSIDKD
-from utils import UserError, run, to_uint8, write_atomically, write_image
+from networks import DerainNet
+from utils import UserError, run, write_atomically
 
 SECTIONS = ("machine", "inference", "step", "losses", "loader", "memory")
 
@@ -66,100 +63,56 @@ class Benchmark(Machine):
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way to run the network. `plain` is benchmarks/plain.py, contiguous, float32."""
-
-    plain: bool = False
-    precision: str = "float32"
-    recompute: bool = False
-
-
-@dataclass(frozen=True)
 class Case:
-    """Something the network does: images derained, or a training step of `stage`."""
+    """Something the network does: an image derained, or a training step of `stage`."""
 
     size: tuple[int, int]  # height, width
-    images: int = 1
-    stage: str = ""  # "teacher", "student"; "": inference
+    pairs: int = 1
+    stage: str = ""  # "SID", "SSID-KD"; "": inference
 
 
-VARIANTS = {
-    "plain": Variant(plain=True),
-    "float32": Variant(),
-    "bfloat16": Variant(precision="bfloat16"),
-    "float32, recompute": Variant(recompute=True),
-    "bfloat16, recompute": Variant(precision="bfloat16", recompute=True),
-}
+# each run as plain (plain.py, contiguous, float32), float32, bfloat16; a step with "recompute" too
 CASES = {
     "inference 120x120": Case((120, 120)),
     "inference 481x321": Case((321, 481)),
     "inference 1920x1080": Case((1080, 1920)),
-    "teacher step, 2 at 120": Case((120, 120), 2, "teacher"),
-    "teacher step, 12 at 120": Case((120, 120), 12, "teacher"),
-    "student step, 2+2 at 128": Case((128, 128), 4, "student"),
+    "teacher step, 2 at 120": Case((120, 120), 2, "SID"),
+    "teacher step, 12 at 120": Case((120, 120), 12, "SID"),
+    "student step, 2+2 at 128": Case((128, 128), 2, "SSID-KD"),
 }
 # on a CPU: at least so many times faster than plain, or, of memory, at most that share of its peak
 TARGETS = {
-    ("inference 120x120", "float32"): 1.8,
-    ("inference 120x120", "bfloat16"): 2.8,
-    ("inference 481x321", "float32"): 1.5,
-    ("inference 481x321", "bfloat16"): 2.8,
-    ("teacher step, 2 at 120", "float32"): 1.3,
-    ("teacher step, 2 at 120", "bfloat16"): 2.0,
-    ("student step, 2+2 at 128", "float32"): 1.2,
-    ("student step, 2+2 at 128", "bfloat16"): 2.0,
-    ("dark channel, window 128", "project"): 50.0,
-    ("peak memory, inference 481x321", "float32"): 0.65,
-    ("peak memory, teacher step, 2 at 120", "bfloat16"): 0.6,
-    ("peak memory, teacher step, 2 at 120", "bfloat16, recompute"): 0.3,
-    ("peak memory, student step, 2+2 at 128", "bfloat16"): 0.6,
-    ("peak memory, student step, 2+2 at 128", "bfloat16, recompute"): 0.3,
+    "inference 120x120": {"float32": 1.8, "bfloat16": 2.8},
+    "inference 481x321": {"float32": 1.5, "bfloat16": 2.8},
+    "teacher step, 2 at 120": {"float32": 1.3, "bfloat16": 2.0},
+    "student step, 2+2 at 128": {"float32": 1.2, "bfloat16": 2.0},
+    "dark channel, window 128": {"project": 50.0},
+    "peak memory, inference 481x321": {"float32": 0.65},
+    "peak memory, teacher step, 2 at 120": {"bfloat16": 0.6, "bfloat16, recompute": 0.3},
+    "peak memory, student step, 2+2 at 128": {"bfloat16": 0.6, "bfloat16, recompute": 0.3},
 }
 
 
 # ---------------------------------------------------------------------------------------- what is measured
 
 
-class PlainStudent(nn.Module):
-    """The plain network, given synthetic and real images in two passes, as released."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, rainy: Tensor) -> Derained:
-        halves = [self.net(half) for half in rainy.chunk(2)]
-        return Derained(*(torch.cat(both) for both in zip(*halves, strict=True)))
-
-
-def prepared(case: Case, variant: Variant, device: torch.device) -> Callable[[], Any]:
+def prepared(case: Case, how: str, device: torch.device) -> Callable[[], Any]:
     """The work of a case as a function of no arguments, all it needs already in place."""
     torch.manual_seed(0)
     own = DerainNet()
-    if variant.recompute:
+    if "recompute" in how:
         own.recompute_units()
-    net: nn.Module = plain.plain(own) if variant.plain else Prepared(own, variant.precision)
-    if variant.plain and case.stage == "student":
-        net = PlainStudent(net)
-    rainy = photograph(case.size).expand(case.images, -1, -1, -1).to(device)
-    return step_of(net.to(device), rainy, case) if case.stage else deraining(net.to(device), rainy)
+    net: nn.Module = plain.plain(own) if how == "plain" else Prepared(own, how.split(",")[0])
+    if not case.stage:
+        return deraining(net.to(device), photograph(case.size).to(device))
+    # the very step of the training, of the plain network too: the ratio is to praise the network alone
+    student = how == "plain" and case.stage == "SSID-KD"
+    net = (plain.PlainStudent(net) if student else net).to(device)
+    return Step(net, *stage_and_batch(case.stage, case.pairs, case.size[0], device))
 
 
 def deraining(net: nn.Module, rainy: Tensor) -> Callable[[], Tensor]:
     return torch.inference_mode()(lambda: net(rainy).derained)
-
-
-def step_of(net: nn.Module, rainy: Tensor, case: Case) -> Callable[[], Any]:
-    """The very step of the training. Of the plain network too: the ratio is to praise the network alone."""
-    optimizer = torch.optim.Adam(net.parameters(), 1e-4, fused=rainy.device.type == "cuda")
-    if case.stage == "teacher":
-        batch = {"rainy": rainy, "clean": torch.rand_like(rainy)}
-        stage: SID | SSIDKD = SID(TEACHERS["Rain200H"])
-    else:
-        synthetic, real = rainy.chunk(2)
-        batch = {"rainy": synthetic, "clean": torch.rand_like(synthetic), "real_rainy": real}
-        stage = SSIDKD(replace(STUDENTS["Rain200H"], patch_size=case.size[0]))
-    return lambda: training_step(stage, net, optimizer, [batch])
 
 
 def followed(term: Callable[..., Tensor], *arguments: Any) -> Callable[[], None]:
@@ -192,16 +145,6 @@ def loading_rates(root: Path, cache: str, workers: int, repeats: int) -> list[fl
                 began = time.perf_counter()
         rates.append(counted * batch / (time.perf_counter() - began))
     return rates
-
-
-def generated_set(root: Path, pairs: int) -> Path:
-    clean = to_uint8(photograph((321, 481))[0])
-    for number in range(1, pairs + 1):
-        streaks = np.random.default_rng(number).integers(0, 100, (*clean.shape[:2], 1), np.uint8)
-        rainy = np.clip(clean.astype(np.int16) + streaks, 0, 255).astype(np.uint8)
-        write_image(root / "train/rain" / f"{number}.png", rainy)
-        write_image(root / "train/norain" / f"{number}.png", clean)
-    return root
 
 
 # --------------------------------------------------------------------------------------- rows and sections
@@ -256,7 +199,7 @@ class Measured:
         for how, values in figures.items():
             pairs = list(zip(figures.get("plain", ()), values, strict=False)) if how != "plain" else []
             ratios = [b / a if unit == "GB" else a / b for a, b in pairs]
-            target = TARGETS.get((what, how)) if ratios and not self.cuda else None
+            target = TARGETS.get(what, {}).get(how) if ratios and not self.cuda else None
             ratio = Spread.of(ratios) if ratios else None
             self.rows.append(Row(what, how, Spread.of(values), unit, ratio, target))
 
@@ -264,7 +207,7 @@ class Measured:
         self.add(what, in_turn(calls, rounds, self.device), "s")
 
     def network(self, name: str, rounds: int) -> None:
-        calls = {how: prepared(CASES[name], VARIANTS[how], self.device) for how in self.hows}
+        calls = {how: prepared(CASES[name], how, self.device) for how in self.hows}
         self.speed(name, calls, rounds)
 
     def machine(self) -> None:
@@ -353,7 +296,7 @@ def main() -> None:
     device = distributed.device(options)
     if options.peak:
         name, how = options.peak
-        took = seconds(prepared(CASES[name], VARIANTS[how], device), device)
+        took = seconds(prepared(CASES[name], how, device), device)
         print(json.dumps({"bytes": peak_memory(device), "seconds": took}))
         return
     torch.backends.cudnn.benchmark = True  # as in training
