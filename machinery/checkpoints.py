@@ -31,6 +31,7 @@ from machinery.options import Record, as_plain
 from machinery.released import from_released, is_released, network_of
 from utils import UserError, about, one_line, refuse_unless_file, write_atomically
 
+ROOT = Path(__file__).resolve().parents[1]
 LATEST, BEST = "net_latest", "net_best"
 LARGEST = 4096  # of any number that a network is built with: more is a broken file, and would take the memory
 
@@ -54,7 +55,12 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def find_checkpoint(logdir: Path, remedy: str) -> Path:
-    """`logdir` itself, or the net_latest in it. Raises UserError, ending in `remedy`, where there is none."""
+    """`logdir` itself, or the net_latest in it. Raises UserError, ending in `remedy`, where there is none.
+
+    What is not in the folder that one is in may lie in the project's: the models that come with it do.
+    """
+    if not logdir.exists() and (ROOT / logdir).exists():
+        logdir = ROOT / logdir
     path = logdir / LATEST if logdir.is_dir() else logdir
     if not path.exists():
         raise UserError(f"{path} does not exist: {remedy}")

@@ -20,8 +20,9 @@ import pytest
 import torch
 
 import utils
+from machinery.checkpoints import find_checkpoint
 from tests import layouts
-from tests.small import wait_for
+from tests.small import ROOT, wait_for
 from utils import UserError, about, image_size, list_images, read_image, sweep, write_atomically, write_image
 
 
@@ -386,3 +387,12 @@ def test_a_reader_that_has_gone_and_a_full_disk_behind_standard_output() -> None
         line = "1: standard output cannot be written: No space left on device: make room, then run it again\n"
         assert ended(forked(main, full)) == (2, said + line)
         os.close(full)
+
+
+def test_a_model_that_comes_with_the_project_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = Path("trained_model/Rain200L+Real")
+    assert find_checkpoint(shipped, "").samefile(ROOT / shipped / "net_latest")
+    (tmp_path / shipped).mkdir(parents=True)  # one's own comes first, even where it is empty
+    with pytest.raises(UserError, match=r"net_latest does not exist: train one"):
+        find_checkpoint(shipped, "train one")
