@@ -237,7 +237,7 @@ class Session:
         }
         if not self.options.again and all(self.results.is_done(file, digest) for file in files.values()):
             if self.page:
-                self.show(self.page, below, files[""], read_picture(path), read_picture(files[""]))
+                self.show(below, files[""], before=read_picture(path), after=read_picture(files[""]))
             return None
         before = read_picture(path)
         rainy = before.tensor()
@@ -254,7 +254,7 @@ class Session:
             self.results.write(files[kind], path, digest, partial(Path.write_bytes, data=data))
         self.tell(path, files[""], lost)
         if self.page:
-            self.show(self.page, below, files[""], before, after)
+            self.show(below, files[""], before=before, after=after)
         return lost
 
     def with_a_bar(self, path: Path, rainy: Tensor) -> Tensor:
@@ -267,8 +267,10 @@ class Session:
             finally:
                 self.derain.progress = lambda share: None
 
-    def show(self, page: PageWriter, below: Path, file: Path, before: Picture, after: Picture) -> None:
+    def show(self, below: Path, file: Path, *, before: Picture, after: Picture) -> None:
         """On the page with sliders, as a browser shows it."""
+        page = self.page
+        assert page
         shown = os.path.relpath(file, page.folder)
         images = before.shown(), after.shown()
         if (
@@ -289,7 +291,9 @@ class Session:
         lost: list[str] = []
 
         def write(temporary: Path) -> None:
-            lost.extend(videos.rewrite(path, file, temporary, parts, self.derain))
+            lost.extend(
+                videos.rewrite(path, target=file, unfinished=temporary, parts=parts, paint=self.derain)
+            )
 
         self.results.write(file, path, digest, write)
         self.tell(path, file, tuple(lost))

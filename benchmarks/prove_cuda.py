@@ -275,11 +275,11 @@ def saved(at: Setting) -> Iterator[Row]:
 
 def speed(at: Setting) -> Iterator[Row]:
     """A bfloat16 step, eager and as one CUDA graph. A loader needs a fraction of it: benchmarks/run.py."""
-    yield from timed(at, "SID", "recorded", "about 55 ms", Step.recorded)
+    yield from timed(at, "SID", "recorded", predicted="about 55 ms", prepare=Step.recorded)
     if at.on_card:  # elsewhere both are one
-        yield from timed(at, "SID", "eager", "85 to 100 ms", lambda step: step)
-        yield from timed(at, "SSID-KD", "recorded", "", Step.recorded)
-        yield from timed(at, "SSID-KD", "eager", "85 to 100 ms", lambda step: step)
+        yield from timed(at, "SID", "eager", predicted="85 to 100 ms", prepare=lambda step: step)
+        yield from timed(at, "SSID-KD", "recorded", predicted="", prepare=Step.recorded)
+        yield from timed(at, "SSID-KD", "eager", predicted="85 to 100 ms", prepare=lambda step: step)
         yield Row("step, SID, eager float32", "", f"{1000 * median_seconds(at.step(), at, 10):.3g} ms")
 
 
@@ -291,8 +291,14 @@ def units(at: Setting) -> Iterator[Row]:
             step.net.net.compile_units()
             return step
 
-        yield from timed(at, "SID", "compiled units", "", compiled)
-        yield from timed(at, "SID", "compiled units, recorded", "", lambda step: compiled(step).recorded())
+        yield from timed(at, "SID", "compiled units", predicted="", prepare=compiled)
+        yield from timed(
+            at,
+            "SID",
+            "compiled units, recorded",
+            predicted="",
+            prepare=lambda step: compiled(step).recorded(),
+        )
 
 
 def whole(at: Setting) -> Iterator[Row]:
@@ -303,11 +309,11 @@ def whole(at: Setting) -> Iterator[Row]:
             step.net.net.compile(dynamic=False, fullgraph=True)
             return step.recorded()
 
-        yield from timed(at, "SID", "compiled whole, recorded", "about 33 ms", compiled)
+        yield from timed(at, "SID", "compiled whole, recorded", predicted="about 33 ms", prepare=compiled)
 
 
 def timed(
-    at: Setting, stage: str, how: str, predicted: str, prepare: Callable[[Step], Step]
+    at: Setting, stage: str, how: str, *, predicted: str, prepare: Callable[[Step], Step]
 ) -> Iterator[Row]:
     """A step in some way: its first losses against the eager step's, how long they take, its time."""
     eager = at.step("bfloat16", stage=stage)

@@ -43,7 +43,7 @@ def suffix_of(path: Path) -> str:
     return CONTAINERS[path.suffix.lower()] if av else ".mp4"
 
 
-def rewrite(path: Path, target: Path, unfinished: Path, parts: Path, paint: Paint) -> tuple[str, ...]:
+def rewrite(path: Path, *, target: Path, unfinished: Path, parts: Path, paint: Paint) -> tuple[str, ...]:
     """Writes the video `path` with every frame painted to `unfinished`, and says what was lost, in words.
 
     `target` is the name under which it will stand; `parts` a folder for what is to survive a kill.
@@ -138,7 +138,8 @@ def _make_parts(path: Path, suffix: str, parts: Path, paint: Paint) -> list[str]
             rgb = frame.to_ndarray(format="rgb24")
             rgb = np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
             if part is None:
-                part = _Part(parts / f"{next(numbers):06}.nut", suffix, frames.stream, frame, rgb.shape)
+                name = parts / f"{next(numbers):06}.nut"
+                part = _Part(name, suffix, like=frames.stream, first=frame, shape=rgb.shape)
             step = round(1 / (frames.stream.average_rate or 25) / frames.stream.time_base)
             last = max(last + 1, frame.pts if frame.pts is not None else last + step if number else 0)
             part.add(paint(rgb), last)
@@ -160,7 +161,7 @@ def _make_parts(path: Path, suffix: str, parts: Path, paint: Paint) -> list[str]
 class _Part:
     """A few frames in a file of their own. NUT, which keeps any clock, to the tick."""
 
-    def __init__(self, path: Path, suffix: str, like: Any, first: Any, shape: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, suffix: str, *, like: Any, first: Any, shape: tuple[int, ...]) -> None:
         self.path, self.first, self.began = path, first, time.monotonic()
         self.temporary = path.with_suffix(".tmp")
         with about(path, done="written"):

@@ -7,15 +7,14 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
 import networks
 from config import STUDENTS, TEACHERS
 from engine import backward, training_step
 from inference import Prepared
 from machinery.fast import FastGradient
-from networks import Derained
 from stages import SID, SSIDKD, Stage
+from tests.attack.scripts import OneConvolution
 from tests.small import assert_same_weights, teacher, trained
 from tests.test_networks import small_network
 
@@ -81,16 +80,6 @@ def test_the_terms_of_a_step_outlive_the_next_one(monkeypatch):
     assert kept["total"].item() == before
 
 
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, rainy):
-        streaks = self.conv(rainy)
-        return Derained(rainy - streaks, streaks, streaks)
-
-
 def test_with_compile_the_network_is_one_graph_and_validation_is_eager(tmp_path, monkeypatch):
     """A validation has images of other sizes. The compiler's front alone: its kernels would take minutes."""
     graphs, asked = [], []
@@ -103,10 +92,10 @@ def test_with_compile_the_network_is_one_graph_and_validation_is_eager(tmp_path,
         asked.append(how)
         real(net, backend=front, **how)
 
-    real = Tiny.compile
-    monkeypatch.setitem(networks.BACKBONES, "Tiny", Tiny)
-    monkeypatch.setattr(Tiny, "compile", compiled_by_front)
-    eager = teacher(tmp_path, steps=4, val_every=1, backbone="Tiny", save_path=tmp_path / "eager")
+    real = OneConvolution.compile
+    monkeypatch.setitem(networks.BACKBONES, "OneConvolution", OneConvolution)
+    monkeypatch.setattr(OneConvolution, "compile", compiled_by_front)
+    eager = teacher(tmp_path, steps=4, val_every=1, backbone="OneConvolution", save_path=tmp_path / "eager")
     trained(eager)
     fast = dataclasses.replace(eager, fast=True, compile=True, save_path=tmp_path / "fast")
     assert trained(fast).state.validated == 4

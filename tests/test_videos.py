@@ -74,7 +74,9 @@ def sound_of(path):
 
 def rewrite(path, tmp_path, paint=lambda rgb: rgb):
     target = tmp_path / f"out{videos.suffix_of(path)}"
-    return target, videos.rewrite(path, target, target, tmp_path / "parts", paint)
+    return target, videos.rewrite(
+        path, target=target, unfinished=target, parts=tmp_path / "parts", paint=paint
+    )
 
 
 @by_pyav
@@ -163,12 +165,11 @@ def test_a_run_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
             rewrite(path, tmp_path, until(last))
     target, _ = rewrite(path, tmp_path, until(-1))
     assert len(painted) == 12  # none twice
-    whole, _ = videos.rewrite(path, tmp_path / "w.mp4", tmp_path / "w.mp4", tmp_path / "p", lambda x: x), None
-    for (time, image), (other_time, other) in zip(
-        frames_of(target), frames_of(tmp_path / "w.mp4"), strict=True
-    ):
+    whole = tmp_path / "w.mp4"
+    lost = videos.rewrite(path, target=whole, unfinished=whole, parts=tmp_path / "p", paint=lambda x: x)
+    for (time, image), (other_time, other) in zip(frames_of(target), frames_of(whole), strict=True):
         assert time == other_time and np.array_equal(image, other)
-    assert not (tmp_path / "parts").exists() and whole == ()
+    assert not (tmp_path / "parts").exists() and lost == ()
 
 
 @by_pyav
@@ -215,7 +216,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 target = folder / f"out{videos.suffix_of(path)}"
 results = Results(folder, [path], "how")
 def write(to):
-    videos.rewrite(path, target, to, folder / "parts", lambda rgb: rgb)
+    videos.rewrite(path, target=target, unfinished=to, parts=folder / "parts", paint=lambda rgb: rgb)
 results.write(target, path, "digest", write)
 size = target.stat().st_size
 for share in (0.1, 0.5, 0.97):
