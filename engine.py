@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -129,15 +130,22 @@ class Run:
         net = for_training(build(network), recipe).to(device)
         optimizer = torch.optim.Adam(net.parameters(), recipe.lr, fused=device.type == "cuda")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
-        state = TrainState(recipe, self.stage, network, net, optimizer, scheduler, self.crops)
+        state = TrainState(
+            recipe=recipe,
+            stage=self.stage,
+            crops=self.crops,
+            network=network,
+            net=net,
+            optimizer=optimizer,
+            scheduler=scheduler,
+        )
         for line in state.begin():
             self.say(line)
         self.model: nn.Module = net
         self.fast: FastGradient | None = None
         if recipe.fast:
-            self.fast = FastGradient(
-                lambda batch: backward(self.stage, net, batch, recipe.accumulate), net.parameters()
-            )
+            work = partial(backward, self.stage, net, parts=recipe.accumulate)
+            self.fast = FastGradient(work, net.parameters())
         elif self.world.size > 1:
             cards = [device] if device.type == "cuda" else None
             self.model = DistributedDataParallel(net, device_ids=cards, gradient_as_bucket_view=True)

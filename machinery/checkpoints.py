@@ -191,7 +191,7 @@ def load_first(net: nn.Module, logdir: Path, dataset: str) -> str:
 # ----------------------------------------------------------------------------------- of a run, and resuming
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainState:
     """What a run has reached: all that goes into its checkpoint, and comes back from it."""
 
