@@ -26,7 +26,6 @@ from inference import OVERLAP, Derainer, best_precision, hardware
 from machinery import distributed, videos, web
 from machinery.options import Machine, option, parse
 from machinery.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
-from machinery.portable import ByOpenVINO
 from machinery.results import Results, digest_of
 from metrix_code.page import PageWriter
 from utils import IMAGE_SUFFIXES, UserError, image_size, is_file, list_images, one_line, printable
@@ -72,11 +71,6 @@ class Derain(Machine):
         "the network's arithmetic; 'auto' is bfloat16 where the processor multiplies it",
         ("auto", "float32", "bfloat16"),
     )
-    backend: str = option(
-        "pytorch",
-        "what runs the network; openvino is faster on a CPU, and takes a minute to begin with",
-        ("pytorch", "openvino"),
-    )
     serve: bool = option(False, "show a page in your browser instead, for this machine alone")
     port: int = option(8000, "of that page", least=0, most=65535)
 
@@ -106,13 +100,6 @@ def main() -> None:
     print(
         f"model: {derain.path}, step {derain.content['step']}; on {device}: {hardware(device)}, {precision}"
     )
-    if options.backend == "openvino":
-        if device.type != "cpu":
-            raise UserError("--backend openvino runs on the CPU: give --use_GPU False too")
-        file = options.save_path / f".{digest_of(derain.path)[:16]}.onnx"
-        if not file.exists():
-            print(f"making {file} for OpenVINO, once: about a minute")
-        derain.run = ByOpenVINO(derain.net.net, file, precision)
     if options.serve:
         web.serve(options.port, lambda picture: picture.painted(derain.derained(picture.tensor())), derain)
         return

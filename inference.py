@@ -55,8 +55,7 @@ class Derainer:
     None: of the side that the free memory allows, found when the first large image comes.
     `self_ensemble`: the mean over the eight flips and rotations of an image, at eight times the cost.
     `content` and `path` are the checkpoint it was opened from, if it was. Whoever sets `progress` is told
-    after each tile which share of the image is done, in (0, 1]. `run` is what derains a batch (N, 3, H, W) on
-    the device: another runtime than PyTorch may take its place (machinery/portable.py).
+    after each tile which share of the image is done, in (0, 1].
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Derainer:
         self.content: dict[str, Any] = {}
         self.path = Path()
         self.progress: Callable[[float], object] = lambda share: None
-        self.run: Callable[[Tensor], Tensor] = lambda rainy: self.net(rainy).derained
 
     @classmethod
     def open(
@@ -111,7 +109,7 @@ class Derainer:
         return total / len(turns)
 
     def _whole(self, rainy: Tensor) -> Tensor:
-        return self.run(rainy[None].to(self.device))[0].cpu()
+        return self.net(rainy[None].to(self.device)).derained[0].cpu()
 
     def _in_tiles(self, rainy: Tensor, begun: float, share: float) -> Tensor:
         """Tiles overlap, and are blended there by linear ramps.

@@ -22,7 +22,6 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
@@ -30,8 +29,8 @@ from benchmarks.material import photograph
 from benchmarks.measure import Spread, in_turn
 from inference import CPU, Derainer, best_precision, hardware
 from machinery.options import Options, option, parse
-from machinery.portable import ByOpenVINO, export
 from metrix_code.psnr import psnr
+from tools.export_onnx import export
 from utils import UserError, run
 
 try:
@@ -64,9 +63,8 @@ def main() -> None:
     loading, backends = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "derain.onnx"
-        net = Derainer.open(options.logdir).net.net
-        export(net, model)
-        for name, load in loaders(options.logdir, net, model, options.threads).items():
+        export(Derainer.open(options.logdir).net.net, model)
+        for name, load in loaders(options.logdir, model, options.threads).items():
             began = perf_counter()
             backends[name] = load()
             loading[name] = perf_counter() - began
@@ -85,17 +83,17 @@ def main() -> None:
         print(f"| {name} | {loading[name]:.1f} | {Spread.of(each)} | {ratio} | {near:.1f} |")
 
 
-def loaders(logdir: Path, net: nn.Module, model: Path, threads: int) -> dict[str, Callable[[], Backend]]:
+def loaders(logdir: Path, model: Path, threads: int) -> dict[str, Callable[[], Backend]]:
     """What loads each backend. The first is what others are measured by."""
     found: dict[str, Callable[[], Backend]] = {
         "PyTorch, float32": partial(by_pytorch, logdir, "float32"),
         "onnxruntime, float32": partial(by_onnxruntime, model, threads),
-        "OpenVINO, float32": partial(by_openvino, net, model, "float32"),
+        "OpenVINO, float32": partial(by_openvino, model, threads, "f32"),
     }
     if best_precision(CPU) == "bfloat16":
         found["PyTorch, bfloat16"] = partial(by_pytorch, logdir, "bfloat16")
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        found["OpenVINO, bfloat16"] = partial(by_openvino, net, model, "bfloat16")
+        found["OpenVINO, bfloat16"] = partial(by_openvino, model, threads, "bf16")
     return found
 
 
@@ -111,9 +109,10 @@ def by_onnxruntime(model: Path, threads: int) -> Backend:
     return lambda rainy: session.run(None, {"rainy": rainy})[0]
 
 
-def by_openvino(net: nn.Module, model: Path, precision: str) -> Backend:
-    derain = ByOpenVINO(net, model, precision)
-    return lambda rainy: derain(torch.from_numpy(rainy)).numpy()
+def by_openvino(model: Path, threads: int, precision: str) -> Backend:
+    how = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+    network = openvino.Core().compile_model(str(model), "CPU", how)
+    return lambda rainy: network({"rainy": rainy})[0]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 import shutil
-import sys
 import types
 
 import cv2
@@ -375,31 +374,3 @@ def test_the_example_from_python_shows_the_difference(tmp_path, monkeypatch, mod
     rain = np.clip(4 * (rainy.astype(int) - derained), 0, 255)
     assert np.array_equal(shown, np.hstack([rainy, derained, rain]))
     assert "of 255 on the mean" in capsys.readouterr().out
-
-
-# ------------------------------------------------------------------------------------------- other backends
-
-
-def test_openvino_gives_what_pytorch_gives_from_a_model_made_once(tmp_path, monkeypatch, model, capsys):
-    pytest.importorskip("onnx", reason="needs requirements-extras.txt")
-    pytest.importorskip("openvino", reason="needs requirements-extras.txt")
-    write_image(tmp_path / "x.png", noise((57, 114)))
-    call(monkeypatch, tmp_path, model, tmp_path / "x.png")
-    by_pytorch = read_image(tmp_path / "out/x.png").astype(int)
-    words = (tmp_path / "x.png", "--backend", "openvino", "--again")
-    call(monkeypatch, tmp_path, model, *words)
-    assert "for OpenVINO, once" in capsys.readouterr().out
-    assert np.abs(read_image(tmp_path / "out/x.png") - by_pytorch).max() <= 1
-    call(monkeypatch, tmp_path, model, *words)
-    assert "for OpenVINO" not in capsys.readouterr().out
-    (kept,) = (tmp_path / "out").glob(".*.onnx")
-    kept.write_bytes(kept.read_bytes()[:999])
-    with pytest.raises(UserError, match=rf"{kept.name} cannot be read .*delete it, and it is made anew"):
-        call(monkeypatch, tmp_path, model, *words)
-
-
-def test_openvino_that_is_not_installed_is_told(tmp_path, monkeypatch, model):
-    write_image(tmp_path / "x.png", noise((40, 40)))
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UserError, match=r"pip install -r requirements-extras\.txt"):
-        call(monkeypatch, tmp_path, model, tmp_path / "x.png", "--backend", "openvino")

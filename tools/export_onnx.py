@@ -9,22 +9,29 @@ PyTorch by more than TOLERANCE stops it. Needs what requirements-extras.txt says
 
 from __future__ import annotations
 
+import copy
 import sys
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 from inference import Derainer, Prepared
 from machinery.options import Options, option, parse
-from machinery.portable import OPSET, TRACED, export
+from networks import SLOPE, Fusion
 from utils import UserError, run, write_atomically
 
+OPSET = 18
 TOLERANCE = 1e-4  # of values in [0, 1]: a fortieth of a level of 8 bits
+TRACED = (2, 3, 103, 111)  # odd at every resolution, so that no shortcut for even sides is traced
 CHECKED = (TRACED, (1, 3, 37, 51), (1, 3, 32, 32), (3, 3, 40, 64), (1, 3, 114, 57))
 
 
@@ -34,6 +41,43 @@ class ExportOnnx(Options):
 
     logdir: Path = option(Path("trained_model/Rain200L+Real"), "the model: a checkpoint, or its folder")
     save_path: Path = option(Path("derain.onnx"), "the file to write")
+
+
+class PortableFusion(Fusion):
+    """A Fusion made of convolutions alone, which other runtimes lay out as they like; nothing in place."""
+
+    def forward(self, maps: Iterable[Tensor], plus: Tensor | None = None) -> Tensor:
+        first, *others = maps
+        size = first.shape[-2:]
+        of_first, *slices = self.weight.split(first.shape[1], dim=1)
+        fused = F.conv2d(first, of_first, self.bias)
+        for level, part in zip(others, slices, strict=True):
+            small = F.conv2d(level, part)
+            fused = fused + (small if level.shape[-2:] == size else nearest(small, size))
+        fused = F.leaky_relu(fused, SLOPE) if self.activated else fused
+        return fused if plus is None else fused + plus
+
+
+def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest upsampling in whole numbers. ONNX's own divides by a rounded scale: at a side of 114, 171 and
+    many more it takes another pixel than PyTorch does."""
+    for dim, to in ((2, size[0]), (3, size[1])):
+        x = x.index_select(dim, torch.arange(to) * x.shape[dim] // to)
+    return x
+
+
+class Portable(nn.Module):
+    """rainy (N, 3, H, W) to derained alone, by a copy of `net`; of other backbones than ours as it is."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).cpu().float().eval()
+        for module in self.net.modules():
+            if type(module) is Fusion:
+                module.__class__ = PortableFusion
+
+    def forward(self, rainy: Tensor) -> Tensor:
+        return self.net(rainy).derained
 
 
 def main() -> None:
@@ -54,6 +98,24 @@ def main() -> None:
 
     write_atomically(options.save_path, write)
     print(f"written: {options.save_path}, opset {OPSET}; onnxruntime's results differ by {far:.1e} at most")
+
+
+def export(net: nn.Module, path: Path) -> None:
+    """Writes `net` to `path`. By the older of torch's two exporters: the newer one makes a program for each
+    of our branches on sizes, or none."""
+    names: list[str] = ["rainy", "derained"]
+    with warnings.catch_warnings():  # of tracing, of the exporter's age
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Portable(net),
+            (torch.rand(TRACED),),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=names[:1],
+            output_names=names[1:],
+            dynamic_axes={name: {0: "images", 2: "height", 3: "width"} for name in names},
+        )
 
 
 def difference(net: Prepared, path: Path) -> float:
