@@ -44,8 +44,11 @@ def train(stage: type[Stage], recipe: Training) -> None:
         with distributed.one_voice():
             run = Run(stage, options, distributed.start(options))
             run.stop.listen()
-            run.go()
+            finished = run.go()
+        del run  # its DistributedDataParallel must be gone before the group is left
         distributed.stop()
+        if not finished:
+            sys.exit(130)
 
     utils.run(main)
 
@@ -151,8 +154,11 @@ class Run:
             self.model = DistributedDataParallel(net, device_ids=cards, gradient_as_bucket_view=True)
         return state
 
-    def go(self) -> None:
-        """Trains to the end of the schedule, or until a signal asks to stop; either way it saves."""
+    def go(self) -> bool:
+        """Trains to the end of the schedule, or until a signal asks to stop; either way it saves.
+
+        Returns whether it has come to the end.
+        """
         recipe, state, schedule, main = self.recipe, self.state, self.schedule, self.world.is_main_process
         folder = RunFolder(recipe.save_path).held(anew=not recipe.resume, say=self.say)
         how = {"total": schedule.steps, "initial": state.step, "disable": not main, **utils.BAR}
@@ -185,11 +191,11 @@ class Run:
                     break
                 if validating:
                     self._validate()
-        if state.step < schedule.steps:
+        if finished := state.step >= schedule.steps:
+            self.say(f"done: {recipe.save_path / LATEST}")
+        else:
             self.say(f"stopped at step {state.step}, saved; go on with:\n  {distributed.command_to_resume()}")
-            distributed.stop()
-            sys.exit(130)
-        self.say(f"done: {recipe.save_path / LATEST}")
+        return finished
 
     def _save(self, name: str) -> None:
         if self.world.is_main_process:

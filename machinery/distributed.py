@@ -9,6 +9,7 @@ Gradients and logged terms are averaged over the processes, each of which has an
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -129,7 +130,13 @@ def start(machine: Machine) -> World:
 
 
 def stop() -> None:
+    """Leaves the group. Nobody may hold a DistributedDataParallel any more.
+
+    Where that is the last to hold the group, torch waits for gloo's thread, and does not let go of Python
+    meanwhile, which the thread may wait for: to free a tensor that was sent just before.
+    """
     if dist.is_initialized():
+        gc.collect()  # it is in cycles
         dist.destroy_process_group()
 
 

@@ -1,12 +1,14 @@
 """One process or many: the same result, errors told once, and what a killed process leaves."""
 
 import dataclasses
+import gc
 import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -15,9 +17,10 @@ import torch
 import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.nn.parallel import DistributedDataParallel
 
-from config import Student, Teacher
-from engine import Run
+from config import TEACHERS, Student, Teacher
+from engine import Run, train
 from machinery import distributed
 from machinery.checkpoints import load_checkpoint
 from machinery.options import Machine
@@ -103,6 +106,33 @@ def momenta(folder: Path) -> list[torch.Tensor]:
     """Adam's running averages of the gradient. The weights alone would not show that it is half as long."""
     state = load_checkpoint(folder / "net_latest")["training"]["optimizer"]["state"]
     return [each["exp_avg"] for each in state.values()]
+
+
+def leaves(rank: int, port: int, recipe: Teacher, folder: Path) -> None:
+    """As a script that torchrun started. Writes down what holds the group when it is left."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    sys.argv = command("train_Rain200H.py", recipe)[1:]
+    real_collect = gc.collect
+
+    def collect(generation: int = 2) -> int:
+        found = real_collect(generation)
+        held = [type(each).__name__ for each in gc.get_objects() if type(each) is DistributedDataParallel]
+        (folder / f"held-{rank}").write_text(" ".join(held))
+        return found
+
+    distributed.gc.collect = collect
+    with pytest.raises(SystemExit) as left:
+        train(SID, TEACHERS["Rain200H"])
+    assert not left.value.code
+
+
+def test_a_group_is_left_by_nobody_who_still_holds_it(data: Path, tmp_path: Path) -> None:
+    """Else torch may wait for ever, one run in some hundreds."""
+    recipe = teacher(data, save_path=tmp_path / "run", steps=1)
+    mp.start_processes(leaves, (free_port(), recipe, tmp_path), 2, start_method="forkserver")
+    assert [path.read_text() for path in sorted(tmp_path.glob("held-*"))] == ["", ""]
 
 
 # ---------------------------------------------------------------------------------- killed, interrupted

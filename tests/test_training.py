@@ -133,7 +133,7 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path):
 class StopsAfterThree(Run):
     def go(self):
         self.batches = self._interrupted(self.batches)
-        super().go()
+        return super().go()
 
     def _interrupted(self, batches):
         for parts in batches:
@@ -149,9 +149,7 @@ def test_a_resumed_run_ends_at_the_same_weights(tmp_path, stage):
     straight = stage(tmp_path, save_path=tmp_path / "straight", augment=True)
     trained(straight)
     stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
-    with pytest.raises(SystemExit) as left:
-        a_run(stopped, StopsAfterThree).go()
-    assert left.value.code == 130
+    assert not a_run(stopped, StopsAfterThree).go()
     assert load_checkpoint(tmp_path / "stopped" / "net_latest")["step"] == 3
     trained(dataclasses.replace(stopped, resume=True))
     assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
