@@ -129,7 +129,7 @@ def leaves(rank: int, port: int, recipe: Teacher, folder: Path) -> None:
 
 
 def test_a_group_is_left_by_nobody_who_still_holds_it(data: Path, tmp_path: Path) -> None:
-    """Else torch may wait for ever, one run in some hundreds."""
+    """Else torch may wait for ever."""
     recipe = teacher(data, save_path=tmp_path / "run", steps=1)
     mp.start_processes(leaves, (free_port(), recipe, tmp_path), 2, start_method="forkserver")
     assert [path.read_text() for path in sorted(tmp_path.glob("held-*"))] == ["", ""]
