@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from machinery import fourier
+
 SLOPE = 0.2  # of every LeakyReLU
 SMALLEST = 32  # below this side the quarter resolution cannot be pooled by eight once more
 
@@ -154,7 +156,8 @@ class MultiScaleFusion(nn.Module):
 
     The first pair is, plainly, the concatenation of [LReLU(conv3_1(x)), LReLU(conv5_1(x))]. One convolution
     makes both, the 3x3 as a 5x5 with a rim of zeros. More products, yet less time: it fills the vector units,
-    which 24 output channels do not, and nothing is left to concatenate.
+    which 24 output channels do not, and nothing is left to concatenate. By the Fourier transform a rim costs
+    nothing, and the second pair is made so as well.
     """
 
     def __init__(self, channels: int) -> None:
@@ -166,10 +169,19 @@ class MultiScaleFusion(nn.Module):
         self.fuse = Fusion(4 * channels, channels, activated=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = torch.cat([F.pad(self.conv3_1.weight, (1, 1, 1, 1)), self.conv5_1.weight])
-        bias = torch.cat([self.conv3_1.bias, self.conv5_1.bias])  # type: ignore[list-item]
-        both = activate(F.conv2d(x, weight, bias, padding=2))  # (N, 2C, H, W)
+        both = pair(x, self.conv3_1, self.conv5_1)
+        if fourier.pays(both):
+            return self.fuse([pair(both, self.conv3_2, self.conv5_2)], plus=x)
         return self.fuse((conv(both) for conv in (self.conv3_2, self.conv5_2)), plus=x)  # one at a time
+
+
+def pair(x: Tensor, conv3: nn.Conv2d, conv5: nn.Conv2d) -> Tensor:
+    """The concatenation of [LReLU(conv3(x)), LReLU(conv5(x))], (N, C_out of the two, H, W)."""
+    weight = torch.cat([F.pad(conv3.weight, (1, 1, 1, 1)), conv5.weight])
+    bias = torch.cat([conv3.bias, conv5.bias])  # type: ignore[list-item]
+    if fourier.pays(x):
+        return fourier.convolve(x, weight, bias, SLOPE)
+    return activate(F.conv2d(x, weight, bias, padding=2))
 
 
 class Unit(nn.Sequential):
