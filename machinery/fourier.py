@@ -2,7 +2,7 @@
 
 PyTorch carries NNPACK, which transforms tiles of 8x8 or 16x16 pixels, and so needs a sixth of the
 multiplications at 5x5. PyTorch by itself calls it with oneDNN switched off and sixteen images at once, or
-never. Here it is called wherever it `pays`, for the gradients too. All numbers are F.conv2d's but for rounding.
+never. Here it is called wherever it `pays`, for the gradients too: the same numbers but for rounding.
 `torch.backends.nnpack.flags(enabled=False)`, PyTorch's own switch, leaves everything to F.conv2d.
 """
 
