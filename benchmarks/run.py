@@ -42,12 +42,13 @@ from benchmarks.measure import Spread, in_turn, peak_memory, seconds
 from datasets.layouts import find_pairs
 from DerainDataset import PairCrops
 from inference import Derainer, Prepared, hardware
-from machinery import distributed
+from machinery import distributed, fourier
 from machinery.loading import BatchStream, ImageCache, loader
 from machinery.options import Machine, option, parse
 from networks import DerainNet
 from utils import UserError, run, write_atomically
 
+PRODUCTS = "float32, products"
 SECTIONS = ("machine", "inference", "step", "losses", "loader", "memory")
 
 
@@ -71,7 +72,8 @@ class Case:
     stage: str = ""  # "SID", "SSID-KD"; "": inference
 
 
-# each run as plain (plain.py, contiguous, float32), float32, bfloat16; a step with "recompute" too
+# each run as plain (plain.py, contiguous, float32), float32, bfloat16; a step with "recompute" too; where
+# machinery/fourier.py pays, "float32, products" is float32 without it
 CASES = {
     "inference 120x120": Case((120, 120)),
     "inference 481x321": Case((321, 481)),
@@ -103,6 +105,8 @@ def prepared(case: Case, how: str, device: torch.device) -> Callable[[], Any]:
     if "recompute" in how:
         own.recompute_units()
     net: nn.Module = plain.plain(own) if how == "plain" else Prepared(own, how.split(",")[0])
+    if "products" in how:
+        net.forward = torch.backends.nnpack.flags(enabled=False)(net.forward)
     if not case.stage:
         return deraining(net.to(device), photograph(case.size).to(device))
     # the very step of the training, of the plain network too: the ratio is to praise the network alone
@@ -182,6 +186,8 @@ class Measured:
         self.remarks: list[str] = []
         self.failed: list[str] = []
         self.hows = ["plain", "float32", "bfloat16"]
+        if fourier.pays(torch.empty(1, 1, fourier.TILE, fourier.TILE, device=device)):
+            self.hows.insert(1, PRODUCTS)
         teacher = f"teacher step, {12 if self.cuda else 2} at 120"
         self.steps = [teacher] if options.quick else [teacher, "student step, 2+2 at 128"]
 

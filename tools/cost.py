@@ -8,7 +8,8 @@ activations, pooling and resizing are not counted. Others count so too, whatever
 Derain-toolbox's 'Flops' are MACs, at 256x256 66.56 G of PReNet and 194.5 G of RCDNet. FLOPs proper are twice
 as many. They are those of the method as it is drawn (benchmarks/plain.py). Those really done stand beside:
 here each map meets a 1x1 fusion at its own resolution, and a 3x3 convolution is done as a 5x5 with a rim of
-zeros.
+zeros. They are counted as sums of products, though on some processors the 5x5 ones are done by the Fourier
+transform.
 """
 
 from __future__ import annotations
