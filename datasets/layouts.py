@@ -328,6 +328,8 @@ def _of_dataset(spots: list[Spot], dataset: str, data_path: Path) -> list[Spot]:
 
 def _hint(folder: Folder, split: str) -> str:
     """What a person most likely wants to hear about a folder in which nothing was recognised."""
+    if (named := _split_of(folder.path)) and named != split:
+        return f": by its name it is the {named} part"
     for each in (folder, *(Folder(path) for path in folder.folders if _split_of(path) == split)):
         if each.images:
             return f": the {len(each.images):,} images in {each.path} are not two of one picture side by side"

@@ -158,7 +158,7 @@ def test_train_folder_given_for_test(tmp_path: Path) -> None:
     assert found.root.name == "rain_data_test_Light"
     assert "took the test folder beside it" in found.warnings[0]
     shutil.rmtree(root / "rain_data_test_Light")
-    with pytest.raises(UserError, match=r"no test pairs in .*rain_data_train_Light"):
+    with pytest.raises(UserError, match=r"no test pairs in .*Light: by its name it is the train part"):
         find_pairs(root / "rain_data_train_Light", "test")
 
 
