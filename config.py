@@ -170,6 +170,7 @@ class Teacher(Training):
 
     ssim_weight: float = option(1.0, "of minus SSIM to the clean image", changes_result=True, least=0)
     l1_weight: float = option(0.0, "of L1 to the clean image; not in the paper", changes_result=True, least=0)
+    psnr_weight: float = option(0.0, "of minus PSNR, in dB; not in the paper", changes_result=True, least=0)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,12 @@ def l1(x: Tensor, y: Tensor) -> Tensor:
     return F.l1_loss(x, y)
 
 
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """PSNR in dB, of each image, then averaged: a scalar, 60 at most. Images that err much weigh no more."""
+    errors = F.mse_loss(x, y, reduction="none").mean((1, 2, 3))
+    return -10 * errors.clamp(min=1e-6).log10().mean()
+
+
 def dark_channel(image: Tensor, window: int) -> Tensor:
     """Minus the SUM, over batch and positions, of the maximum of 1 - image over channels and a square window.
 

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from config import Student, Teacher, Training
 from DerainDataset import Crops, PairCrops, RealCrops
-from losses import dark_channel, distillation, l1, ssim, total_variation
+from losses import dark_channel, distillation, l1, psnr, ssim, total_variation
 from machinery.loading import ImageCache
 from networks import Derained
 from utils import UserError
@@ -104,7 +104,11 @@ class SID(Stage):
 
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         derained, clean = net(batch["rainy"]).derained, batch["clean"]  # (N, 3, P, P)
-        return {"ssim": -ssim(derained, clean), "l1": l1(derained, clean)}
+        return {
+            "ssim": -ssim(derained, clean),
+            "l1": l1(derained, clean),
+            "psnr": -psnr(derained, clean),
+        }
 
 
 class SSIDKD(Stage):

@@ -174,14 +174,15 @@ def test_a_batch_in_parts_moves_the_weights_alike(tmp_path, stage):
     trained(teacher(tmp_path, save_path=tmp_path / "teacher"))
     for parts in (1, 4):
         changes = {"batchSize": 4, "accumulate": parts, "steps": 3, "save_path": tmp_path / str(parts)}
-        trained(stage(tmp_path, **changes))
+        with torch.backends.nnpack.flags(enabled=False):  # it rounds differently by the size of the batch
+            trained(stage(tmp_path, **changes))
     assert_same_weights(tmp_path / "1", tmp_path / "4", within=2e-5)
     for one, other in zip(lines(tmp_path / "1"), lines(tmp_path / "4"), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_stages_know_their_terms_by_the_recipe():
-    assert set(stages.SID(TEACHERS["Rain200H"]).weights) == {"ssim", "l1"}
+    assert set(stages.SID(TEACHERS["Rain200H"]).weights) == {"ssim", "l1", "psnr"}
 
 
 @pytest.mark.parametrize("stage", [teacher, student])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
@@ -106,3 +107,16 @@ def test_ssim_blurs_contiguous_maps_whatever_it_is_given():
         losses.ssim(x, y).backward()
     assert len(seen.maps) == 6  # along rows, along columns, and both of their gradients
     assert all(each.is_contiguous() for each in seen.maps)
+
+
+def test_psnr_is_the_mean_of_the_images_own():
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 3, 3, 16, 20)
+    y[1] = x[1] + 0.01 * torch.randn(3, 16, 20)
+    own = [peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=1) for a, b in zip(x, y, strict=True)]
+    assert own[1] > own[0] + 25
+    assert losses.psnr(x, y).item() == pytest.approx(sum(own) / 3, abs=1e-3)
+    x.requires_grad_()
+    losses.psnr(x, x.detach()).backward()
+    assert losses.psnr(x, x) == 60
+    assert x.grad is not None and not x.grad.any()  # finite, where there is nothing to be gained

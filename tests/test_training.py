@@ -75,7 +75,10 @@ def test_learning_rate_drops(tmp_path):
 def test_both_stages_write_their_logs_and_checkpoints(tmp_path):
     trained(teacher(tmp_path, val_every=1))
     run = trained(student(tmp_path, val_every=1))
-    expected = {"SID": {"ssim", "l1"}, "SSID-KD": {"l1", "dark_syn", "dark_real", "tv_syn", "tv_real", "kl"}}
+    expected = {
+        "SID": {"ssim", "l1", "psnr"},
+        "SSID-KD": {"l1", "dark_syn", "dark_real", "tv_syn", "tv_real", "kl"},
+    }
     for folder, stage in ((tmp_path / "teacher", "SID"), (tmp_path / "student", "SSID-KD")):
         steps = [line for line in lines(folder) if "total" in line]
         assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
