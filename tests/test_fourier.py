@@ -62,7 +62,7 @@ def test_pays_in_float32_on_a_cpu_with_avx2_alone(everywhere, monkeypatch):
         assert not fourier.pays(x)
     with torch.backends.nnpack.flags(enabled=False):
         assert not fourier.pays(x)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert not fourier.pays(x)
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
