@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 REACH = 2  # of a 5x5 kernel
 TILE = 16  # of NNPACK's larger transform, in pixels
 BAND = 2**15  # pixels of all images that are transformed at once, in 2 KB or so each
-MOST_THREADS = 2  # with one a training step takes two thirds of the time, with two nearly all of it
+MOST_THREADS = 2  # with one a training step takes two thirds of the time, with two five sixths of it
 
 
 def pays(x: Tensor) -> bool:
