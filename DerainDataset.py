@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,26 +19,35 @@ from torch.utils.data import Dataset
 
 from config import Student, Training
 from datasets.layouts import find_images, find_pairs, released_real_folder
-from datasets.pairs import Found, ListedPairs, Pair, check_pairs, read_pair, read_side, refuse_unless_additive
-from machinery.loading import MOST_FILES, ImageCache
+from datasets.pairs import (
+    Found,
+    ListedPairs,
+    Pair,
+    check_pairs,
+    read_pair,
+    read_side,
+    refuse_unless_additive,
+    sample,
+)
+from machinery.loading import MOST_FILES, Draw, ImageCache
 from utils import UserError, to_tensor
-
-# What a random draw is for: two draws with one (seed, epoch, index) must not be the same.
-CROP, PARTNER, REAL, SLANT = range(4)
 
 
 class Crops(Dataset, abc.ABC):
     """Entries (epoch, index) -> {name: float32 (3, patch, patch) in [0, 1]}.
 
-    `notes` are lines for the user: what was found, and what is odd about it. `counts` is what of it a resumed
-    run must find again: how many images, and a checksum of their names, wherever they lie.
+    `found_in_words` says what it is drawn from; `notes` are those lines and others for the user. `counts` is
+    what of it a resumed run must find again: how many images, and a checksum of their names, wherever they
+    lie. `held_back` are training pairs that no crop is drawn from, for validation.
     """
 
-    tag: int
+    tag: Draw
     root: Path
     pairs: Sequence[Pair]
+    found_in_words: list[str]
     notes: list[str]
     counts: dict[str, list[int]]
+    held_back: Found | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -49,12 +59,13 @@ class Crops(Dataset, abc.ABC):
 class PairCrops(Crops):
     """Crops of pairs: {"rainy", "clean"}.
 
-    `augment` flips and rotates. `recombine` lays the streaks of pair `index` on the clean side of another
-    pair, or on one of the images `backgrounds`; raises UserError unless the rain is an exact grey addition.
-    `slant`: these streaks are turned by as many degrees at most, small turns more often than large ones.
+    `augment` flips and rotates, `mirror` flips left to right. `recombine` lays the streaks of pair `index` on
+    the clean side of another pair, or on one of the images `backgrounds`; raises UserError unless the rain is
+    an exact grey addition. Then the background alone is rotated, for rain falls; and the layer, if `layer`
+    says so, is turned, zoomed, strengthened and mirrored.
     """
 
-    tag = CROP
+    tag = Draw.CROP
 
     def __init__(
         self,
@@ -63,37 +74,49 @@ class PairCrops(Crops):
         *,
         seed: int = 0,
         augment: bool = False,
+        mirror: bool = False,
         recombine: bool = False,
-        slant: float = 0.0,
+        rotation: float = 0.0,
+        zoom: float = 1.0,
+        strength: float = 1.0,
         backgrounds: Found | None = None,
         cache: ImageCache | None = None,
     ) -> None:
         self.root, self.pairs, self.patch_size, self.seed = found.root, found.pairs, patch_size, seed
-        self.augment, self.recombine, self.slant = augment, recombine, slant
+        self.augment, self.mirror, self.recombine = augment, mirror, recombine
+        self.rotation, self.zoom, self.strength = rotation, zoom, strength
         self.backgrounds: Sequence[Pair] = backgrounds.pairs if backgrounds else ()
         if recombine:
             refuse_unless_additive(found)
         self.read = cache or ImageCache("off")
-        self.notes = [found.describe(), self.read.keep(_files(self.pairs, self.backgrounds))]
+        self.found_in_words = [found.describe()]
+        if backgrounds:
+            self.found_in_words.append(f"backgrounds: {backgrounds.describe()}")
+        self.notes = [*self.found_in_words, self.read.keep(_files(self.pairs, self.backgrounds))]
         self.counts = {"pairs": _count(self.pairs), "backgrounds": _count(self.backgrounds)}
 
     @classmethod
     def of(cls, recipe: Training, cache: ImageCache) -> PairCrops:
         """The training pairs of a recipe's dataset, looked over for what cannot be right."""
         found = find_pairs(recipe.data_path, "train", recipe.dataset, recipe.rainy_side)
+        suspicions = [f"warning: {each}" for each in check_pairs(found)]
+        found, held_back = split(found, recipe.hold_back)
         crops = cls(
             found,
             recipe.patch_size,
             seed=recipe.seed,
             augment=recipe.augment,
+            mirror=recipe.mirror,
             recombine=recipe.recombine,
-            slant=recipe.slant,
+            rotation=recipe.max_streak_rotation,
+            zoom=recipe.streak_zoom,
+            strength=recipe.streak_strength,
             backgrounds=find_images(recipe.backgrounds, option="--backgrounds")
             if recipe.backgrounds
             else None,
             cache=cache,
         )
-        crops.notes[1:1] = [f"warning: {each}" for each in check_pairs(found)]
+        crops.notes[1:1], crops.held_back = suspicions, held_back
         return crops
 
     def __len__(self) -> int:
@@ -101,33 +124,41 @@ class PairCrops(Crops):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
-        rng = _generator(self.seed, epoch, index, self.tag)
+        rng = _generator(self.seed, epoch, index, Draw.CROP)
         rainy, clean = read_pair(self.pairs[index], self.read)
         if clean is None:
             raise UserError(f"{self.pairs[index].rainy.path} has no clean side to train with")
-        whole = rainy, clean
-        rainy, clean = _crop(whole, self.patch_size, rng)
-        turn = int(rng.integers(8))  # drawn in any case: the options must not shift each other's draws
+        turn = self._turn(rng)
         if self.recombine:
-            background = self._background(_generator(self.seed, epoch, index, PARTNER))
-            if self.slant:
-                layer = self._slanted(*whole, _generator(self.seed, epoch, index, SLANT))
-            else:
-                layer = rainy.astype(np.int16) - clean
+            background = turned(self._background(_generator(self.seed, epoch, index, Draw.PARTNER)), turn)
+            layer = self._layer(rainy, clean, rng, _generator(self.seed, epoch, index, Draw.LAYER))
             rainy, clean = np.clip(background + layer, 0, 255).astype(np.uint8), background
-        if self.augment:
-            rainy, clean = _turn(rainy, turn), _turn(clean, turn)
+        else:
+            rainy, clean = (turned(each, turn) for each in _crop((rainy, clean), self.patch_size, rng))
         return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
 
-    def _slanted(self, rainy: np.ndarray, clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A window of a pair's streaks, int16 (patch, patch, 1), turned about its centre."""
-        layer = (rainy.astype(np.int16) - clean)[..., :1]  # grey
-        size = self.patch_size
-        x, y = (rng.uniform(min(size, side), max(size, 2 * side - size)) / 2 for side in layer.shape[1::-1])
-        turn = cv2.getRotationMatrix2D((x, y), rng.triangular(-self.slant, 0, self.slant), 1)
-        turn[:, 2] += size / 2 - x, size / 2 - y
-        # what lies outside the layer is mirrored, as `_extend` does
-        return cv2.warpAffine(layer, turn, (size, size), borderMode=cv2.BORDER_REFLECT_101)[..., None]
+    def _turn(self, rng: np.random.Generator) -> int:
+        turn = int(rng.integers(8))  # drawn in any case: the options must not shift each other's draws
+        if self.augment:
+            return turn
+        return turn // 4 * 4 if self.mirror else 0
+
+    def _layer(
+        self, rainy: np.ndarray, clean: np.ndarray, place: np.random.Generator, rng: np.random.Generator
+    ) -> np.ndarray:
+        """A window of a pair's streaks, int16 (patch, patch, 1), at a `place`, and what `rng` does to it."""
+        angle = rng.triangular(-self.rotation, 0, self.rotation) if self.rotation else 0.0
+        zoom, strength = (most ** rng.uniform(-1, 1) for most in (self.zoom, self.strength))
+        mirrored = (self.augment or self.mirror) and rng.integers(2)
+        # one grey layer for the three channels, of which the darkest is clipped the least
+        whole = (rainy.astype(np.int16) - clean).max(axis=2, keepdims=True)
+        if angle or zoom != 1:
+            layer = _window(whole, self.patch_size, angle, zoom, place)
+        else:
+            (layer,) = _crop((whole,), self.patch_size, place)
+        if strength != 1:
+            layer = np.round(layer * strength).astype(np.int16)
+        return layer[:, ::-1] if mirrored else layer
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
         choice = int(rng.integers(len(self.pairs) + len(self.backgrounds)))
@@ -142,7 +173,7 @@ class PairCrops(Crops):
 class RealCrops(Crops):
     """Crops of unlabelled images: {"real_rainy"}."""
 
-    tag = REAL
+    tag = Draw.REAL
 
     def __init__(
         self,
@@ -151,12 +182,14 @@ class RealCrops(Crops):
         *,
         seed: int = 0,
         augment: bool = False,
+        mirror: bool = False,
         cache: ImageCache | None = None,
     ) -> None:
         self.root, self.pairs, self.patch_size, self.seed = found.root, found.pairs, patch_size, seed
-        self.augment = augment
+        self.augment, self.mirror = augment, mirror
         self.read = cache or ImageCache("off")
-        self.notes = [found.describe(), f"real {self.read.keep(_files(self.pairs))}"]
+        self.found_in_words = [found.describe()]
+        self.notes = [*self.found_in_words, f"real {self.read.keep(_files(self.pairs))}"]
         self.counts = {"real images": _count(self.pairs)}
 
     @classmethod
@@ -165,18 +198,36 @@ class RealCrops(Crops):
         folders = recipe.real_path
         if not any(path.exists() for path in folders) and (real := released_real_folder(recipe.data_path)):
             folders = (real,)
-        found = find_images(folders)
-        return cls(found, recipe.patch_size, seed=recipe.seed, augment=recipe.augment, cache=cache)
+        return cls(
+            find_images(folders),
+            recipe.patch_size,
+            seed=recipe.seed,
+            augment=recipe.augment,
+            mirror=recipe.mirror,
+            cache=cache,
+        )
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
-        rng = _generator(self.seed, epoch, index, self.tag)
+        rng = _generator(self.seed, epoch, index, Draw.REAL)
         crop = _crop((read_side(self.pairs[index].rainy, self.read),), self.patch_size, rng)[0]
         turn = int(rng.integers(8))
-        return {"real_rainy": to_tensor(_turn(crop, turn) if self.augment else crop)}
+        turn = turn if self.augment else turn // 4 * 4 if self.mirror else 0
+        return {"real_rainy": to_tensor(turned(crop, turn))}
+
+
+def split(found: Found, hold_back: int) -> tuple[Found, Found | None]:
+    """A set without `hold_back` of its pairs, spread evenly, and these. Raises UserError if none is left."""
+    if not hold_back:
+        return found, None
+    if hold_back >= len(found.pairs):
+        raise UserError(f"--hold_back {hold_back} leaves none of {found.root}'s {len(found.pairs)} pairs")
+    held = set(sample(len(found.pairs), hold_back))
+    kept = [pair for index, pair in enumerate(found.pairs) if index not in held]
+    return replace(found, pairs=kept), replace(found, pairs=[found.pairs[index] for index in sorted(held)])
 
 
 def _generator(*key: int) -> np.random.Generator:
@@ -198,8 +249,20 @@ def _extend(image: np.ndarray, size: int) -> np.ndarray:
     return image
 
 
-def _turn(image: np.ndarray, which: int) -> np.ndarray:
-    """One of the eight flips and rotations of a square."""
+def _window(layer: np.ndarray, size: int, angle: float, zoom: float, rng: np.random.Generator) -> np.ndarray:
+    """A random window of a layer (H, W, 1), turned by `angle` degrees and enlarged `zoom` times.
+
+    What lies outside the layer is mirrored, as `_extend` does. (size, size, 1), of the layer's type.
+    """
+    reach = size / zoom  # of the layer's own pixels
+    x, y = (rng.uniform(min(reach, side) / 2, side - min(reach, side) / 2) for side in layer.shape[1::-1])
+    turn = cv2.getRotationMatrix2D((x, y), angle, zoom)
+    turn[:, 2] += size / 2 - x, size / 2 - y
+    return cv2.warpAffine(layer, turn, (size, size), borderMode=cv2.BORDER_REFLECT_101)[..., None]
+
+
+def turned(image: np.ndarray, which: int) -> np.ndarray:
+    """One of the eight flips and rotations of a square; 0 is the image itself, 4 its mirror image."""
     image = np.rot90(image, which % 4)
     return image[:, ::-1] if which >= 4 else image
 

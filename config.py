@@ -1,20 +1,34 @@
 """One frozen record a dataset and stage: the paper's numbers, each beside its source.
 
-A record's fields are its script's options (machinery/options.py): `--help` shows that dataset's defaults.
-Those that end in _weight are the weights of the stage's terms (stages.py). Sources: [readme] the authors'
-README, [script] their released scripts, [paper] the paper, [ours] chosen here, with the reason in
-REPRODUCTION.md where it touches the result.
+A record's fields are its script's options (machinery/options.py), in the groups that `--help` shows. Those
+that end in _weight are the weights of the stage's terms (stages.py). Sources: [readme] the authors' README,
+[script] their released scripts, [paper] the paper, [ours] chosen here, with the reason in REPRODUCTION.md.
+
+Without a word on the command line every record is the paper's recipe. `--preset light` is LightNet's own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from machinery.options import Machine, option
 
+# A run that is resumed must have the same data, schedule and loss; where files lie, and how fast, may change.
+data = partial(option, group="data", changes_result=True)
+place = partial(option, group="data")
+schedule = partial(option, group="schedule", changes_result=True)
+length = partial(option, group="schedule")  # the learning rate follows the new length
+loss = partial(option, group="loss: the weight", changes_result=True, least=0)
+machine = partial(option, group="machine")
+record = partial(option, group="checkpoints and logs")
+extra = partial(option, group="not in the paper, and off", changes_result=True)
+
 MOST_IN_A_BATCH, MOST_EPOCHS = 1 << 16, 10**6  # beyond any use: a slip of the finger, told before it is tried
+COSINE_END = 0.01  # what a cosine schedule leaves of the learning rate
 
 
 @dataclass(frozen=True)
@@ -22,112 +36,86 @@ class Training(Machine):
     """What both stages share."""
 
     dataset: str = ""
+    stage: str = ""
 
-    data_path: Path = option(Path(), "the dataset, as unpacked: see datasets/README.md")
-    save_path: Path = option(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
-    resume: bool = option(False, "go on from save_path/net_latest, to the same weights as if never stopped")
+    preset: str = option("paper", "the recipe: the paper's, or LightNet's own", ("paper", "light"))
 
-    batchSize: int = option(
-        12, "pairs a step, over all processes", changes_result=True, least=1, most=MOST_IN_A_BATCH
+    data_path: Path = place(Path(), "the dataset, as unpacked: see datasets/README.md")
+    patch_size: int = data(120, "side of the square crops, in pixels", least=16, most=4096)
+    rainy_side: str = data("auto", "of side-by-side images: the rainy half", ("auto", "left", "right"))
+    seed: int = data(0, "of the first weights, the order, the crops", least=0, most=2**63 - 1)
+
+    batchSize: int = schedule(12, "pairs a step, over all processes", least=1, most=MOST_IN_A_BATCH)
+    epochs: int = length(520, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
+    steps: int = length(0, "length in steps, the milestones in proportion; 0: by epochs", least=0, most=10**9)
+    lr: float = schedule(5e-4, "learning rate of Adam", above=0, most=1)
+    milestone: tuple[int, ...] = schedule((312, 416), "epochs after which the rate drops", least=1)
+    lr_factor: float = schedule(0.5, "what a milestone multiplies the rate by", above=0, most=1)
+
+    backbone: str = extra("DerainNet", "the network: a name in backbones.BACKBONES", architecture=True)
+    channels: tuple[int, ...] = extra(
+        (24, 32, 48), "channels at each resolution, from full down", least=1, most=512, architecture=True
     )
-    accumulate: int = option(
-        1,
-        "work on a step's batch in so many parts, one after the other: less memory",
-        least=1,
-        most=MOST_IN_A_BATCH,
+    units: tuple[int, ...] = extra(
+        (10, 4, 2), "unit applications a stage at each resolution", least=1, most=64, architecture=True
     )
-    # a resumed run may be given another length: the learning rate then follows the new one
-    epochs: int = option(520, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
-    steps: int = option(
-        0, "length of the run in steps, the milestones kept in proportion; 0: by epochs", least=0, most=10**9
+    augment: bool = extra(False, "flip and rotate the crops")
+    mirror: bool = extra(False, "mirror the crops left to right: the rain still falls down")
+    recombine: bool = extra(False, "swap streak layers between pairs (Rain200H/L only)")
+    max_streak_rotation: float = extra(
+        0.0, "with --recombine: turn a layer by so many degrees at most", least=0, most=90, also="slant"
     )
-    milestone: tuple[int, ...] = option(
-        (312, 416), "epochs after which the learning rate drops", changes_result=True, least=1
+    streak_zoom: float = extra(
+        1.0, "with --recombine: enlarge a layer so many times at most, or shrink it", least=1, most=4
     )
-    lr: float = option(5e-4, "learning rate of Adam", changes_result=True, above=0, most=1)
-    lr_factor: float = option(
-        0.5, "what a milestone multiplies the learning rate by", changes_result=True, above=0, most=1
+    streak_strength: float = extra(
+        1.0, "with --recombine: strengthen a layer so many times at most, or weaken it", least=1, most=4
     )
-    patch_size: int = option(
-        120, "side of the square crops, in pixels", changes_result=True, least=16, most=4096
+    backgrounds: tuple[Path, ...] = extra(
+        (), "with --recombine: folders of further clean images", changes_result=False
     )
-    augment: bool = option(False, "flip and rotate the crops; not in the paper", changes_result=True)
-    recombine: bool = option(
-        False, "swap streak layers between pairs (Rain200H/L only); not in the paper", changes_result=True
+    hold_back: int = extra(
+        0, "keep so many training pairs back, spread evenly, and validate on them and no test pair", least=0
     )
-    slant: float = option(
-        0.0,
-        "with --recombine: turn the streaks by so many degrees at most, for rain that falls aslant; "
-        "not in the paper",
-        changes_result=True,
-        least=0,
-        most=90,
-    )
-    backgrounds: tuple[Path, ...] = option((), "with --recombine: folders of further clean images")
-    rainy_side: str = option(
-        "auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"), changes_result=True
-    )
-    backbone: str = option("DerainNet", "the network: a name in networks.BACKBONES", changes_result=True)
-    channels: tuple[int, ...] = option(
-        (24, 32, 48),
-        "channels at full, half and quarter resolution",
-        changes_result=True,
-        least=1,
-        most=512,
-        count=3,
-    )
-    units: tuple[int, ...] = option(
-        (10, 4, 2),
-        "unit applications a stage at full, half and quarter resolution",
-        changes_result=True,
-        least=1,
-        most=64,
-        count=3,
-    )
-    seed: int = option(
-        0, "of the first weights, the order, the crops", changes_result=True, least=0, most=2**63 - 1
-    )
-    ema: float = option(
-        0.0,
-        "keep an average of the weights, and validate it: the share of itself that it keeps at each step, as "
-        "0.999; 0: no average; not in the paper",
-        changes_result=True,
-        least=0,
-        most=0.99999,
+    cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, and not at milestones")
+    warmup: int = extra(0, "steps in which the rate rises to its full height", least=0, most=10**6)
+    beta2: float = extra(0.999, "of Adam: how long it remembers squared gradients", above=0, most=0.99999)
+    weight_decay: float = extra(0.0, "of Adam, decoupled", least=0, most=1)
+    clip: float = extra(0.0, "largest norm of the gradient; 0: any", least=0, most=10**6)
+    ema: float = extra(
+        0.0, "validate and keep an average of the weights: its share of itself", least=0, most=0.99999
     )
 
-    workers: int = option(2, "loader processes for each training process; 0: none", least=0, most=256)
-    cache: str = option("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
-    recompute: bool = option(False, "recompute the units in the backward pass: half the memory, slower")
-    fast: bool = option(
-        False,
-        "a step's gradient as one CUDA graph; static crops, not tried on a card yet; not with --recompute",
+    workers: int = machine(2, "loader processes for each training process; 0: none", least=0, most=256)
+    accumulate: int = machine(
+        1, "gradient-accumulation steps: less memory, the same result", least=1, most=MOST_IN_A_BATCH
     )
-    deterministic: bool = option(
-        False, "on CUDA too, the same numbers in every run, and after --resume; slower"
-    )
-    compile: bool = option(
-        False,
-        "compile the units (CUDA): minutes at the start, faster steps; with --fast the whole network",
-    )
-    log_every: int = option(10, "steps between log lines", least=1)
-    save_every: int = option(200, "steps between checkpoints; Ctrl-C saves too", least=1)
-    keep_every: int = option(
-        0, "steps between checkpoints that are kept for good, as net_STEP; 0: none", least=0
-    )
-    val_every: float = option(
-        10.0, "epochs between validations on the test pairs; 0: never", least=0, most=MOST_EPOCHS
-    )
-    val_images: int = option(0, "validate on so many of the test pairs, spread evenly; 0: all", least=0)
+    cache: str = machine("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
+    recompute: bool = machine(False, "recompute the units in the backward pass: less memory, slower")
+    compile: bool = machine(False, "compile the units: minutes at the start, faster steps on CUDA")
+    deterministic: bool = machine(False, "the same numbers in every run on CUDA too; slower")
+
+    save_path: Path = record(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
+    resume: bool = record(False, "go on from save_path/net_latest, as if never stopped")
+    log_every: int = record(10, "steps between log lines", least=1)
+    save_every: int = record(200, "steps between checkpoints; Ctrl-C saves too", least=1)
+    keep_every: int = record(0, "steps between checkpoints kept for good, as net_STEP; 0: none", least=0)
+    val_every: float = record(10.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
+    val_images: int = record(0, "validate on so many test pairs, spread evenly; 0: all", least=0)
+
+    def with_preset(self, name: str) -> Self:
+        """The same dataset and stage by another recipe. Raises KeyError where there is none of that name."""
+        if name == "paper":
+            return self
+        numbers = PRESETS[name][self.dataset, self.stage]
+        folder = f"{self.dataset}-{name}"
+        moved = self.save_path.with_name(self.save_path.name.replace(self.dataset, folder))
+        return replace(self, preset=name, save_path=moved, **numbers)
 
     def contradiction(self) -> str | None:
-        late = [each for each in self.milestone if each >= self.epochs]
-        if late:
-            return f"--milestone {late[0]}: the run ends after {self.epochs} epochs (--epochs)"
-        if self.fast and self.recompute:
-            return "--fast records a step once, which --recompute does not allow: give one of them"
-        if self.slant and not self.recombine:
-            return "--slant turns the streak layers that --recombine swaps: give both"
+        for name in ("max_streak_rotation", "streak_zoom", "streak_strength"):
+            if getattr(self, name) > (1 if name != "max_streak_rotation" else 0) and not self.recombine:
+                return f"--{name} changes the streak layers that --recombine swaps: give both"
         weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
         if not any(weights.values()):
             return f"--{' and --'.join(weights)}: all are 0, so there is nothing to learn"
@@ -142,6 +130,8 @@ class Schedule:
     drops: tuple[int, ...]
     lr_factor: float
     validations: int  # steps between them; 0: one at the end alone
+    cosine: bool = False
+    warmup: int = 0
 
     @classmethod
     def of(cls, recipe: Training, pairs: int) -> Schedule:
@@ -151,11 +141,15 @@ class Schedule:
         drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
         an_epoch = pairs / recipe.batchSize
         validations = max(1, round(recipe.val_every * an_epoch)) if recipe.val_every else 0
-        return cls(steps, drops, recipe.lr_factor, validations)
+        return cls(steps, drops, recipe.lr_factor, validations, recipe.cosine, recipe.warmup)
 
     def factor(self, step: int) -> float:
-        """What the recipe's learning rate is multiplied by at a step."""
-        return self.lr_factor ** sum(step >= drop for drop in self.drops)
+        """What the recipe's learning rate is multiplied by at a step, counted from 0."""
+        rise = min(1, (step + 1) / self.warmup) if self.warmup else 1
+        if self.cosine:
+            share = min(1, step / self.steps)
+            return rise * (COSINE_END + (1 - COSINE_END) * (1 + math.cos(math.pi * share)) / 2)
+        return rise * self.lr_factor ** sum(step >= drop for drop in self.drops)
 
     def validates(self, step: int) -> bool:
         """Whether a validation follows this step, as it does the last one."""
@@ -166,45 +160,45 @@ class Schedule:
 class Teacher(Training):
     """Stage 1, SID: supervised by synthetic pairs."""
 
-    weights: Path = option(Path(), "fine-tune these: a checkpoint, or a folder with net_latest")
+    stage: str = "SID"
 
-    ssim_weight: float = option(1.0, "of minus SSIM to the clean image", changes_result=True, least=0)
-    l1_weight: float = option(0.0, "of L1 to the clean image; not in the paper", changes_result=True, least=0)
-    psnr_weight: float = option(0.0, "of minus PSNR, in dB; not in the paper", changes_result=True, least=0)
+    weights: Path = place(Path(), "fine-tune these: a checkpoint, or its folder; not in the paper")
+
+    ssim_weight: float = loss(1.0, "of minus SSIM to the clean image")
+    l1_weight: float = loss(0.0, "of L1 to the clean image; not in the paper")
+    psnr_weight: float = loss(0.0, "of minus PSNR, in dB; not in the paper")
 
 
 @dataclass(frozen=True)
 class Student(Training):
     """Stage 2, SSID-KD: the teacher's weights, trained on with synthetic pairs and real rain."""
 
-    teacher: Path = option(Path(), "checkpoint to start from: a file, or a folder with net_latest")
-    real_path: tuple[Path, ...] = option((), "folders of unlabelled real rainy images")
+    stage: str = "SSID-KD"
 
-    batchSize: int = option(
-        2,
-        "synthetic pairs, and as many real images, a step",
-        changes_result=True,
-        least=1,
-        most=MOST_IN_A_BATCH,
-    )
-    epochs: int = option(10, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
-    milestone: tuple[int, ...] = option(
-        (), "epochs after which the learning rate drops", changes_result=True, least=1
-    )
-    lr: float = option(1e-4, "learning rate of Adam", changes_result=True, above=0, most=1)
-    patch_size: int = option(
-        128, "side of the crops and window of the dark channel", changes_result=True, least=16, most=4096
-    )
-    val_every: float = option(
-        1.0, "epochs between validations on the test pairs; 0: never", least=0, most=MOST_EPOCHS
-    )
+    teacher: Path = place(Path(), "checkpoint to start from: a file, or a folder that holds one")
+    real_path: tuple[Path, ...] = place((), "folders of unlabelled real rainy images")
+    patch_size: int = data(128, "side of the crops and window of the dark channel", least=16, most=4096)
 
-    l1_weight: float = option(20.0, "of L1 to the clean image", changes_result=True, least=0)
-    dark_syn_weight: float = option(1e-6, "of the dark channel, synthetic", changes_result=True, least=0)
-    dark_real_weight: float = option(1e-6, "of the dark channel, real", changes_result=True, least=0)
-    tv_syn_weight: float = option(1e-6, "of the total variation, synthetic", changes_result=True, least=0)
-    tv_real_weight: float = option(1e-6, "of the total variation, real", changes_result=True, least=0)
-    kl_weight: float = option(1e-6, "of the distillation, KL of the codes", changes_result=True, least=0)
+    batchSize: int = schedule(2, "pairs, and as many real images, a step", least=1, most=MOST_IN_A_BATCH)
+    epochs: int = length(10, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
+    lr: float = schedule(1e-4, "learning rate of Adam", above=0, most=1)
+    milestone: tuple[int, ...] = schedule((), "epochs after which the rate drops", least=1)
+    val_every: float = record(1.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
+
+    l1_weight: float = loss(20.0, "of L1 to the clean image")
+    dark_syn_weight: float = loss(1e-6, "of the dark channel, synthetic")
+    dark_real_weight: float = loss(1e-6, "of the dark channel, real")
+    tv_syn_weight: float = loss(1e-6, "of the total variation, synthetic")
+    tv_real_weight: float = loss(1e-6, "of the total variation, real")
+    kl_weight: float = loss(1e-6, "of the distillation, KL of the codes")
+    ssim_weight: float = loss(0.0, "of minus SSIM to the clean image; not in the paper")
+    psnr_weight: float = loss(0.0, "of minus PSNR, in dB; not in the paper")
+
+    def with_preset(self, name: str) -> Self:
+        changed = super().with_preset(name)
+        if changed is self:
+            return changed
+        return replace(changed, teacher=self.teacher.with_name(f"{self.dataset}-{name}"))
 
 
 @dataclass(frozen=True)
@@ -213,31 +207,36 @@ class Evaluation(Machine):
 
     dataset: str = ""  # what the script is called for
     labelled: bool = True  # whether it has clean images
-    made_by: str = ""  # the script that trains the model of --logdir's default
+    trained_for: str = ""  # the dataset that the model of --logdir's default is trained on
+    made_by: str = ""  # the script that trains it
 
-    logdir: Path = option(
-        Path(), "the model: a checkpoint, ours or the authors', or a folder with net_latest"
-    )
-    derained: Path = option(
-        Path(), "score this folder of derained images, whatever made them, instead of a model"
-    )
+    preset: str = option("paper", "whose model: the paper's recipe's, or LightNet's", ("paper", "light"))
+
+    logdir: Path = option(Path(), "the model: a checkpoint, ours or the authors', or a folder that holds one")
+    derained: Path = option(Path(), "score this folder of derained images, whatever made them, instead")
     data_path: Path = option(Path(), "the dataset, as unpacked: see datasets/README.md")
     save_path: Path = option(
-        Path("results/{dataset}/{method}"),
-        "where derained images, scores.json and index.html go; {dataset} and {method} stand for what was run",
+        Path("results/{dataset}/{method}"), "where images, scores.json and index.html go; by what was run"
     )
-    rainy_side: str = option("auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"))
+    rainy_side: str = option("auto", "of side-by-side images: the rainy half", ("auto", "left", "right"))
     method: str = option("", "what the tables call the method, instead of what the checkpoint tells")
     trained_on: str = option("", "the dataset it was trained on, where the checkpoint does not tell")
     set_name: str = option("", "what the tables call the dataset, instead of what its folder tells")
     tile: int = option(0, "side of the tiles that larger images are cut into, in pixels; 0: never", least=0)
-    self_ensemble: bool = option(
-        False, "the mean over the eight flips and rotations of each image, at eight times the cost"
-    )
+    self_ensemble: bool = option(False, "the mean over eight flips and rotations, at eight times the cost")
     clean_names: bool = option(False, "name results as the clean images, as the released scripts expect")
     niqe: bool = option(False, "score NIQE too, of the derained and the rainy images")
     page: bool = option(True, "write index.html, with a before/after slider for each image")
     workers: int = option(2, "processes that read ahead; 0: none", least=0, most=256)
+
+    def with_preset(self, name: str) -> Self:
+        if name == "paper":
+            return self
+        folder = self.logdir.name.replace(self.trained_for, f"{self.trained_for}-{name}")
+        return replace(self, preset=name, logdir=self.logdir.with_name(folder))
+
+
+# ---------------------------------------------------------------------------------------- the paper's recipes
 
 
 def _teacher(dataset: str, **numbers: Any) -> Teacher:
@@ -264,6 +263,7 @@ def _evaluation(dataset: str, stage: str, trained_on: str, **numbers: Any) -> Ev
     of_student = stage == "SSID-KD"
     return Evaluation(
         dataset=dataset,
+        trained_for=trained_on,
         made_by=f"train_{trained_on}{'_real' * of_student}.py",
         logdir=Path("trained_model") / f"{trained_on}{'+Real' * of_student}",
         data_path=Path("datasets") / dataset,
@@ -294,4 +294,44 @@ EVALUATIONS = {
     # SPA by the Rain200L model [script]; Real-275 likewise [ours]
     ("SPA", "SSID-KD"): _evaluation("SPA", "SSID-KD", "Rain200L", niqe=True),
     ("Real275", "SSID-KD"): _evaluation("Real275", "SSID-KD", "Rain200L", niqe=True, labelled=False),
+}
+
+
+# --------------------------------------------------------------------------- LightNet's recipes, all [ours]
+
+LIGHT = {
+    "backbone": "LightNet",
+    "channels": (24, 48, 96, 144, 192),
+    "units": (1, 2, 2, 2, 2),
+    "patch_size": 128,
+    "batchSize": 4,  # at equal time, four crops a step were ahead of sixteen
+    "milestone": (),
+    "cosine": True,
+    "beta2": 0.99,
+    "weight_decay": 1e-4,
+    "clip": 1.0,
+    "ema": 0.999,
+    "mirror": True,
+    "hold_back": 20,
+    "l1_weight": 2.0,
+    "psnr_weight": 0.1,
+    "ssim_weight": 2.0,
+}
+LIGHT_TEACHER = LIGHT | {"lr": 6e-4, "warmup": 200, "steps": 11_000, "val_every": 5.0}
+LIGHT_STUDENT = LIGHT | {"lr": 1e-4, "warmup": 100, "steps": 1_500, "val_every": 2.0}
+LAYERS = {  # what rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength
+    "augment": True,
+    "mirror": False,
+    "recombine": True,
+    "max_streak_rotation": 12.0,
+    "streak_zoom": 1.3,
+    "streak_strength": 1.1,
+}
+
+PRESETS: dict[str, dict[tuple[str, str], dict[str, Any]]] = {
+    "light": {
+        (name, stage): numbers | (LAYERS if name.startswith("Rain200") else {})
+        for name in TEACHERS
+        for stage, numbers in (("SID", LIGHT_TEACHER), ("SSID-KD", LIGHT_STUDENT))
+    }
 }

@@ -21,6 +21,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from machinery.checkpoints import LATEST
+from machinery.checkpoints import SHIPPED as SHIPPED_AS
 from machinery.options import Options, option, parse
 from metrix_code.scores import FILE, read_scores
 from tools.contact_sheet import from_folders
@@ -56,7 +57,7 @@ def main() -> None:
     score(REAL, "real", models)
     sheets = [picture("pairs")]
     shipped = {name: Path("trained_model") / folder for name, folder in SHIPPED.items()}
-    if all((folder / LATEST).exists() for folder in shipped.values()):
+    if all((folder / SHIPPED_AS / LATEST).exists() for folder in shipped.values()):
         print("\nthe same photographs, by the full network, trained on true pairs of Rain200H:")
         score(PAIRS, "shipped", shipped)
         sheets.append(picture("shipped"))

@@ -7,9 +7,12 @@ process. The method is in `stages.py`.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,34 +20,45 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import utils
+from backbones import AutocastModel, architecture_of, build, for_training
 from config import Schedule, Training
-from datasets.pairs import read_pair
+from datasets.pairs import read_pair, sample
+from DerainDataset import Crops
 from evaluation import mean_scores, validation_set
-from inference import Derainer, build, for_training, hardware, network_of
+from inference import Derainer, hardware
 from machinery import distributed
 from machinery.arithmetic import many_sizes
-from machinery.checkpoints import BEST, LATEST, TrainState
+from machinery.checkpoints import (
+    BEST,
+    LATEST,
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    refuse_unless_resumable,
+    save_checkpoint,
+)
 from machinery.distributed import World
-from machinery.fast import FastGradient
 from machinery.loading import Batches, ImageCache
-from machinery.options import parse
+from machinery.options import as_plain, binding, parse
 from machinery.runlog import RunFolder, RunLog
 from stages import Stage
+from utils import UserError, file_errors
 
 Batch = Mapping[str, Tensor]  # names to crops (N, 3, P, P), float32 in [0, 1]
+PICTURES = 3  # of pairs, and of real photographs, in TensorBoard
 
 
 def train(stage: type[Stage], recipe: Training) -> None:
     """What a train script is: trains `recipe`, with the command line's changes, and exits the process."""
 
     def main() -> None:
-        with distributed.first_alone():
+        with distributed.silence_other_ranks():
             options = parse(recipe, sys.modules["__main__"].__doc__ or "")
         distributed.launch(options)
-        with distributed.one_voice():
+        with distributed.report_error_once():
             run = Run(stage, options, distributed.start(options))
             run.stop.listen()
-            finished = run.go()
+            finished = run.run()
         del run  # its DistributedDataParallel must be gone before the group is left
         distributed.stop()
         if not finished:
@@ -57,40 +71,150 @@ def train(stage: type[Stage], recipe: Training) -> None:
 
 
 def training_step(
-    stage: Stage,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parts: Sequence[Batch],
-    *,
-    fast: FastGradient | None = None,
+    stage: Stage, net: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Batch]
 ) -> dict[str, Tensor]:
     """Moves the weights once, by a batch that comes in one part or several, and returns terms and `total`.
 
-    `net` is what `Prepared` made of a network, or DistributedDataParallel of that. The gradient is the mean
-    over the parts, so that one of twelve crops and three of four give the same. Raises UserError where the
-    stage's terms and the recipe's weights do not have the same names.
+    `net` is an AutocastModel, or DistributedDataParallel of one. The gradient is the mean over the parts, so
+    that one of twelve crops and three of four give the same. Raises UserError where the stage's terms and the
+    recipe's weights do not have the same names.
     """
-    if fast:
-        logged = fast(parts)
-    else:
-        optimizer.zero_grad()
-        logged = []
-        for number, batch in enumerate(parts, 1):
-            # gradients travel between processes once a step, with the last part
-            alone = isinstance(net, DistributedDataParallel) and number < len(parts)
-            with net.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-                logged.append(backward(stage, net, batch, len(parts)))
+    optimizer.zero_grad()
+    logged = []
+    for number, batch in enumerate(parts, 1):
+        # gradients travel between processes once a step, with the last part
+        alone = isinstance(net, DistributedDataParallel) and number < len(parts)
+        with net.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            terms = stage.terms(net, batch)
+            total = stage.total(terms)
+            (total / len(parts)).backward()
+        logged.append({name: value.detach() for name, value in {**terms, "total": total}.items()})
+    if stage.recipe.clip:
+        nn.utils.clip_grad_norm_(net.parameters(), stage.recipe.clip)
     optimizer.step()
     stage.after_step(net.module if isinstance(net, DistributedDataParallel) else net)
     return {name: torch.stack([terms[name] for terms in logged]).mean() for name in logged[0]}
 
 
-def backward(stage: Stage, net: nn.Module, batch: Batch, parts: int) -> dict[str, Tensor]:
-    """Adds the gradient of a batch that is one of so many parts; its terms and `total`."""
-    terms = stage.terms(net, batch)
-    total = stage.total(terms)
-    (total / parts).backward()
-    return {name: value.detach() for name, value in {**terms, "total": total}.items()}
+def optimizer_of(recipe: Training, net: nn.Module) -> torch.optim.Adam:
+    """Adam; its weight decay, where there is any, is AdamW's."""
+    return torch.optim.Adam(
+        net.parameters(),
+        recipe.lr,
+        betas=(0.9, recipe.beta2),
+        weight_decay=recipe.weight_decay,
+        decoupled_weight_decay=True,
+        fused=next(net.parameters()).is_cuda,
+    )
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Its moments. It keeps its own ways (fused): what was saved may be another device's."""
+    ways = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    # before loading: a fused optimizer's count of steps must come to the card, by what it is told here
+    groups = [{**way, "params": g["params"]} for g, way in zip(saved["param_groups"], ways, strict=True)]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+
+
+# ------------------------------------------------------------------------------------ what a run has reached
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """All that goes into a run's checkpoint, and comes back from it."""
+
+    recipe: Training
+    stage: Stage
+    network: Mapping[str, Any]  # how the network is built
+    net: AutocastModel
+    optimizer: torch.optim.Optimizer
+    crops: Sequence[Crops]  # what its batches are drawn from
+    step: int = 0
+    validated: int = 0  # the step of the last validation
+    best: float = -math.inf  # PSNR of the best one, in dB
+    initialized_from: str = ""
+
+    @property
+    def data(self) -> list[str]:
+        """What it is trained on, in words."""
+        return [line for each in self.crops for line in each.found_in_words]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        return {what: count for each in self.crops for what, count in each.counts.items()}
+
+    def begin(self) -> list[str]:
+        """All that the run had reached which `--resume` goes on with, or its first weights; says which.
+
+        Raises UserError where there are none, or where they are another run's or another network's.
+        """
+        if self.recipe.resume:
+            return [self._resume(self.recipe.save_path / LATEST)]
+        lines = []
+        if logdir := self.stage.first_weights():
+            path = find_checkpoint(
+                logdir, f"python train_{self.recipe.dataset}.py makes a teacher; see --teacher, or --weights"
+            )
+            content = load_checkpoint(path)
+            load_weights(self.net.net, content["net"], path)
+            self.initialized_from = f"{path}, step {content['step']}"
+            lines = [f"starts from: {self.initialized_from}"]
+        self._build_beside()
+        return lines
+
+    def _build_beside(self) -> None:
+        self.stage.beside = nn.ModuleDict(self.stage.held_beside(self.net)).requires_grad_(False)
+        self.stage.beside.to(next(self.net.parameters()).device)
+
+    def _resume(self, path: Path) -> str:
+        content = load_checkpoint(find_checkpoint(path, "start without --resume"))
+        given = {**as_plain(self.recipe), "stage": self.stage.name}
+        refuse_unless_resumable(content, path, given, binding(self.recipe), self.counts)
+        training = content["training"]
+        load_weights(self.net.net, training.get("net", content["net"]), path)
+        self._build_beside()
+        # what a foreign dictionary makes torch raise is anybody's guess
+        with file_errors(path, "start anew without --resume", done="resumed from", kinds=(Exception,)):
+            restore_optimizer(self.optimizer, training["optimizer"])
+            self.stage.beside.load_state_dict(training["beside"])
+            self._refuse_unless_its_own(path)
+        self.step, self.initialized_from = content["step"], content["initialized_from"]
+        self.best, self.validated = training["best"], training["validated"]
+        return f"resuming at step {self.step}"
+
+    def _refuse_unless_its_own(self, path: Path) -> None:
+        """That the moments are those of these weights, finite, and each number at a place of its own."""
+        for group in self.optimizer.param_groups:
+            for weight in group["params"]:
+                moments = self.optimizer.state[weight]
+                averages = [moments["exp_avg"], moments["exp_avg_sq"]]
+                alike = all(each.shape == weight.shape and each.isfinite().all() for each in averages)
+                overlap = any(each.stride() != weight.stride() for each in averages)
+                if not alike or overlap or not 0 <= moments["step"] < math.inf:
+                    raise UserError(f"{path}: its optimizer does not belong to its network: start anew")
+
+    def save(self, path: Path) -> None:
+        """Writes the complete checkpoint. Raises UserError where a weight is not a finite number."""
+        result: Any = self.stage.result(self.net)
+        training: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "beside": self.stage.beside.state_dict(),
+            "best": self.best,
+            "validated": self.validated,
+        }
+        if result is not self.net:
+            training["net"] = self.net.net.state_dict()
+        content = {
+            "net": result.net.state_dict(),
+            "network": self.network,
+            "step": self.step,
+            "recipe": {**as_plain(self.recipe), "stage": self.stage.name},
+            "data": self.data,
+            "counts": self.counts,
+            "initialized_from": self.initialized_from,
+            "training": training,
+        }
+        save_checkpoint(path, content)
 
 
 # ------------------------------------------------------------------------------------------------- one run
@@ -102,12 +226,14 @@ class Run:
     def __init__(self, stage: type[Stage], recipe: Training, world: World) -> None:
         self.recipe, self.world, self.stop = recipe, world, distributed.Stop()
         self.stage = stage(recipe, parts=world.size * recipe.accumulate)
-        self.say(f"on {world.device}: {hardware(world.device)}, {recipe.precision}")
+        self.log_line(f"on {world.device}: {hardware(world.device)}, {recipe.precision}")
         self.crops = self.stage.crops(ImageCache(recipe.cache))
-        self.test, notes = validation_set(recipe, self.crops[0].root)
+        self.test, notes = validation_set(recipe, self.crops[0])
         for line in (*(note for crops in self.crops for note in crops.notes), *notes):
-            self.say(line)
+            self.log_line(line)
         self.schedule = Schedule.of(recipe, len(self.crops[0]))
+        if recipe.milestone and not recipe.cosine and min(self.schedule.drops) >= self.schedule.steps:
+            self.log_line(f"note: {recipe.epochs} epochs end before --milestone: the rate does not drop")
         self.state = self._build()
         self.batches = Batches(
             self.crops,
@@ -119,7 +245,7 @@ class Run:
             workers=recipe.workers,
         )
 
-    def say(self, text: str) -> None:
+    def log_line(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
         if self.world.is_main_process:
             tqdm.write(text)
@@ -129,10 +255,9 @@ class Run:
         recipe, device = self.recipe, self.world.device
         torch.manual_seed(recipe.seed)
         torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
-        network = network_of(recipe)
+        network = architecture_of(recipe)
         net = for_training(build(network), recipe).to(device)
-        optimizer = torch.optim.Adam(net.parameters(), recipe.lr, fused=device.type == "cuda")
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
+        optimizer = optimizer_of(recipe, net)
         state = TrainState(
             recipe=recipe,
             stage=self.stage,
@@ -140,61 +265,61 @@ class Run:
             network=network,
             net=net,
             optimizer=optimizer,
-            scheduler=scheduler,
         )
         for line in state.begin():
-            self.say(line)
+            self.log_line(line)
         self.model: nn.Module = net
-        self.fast: FastGradient | None = None
-        if recipe.fast:
-            work = partial(backward, self.stage, net, parts=recipe.accumulate)
-            self.fast = FastGradient(work, net.parameters())
-        elif self.world.size > 1:
+        if self.world.size > 1:
             cards = [device] if device.type == "cuda" else None
             self.model = DistributedDataParallel(net, device_ids=cards, gradient_as_bucket_view=True)
         return state
 
-    def go(self) -> bool:
+    def run(self) -> bool:
         """Trains to the end of the schedule, or until a signal asks to stop; either way it saves.
 
         Returns whether it has come to the end.
         """
         recipe, state, schedule, main = self.recipe, self.state, self.schedule, self.world.is_main_process
-        folder = RunFolder(recipe.save_path).held(anew=not recipe.resume, say=self.say)
+        folder = RunFolder(recipe.save_path).held(anew=not recipe.resume, log=self.log_line)
         how = {"total": schedule.steps, "initial": state.step, "disable": not main, **utils.BAR}
         with (
             folder if main else contextlib.nullcontext(),
             RunLog(recipe.save_path, state.step, state.validated, silent=not main) as self.log,
             tqdm(unit="step", smoothing=0.1, **how) as bar,
         ):
+            self.log.recipe(state.step, distributed.command(), as_plain(recipe), state.data)
             if schedule.validates(state.step) and state.step > state.validated:  # a kill cut it short
                 self._validate()
             for parts in self.batches:
-                terms = training_step(self.stage, self.model, state.optimizer, parts, fast=self.fast)
-                state.scheduler.step()
+                rate = recipe.lr * schedule.factor(state.step)  # of this step alone: nothing to restore
+                for group in state.optimizer.param_groups:
+                    group["lr"] = rate
+                terms = training_step(self.stage, self.model, state.optimizer, parts)
                 state.step += 1
                 bar.update()
-                stopped = distributed.anywhere(self.stop.asked, self.world)
+                stopped = distributed.any_rank(self.stop.asked, self.world)
                 validating = schedule.validates(state.step)
                 # before a validation too: it may take long, and be cut short
                 saving = validating or stopped or state.step % recipe.save_every == 0
                 if saving or state.step % recipe.log_every == 0:
                     shared = distributed.all_reduce_mean(terms, self.world)
-                    rate = float(state.scheduler.get_last_lr()[0])
                     self.log.terms(state.step, shared, lr=rate, batch_size=recipe.batchSize)
                     bar.set_postfix(loss=f"{shared['total']:.4f}", refresh=False)
-                if saving:
-                    self._save(LATEST)
+                # first: what resumes from net_latest would never come back to this step
                 if recipe.keep_every and state.step % recipe.keep_every == 0:
                     self._save(f"net_{state.step}")
+                if saving:
+                    self._save(LATEST)
                 if stopped and state.step < schedule.steps:
                     break
                 if validating:
                     self._validate()
         if finished := state.step >= schedule.steps:
-            self.say(f"done: {recipe.save_path / LATEST}")
+            self.log_line(f"done: {recipe.save_path / LATEST}")
         else:
-            self.say(f"stopped at step {state.step}, saved; go on with:\n  {distributed.command_to_resume()}")
+            self.log_line(
+                f"stopped at step {state.step}, saved; go on with:\n  {distributed.command_to_resume()}"
+            )
         return finished
 
     def _save(self, name: str) -> None:
@@ -202,21 +327,29 @@ class Run:
             self.state.save(self.recipe.save_path / name)
 
     def _validate(self) -> None:
-        """TensorBoard's strips, and PSNR and SSIM of the test pairs, each scored by one process."""
+        """TensorBoard's pictures, and PSNR and SSIM of the validation pairs, each scored by one process."""
         state = self.state
         derainer = Derainer(self.stage.result(state.net), self.world.device)
         with many_sizes(compiled=self.recipe.compile):
-            if self.world.is_main_process:  # the first test pair, and the first image of real rain
-                for number, crops in enumerate(self.crops):
-                    pair = self.test.pairs[0] if self.test and not number else crops.pairs[0]
-                    self.log.strip(state.step, derainer.derained, *read_pair(pair))
+            if self.world.is_main_process:
+                self._show(derainer)
             state.validated = state.step
             if self.test and self.recipe.val_every:
                 scores, line = mean_scores(derainer, self.test, self.recipe, self.world)
-                self.say(f"step {state.step}: validation {line}")
+                self.log_line(f"step {state.step}: validation {line}")
                 self.log.scalars(state.step, {f"validation/{key}": score for key, score in scores.items()})
                 if scores["psnr"] > state.best:
                     state.best = scores["psnr"]
                     self._save(BEST)
         self._save(LATEST)  # what resumes from it must know that this is done, and what there is to beat
         self.log.watch(state.step)
+
+    def _show(self, derainer: Derainer) -> None:
+        """Some pairs, held back or of the test set where there are any, and some photographs of real rain."""
+        first, *others = self.crops
+        shown = [("pairs", self.test.pairs if self.test else first.pairs)]
+        shown += [("photographs", each.pairs) for each in others]
+        for group, pairs in shown:
+            for index in sample(len(pairs), PICTURES):
+                name = f"{group}/{pairs[index].name}"
+                self.log.strip(self.state.step, name, derainer.derained, *read_pair(pairs[index]))

@@ -31,7 +31,8 @@ from datasets import catalogue
 from datasets.catalogue import is_simulated
 from datasets.layouts import claimed_by, find_images, find_pairs, recognised
 from datasets.names import match
-from datasets.pairs import Found, Pair, check_pairs, read_pair
+from datasets.pairs import Found, Pair, check_pairs, read_pair, sample
+from DerainDataset import Crops
 from inference import Derainer, hardware
 from machinery import distributed
 from machinery.distributed import World
@@ -41,7 +42,7 @@ from metrix_code.metrics import KEYS, METRICS, OF_RECORD
 from metrix_code.page import FILE as PAGE
 from metrix_code.page import PageWriter
 from metrix_code.scores import FILE, NOT_TOLD, average, write_scores
-from utils import UserError, about, list_images, one_line, read_image, to_tensor, to_uint8
+from utils import UserError, file_errors, list_images, one_line, read_image, to_tensor, to_uint8
 
 
 def evaluate(record: Evaluation) -> None:
@@ -114,11 +115,6 @@ def score_pairs(
             began = time.perf_counter()
             output = derainer.derained(to_tensor(rainy))
             seconds = time.perf_counter() - began
-            if not torch.isfinite(output).all():
-                raise UserError(
-                    f"{derainer.path} makes of {pair.rainy.path} what is no number: its weights are no good, "
-                    "or --precision float32 helps"
-                )
             derained = to_uint8(output)
         scores, remarks = scores_of(metrics, rainy=rainy, clean=clean, output=output, derained=derained)
         yield Scored(pair, rainy, clean, output, derained, scores, seconds, remarks)
@@ -181,23 +177,24 @@ def scores_of(
 # ------------------------------------------------------------------------------------------- of a training
 
 
-def validation_set(recipe: Training, train_root: Path) -> tuple[Found | None, list[str]]:
-    """The test pairs that a training is validated on, `val_images` of them, and lines for the user.
+def validation_set(recipe: Training, crops: Crops) -> tuple[Found | None, list[str]]:
+    """The pairs that a training is validated on, and lines for the user: those held back, or test pairs.
 
-    None where the dataset has no test pairs beside those in `train_root`.
+    Of these `val_images`. None where there are no test pairs beside those that the crops are drawn from.
     """
+    if crops.held_back:
+        return crops.held_back, [f"validation: {len(crops.held_back.pairs)} training pairs, held back"]
     try:
         found = find_pairs(recipe.data_path, "test", recipe.dataset, recipe.rainy_side)
     except UserError as error:
         return None, [f"no validation: {error}"]
-    if found.root == train_root:
+    if found.root == crops.root:
         return None, [f"no validation: {found.root} is not divided into training and test pairs"]
     if not recipe.val_every:
-        return found, []  # one of them is shown in TensorBoard, and none is scored
+        return found, []  # some of them are shown in TensorBoard, and none is scored
     notes = [f"validation: {found.describe()}", *(f"warning: {each}" for each in check_pairs(found))]
     if 0 < recipe.val_images < len(found.pairs):
-        chosen = np.linspace(0, len(found.pairs) - 1, recipe.val_images).round().astype(int)
-        found = replace(found, pairs=[found.pairs[i] for i in chosen])
+        found = replace(found, pairs=[found.pairs[i] for i in sample(len(found.pairs), recipe.val_images)])
     return found, notes
 
 
@@ -328,6 +325,9 @@ def labels_of(model: Derainer | Results, found: Found, options: Evaluation) -> d
         raise UserError(f"--derained {model.path}: say what made these images, --method NAME")
     dataset = name_of_set(found, options)
     method = options.method or str(recipe.get("stage", NOT_TOLD))
+    backbone = content.get("network", {}).get("backbone", "DerainNet")
+    if not options.method and backbone != "DerainNet":
+        method += f"-{backbone}"  # no score of another network passes for the paper's
     trained_on = {
         "dataset": options.trained_on or str(recipe.get("dataset", NOT_TOLD)),
         "stage": recipe.get("stage"),
@@ -444,9 +444,9 @@ def refuse_inputs(folder: Path, inputs: Iterable[Path]) -> None:
 
 def set_scores_aside(folder: Path) -> None:
     """An earlier evaluation's scores go, for its images will: no old score stands beside a new picture."""
-    with about(folder, done="made", library=False):
+    with file_errors(folder, done="made"):
         folder.mkdir(parents=True, exist_ok=True)  # first: of new/../old nothing is seen before new is there
-    with about(folder / FILE, done="moved away"):
+    with file_errors(folder / FILE, done="moved away"):
         if not (folder / FILE).exists():
             return
         aside = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}-{FILE}").exists())

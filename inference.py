@@ -6,10 +6,9 @@ derained = derain(rainy)        # NumPy, uint8 RGB (H, W, 3): both
 
 from __future__ import annotations
 
-import inspect
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +17,18 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from machinery.checkpoints import fill, find_checkpoint, load_checkpoint
-from networks import BACKBONES, Derained
-from utils import UserError, about, to_tensor, to_uint8
+from backbones import AutocastModel, network_from
+from machinery.checkpoints import find_checkpoint, load_checkpoint
+from utils import UserError, to_tensor, to_uint8
 
 CPU = torch.device("cpu")
+DEFAULT_MODEL = Path("trained_model/Rain200L+Real")  # of photographs, demo and tools
 OVERLAP = 64  # of two tiles, in pixels
 # What a tile may take on a CPU, however much is free: with torch itself and a photograph of 3840x2160 less
 # than 2.5 GB, and larger tiles are hardly faster.
 MOST_MEMORY = 1.3e9
 # What a process grows by, to what its tensors take: the allocator's holes, the convolutions' own room.
 SLACK = 2.5
-
-
-class Prepared(nn.Module):
-    """Any backbone, run channels last and in the arithmetic asked for. What it gives is float32.
-
-    So no loss and no score ever sees bfloat16, and whoever writes one need not think of it.
-    """
-
-    def __init__(self, net: nn.Module, precision: str = "float32") -> None:
-        super().__init__()
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.precision = precision
-
-    def forward(self, rainy: Tensor) -> Derained:
-        with torch.autocast(rainy.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            output = self.net(rainy.contiguous(memory_format=torch.channels_last))
-        return Derained(*(each.float() for each in output))
 
 
 class Derainer:
@@ -67,7 +50,7 @@ class Derainer:
         tile: int | None = 0,
         self_ensemble: bool = False,
     ) -> None:
-        self.net = (net if isinstance(net, Prepared) else Prepared(net, precision)).to(device)
+        self.net = (net if isinstance(net, AutocastModel) else AutocastModel(net, precision)).to(device)
         self.device, self.tile, self.self_ensemble = device, tile, self_ensemble
         self.content: dict[str, Any] = {}
         self.path = Path()
@@ -109,7 +92,13 @@ class Derainer:
         return total / len(turns)
 
     def _whole(self, rainy: Tensor) -> Tensor:
-        return self.net(rainy[None].to(self.device)).derained[0].cpu()
+        derained = self.net(rainy[None].to(self.device)).derained[0].cpu()
+        if not torch.isfinite(derained).all():  # finite weights may overflow, above all in bfloat16
+            raise UserError(
+                f"{self.path} makes of an image what is no number: its weights are no good, or --precision "
+                "float32 helps"
+            )
+        return derained
 
     def _in_tiles(self, rainy: Tensor, begun: float, share: float) -> Tensor:
         """Tiles overlap, and are blended there by linear ramps.
@@ -188,62 +177,15 @@ def tile_that_fits(pixel: float, memory: float) -> int:
 
 
 def best_precision(device: torch.device) -> str:
-    """bfloat16 where the processor multiplies it, and float32 where it would be emulated, and slower."""
+    """bfloat16 where the processor is faster at it, and float32 elsewhere.
+
+    With AMX, and on AMD's processors with AVX512-BF16. Intel's that have this alone took 1.5 times as long as
+    in float32 (measured on one of them), and where it is emulated it is slower still.
+    """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if multiplies else "float32"
-
-
-# ------------------------------------------------------------------------------------- building a network
-
-
-def network_of(record: Any) -> dict[str, Any]:
-    """How to build a recipe's network: its backbone, and those of the recipe's fields that this one takes.
-
-    Raises UserError where networks.BACKBONES has no such backbone.
-    """
-    names = inspect.signature(_backbone(record.backbone)).parameters
-    arguments = {name: getattr(record, name) for name in names if hasattr(record, name)}
-    return {"backbone": record.backbone, "arguments": arguments}
-
-
-def build(network: Mapping[str, Any]) -> nn.Module:
-    """A network with fresh weights from what `network_of` says, or a checkpoint's `network`."""
-    return _backbone(network["backbone"])(**network["arguments"])
-
-
-def for_training(net: nn.Module, recipe: Any) -> Prepared:
-    """`net` as a recipe has it trained. Raises UserError where it offers no --recompute or no --compile.
-
-    With --fast any network is compiled whole, to the one graph that the CUDA graph then holds.
-    """
-    whole = recipe.fast and recipe.compile
-    if whole:
-        net.compile(dynamic=False, fullgraph=True)
-    for wanted in ("recompute", "compile"):
-        if getattr(recipe, wanted) and not whole:
-            if not hasattr(net, f"{wanted}_units"):
-                raise UserError(f"--{wanted}: the backbone {recipe.backbone} does not offer it")
-            getattr(net, f"{wanted}_units")()
-    return Prepared(net, recipe.precision)
-
-
-def network_from(content: Mapping[str, Any], path: Path) -> nn.Module:
-    """The network in a checkpoint, in float32. Raises UserError where the two do not fit."""
-    if (name := content["network"]["backbone"]) not in BACKBONES:
-        raise UserError(f"{path} needs a backbone {name!r}: networks.BACKBONES has {', '.join(BACKBONES)}")
-    # the arguments are the file's: whatever a constructor says to them is its fault
-    with about(path, "train anew", done="made a network of", kinds=(Exception,)), torch.device("meta"):
-        net = build(content["network"])  # shapes alone, until they are known to be those of the weights
-    fill(net, content["net"], path)
-    return net
-
-
-def _backbone(name: str) -> type[nn.Module]:
-    if name not in BACKBONES:
-        raise UserError(f"there is no backbone {name!r}: networks.BACKBONES has {', '.join(BACKBONES)}")
-    return BACKBONES[name]
+    amd = torch.cpu._is_avx512_bf16_supported() and "AMD" in hardware(device)
+    return "bfloat16" if amd or torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def hardware(device: torch.device) -> str:

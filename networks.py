@@ -5,8 +5,8 @@ One network serves as teacher and as student. Images are RGB, (N, 3, H, W), floa
 n4 how often a stage applies its unit there (10, 4, 2); both are arguments, so that a test can be small.
 
 Where a formulation differs from the paper's figures, and gives the same function at less cost, its docstring
-has the plain formula; benchmarks/plain.py is the whole network in them. The five fusions whose output the
-released network throws away are left out.
+has the plain formula; tests/plain.py is the whole network in them. The five fusions whose output the released
+network throws away are left out.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from machinery import fourier
 
 SLOPE = 0.2  # of every LeakyReLU
 SMALLEST = 32  # below this side the quarter resolution cannot be pooled by eight once more
@@ -52,60 +50,31 @@ class Conv(nn.Conv2d):
 
 
 class Fusion(nn.Conv2d):
-    """1x1 convolution of several maps of as many channels, all brought to the size of the first; LeakyReLU.
+    """1x1 convolution of several maps of as many channels, all brought to the size of the first; no LReLU.
 
-    Plainly, with `nearest` upsampling to the first map's size, and without LReLU where not `activated`:
-
-        LReLU(conv1x1(concatenation of [nearest(map) for map in maps])) + plus
-
-    A 1x1 convolution commutes with nearest upsampling and is a sum over its input channels: so each map meets
-    its own slice of the weights at its own resolution, and the wide concatenated tensor is never built. Of
-    maps that lie channels last each slice is a product of two matrices as they are, added to the sum.
+    Plainly, conv1x1(concatenation of [nearest(map) for map in maps]). But a 1x1 convolution commutes with
+    nearest upsampling, and is a sum over its input channels: so each map meets its own slice of the weights
+    at its own resolution, and the wide concatenated tensor is never built.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, activated: bool = True) -> None:
+    def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 1)
-        self.activated = activated
 
-    def forward(self, maps: Iterable[Tensor], plus: Tensor | None = None) -> Tensor:
-        """Maps (N, C_in / their number, h, w), and `plus`, like the result, to (N, C_out, H, W)."""
+    def forward(self, maps: Iterable[Tensor]) -> Tensor:
+        """Maps (N, C_in / their number, h, w) to (N, C_out, H, W), the size of the first."""
         maps = iter(maps)
         first = next(maps)
-        count, channels, height, width = first.shape
-        # cast once: autocast leaves operations in place alone, and would cast every slice anew
-        weight = self.weight.flatten(1).t().to(first.dtype)  # (C_in, C_out)
-        slice_of_first, *slices = weight.split(channels)
-        fused = torch.addmm(self.bias, pixels(first), slice_of_first)  # type: ignore[arg-type]
-        del first
-        for part in slices:
-            level = next(maps)
-            if level.shape[-2:] == (height, width):
-                fused.addmm_(pixels(level), part)
-            else:
-                small = unpixels(pixels(level) @ part, count, level.shape[-2:])
-                fused += pixels(nearest(small, (height, width)))
-            del level  # the next one may only now be made
-        # here, not on the image: in place on a view, autograd would copy
-        if self.activated:
-            fused = activate(fused)
-        if plus is not None:  # the backward pass of an activation needs its result as it was
-            kept = self.activated and torch.is_grad_enabled()
-            fused = fused + pixels(plus) if kept else fused.add_(pixels(plus))
-        return unpixels(fused, count, (height, width))
-
-
-def pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) to (N H W, C), a row a pixel: a view of maps that lie channels last."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def unpixels(x: Tensor, count: int, size: Sequence[int]) -> Tensor:
-    """(N H W, C) back to `count` maps (N, C, H, W) of `size`, channels last."""
-    return x.unflatten(0, (count, *size)).permute(0, 3, 1, 2)
+        slices = iter(self.weight.split(first.shape[1], 1))
+        fused = F.conv2d(first, next(slices), self.bias)
+        for level, part in zip(maps, slices, strict=True):
+            fused += nearest(F.conv2d(level, part), first.shape[-2:])
+        return fused
 
 
 def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest upsampling to `size` (H, W)."""
+    if x.shape[-2:] == tuple(size):
+        return x
     with torch.autocast(x.device.type, enabled=False):  # on CUDA it would make float32 of numbers it copies
         return F.interpolate(x, tuple(size))
 
@@ -145,10 +114,10 @@ class PyramidFusion(nn.Module):
         p4 = F.max_pool2d(p2, 2)  # of x by 4: the maximum of maxima
         p8 = F.max_pool2d(p4, 2)
         s8 = self.chain8(p8)
-        s4 = self.chain4(self.fuse84([p4, s8]))
-        s2 = self.chain2(self.fuse42([p2, s4]))
-        s1 = self.chain1(self.fuse21([x, s2]))
-        return self.fuse_all([s1, s2, s4, s8], plus=x)
+        s4 = self.chain4(activate(self.fuse84([p4, s8])))
+        s2 = self.chain2(activate(self.fuse42([p2, s4])))
+        s1 = self.chain1(activate(self.fuse21([x, s2])))
+        return activate(self.fuse_all([s1, s2, s4, s8])) + x
 
 
 class MultiScaleFusion(nn.Module):
@@ -156,8 +125,7 @@ class MultiScaleFusion(nn.Module):
 
     The first pair is, plainly, the concatenation of [LReLU(conv3_1(x)), LReLU(conv5_1(x))]. One convolution
     makes both, the 3x3 as a 5x5 with a rim of zeros. More products, yet less time: it fills the vector units,
-    which 24 output channels do not, and nothing is left to concatenate. By the Fourier transform a rim costs
-    nothing, and the second pair is made so as well.
+    which 24 output channels do not, and nothing is left to concatenate.
     """
 
     def __init__(self, channels: int) -> None:
@@ -166,22 +134,13 @@ class MultiScaleFusion(nn.Module):
         self.conv5_1 = nn.Conv2d(channels, channels, 5, padding=2)
         self.conv3_2 = Conv(2 * channels, 2 * channels, 3)
         self.conv5_2 = Conv(2 * channels, 2 * channels, 5)
-        self.fuse = Fusion(4 * channels, channels, activated=False)
+        self.fuse = Fusion(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        both = pair(x, self.conv3_1, self.conv5_1)
-        if fourier.pays(both):
-            return self.fuse([pair(both, self.conv3_2, self.conv5_2)], plus=x)
-        return self.fuse((conv(both) for conv in (self.conv3_2, self.conv5_2)), plus=x)  # one at a time
-
-
-def pair(x: Tensor, conv3: nn.Conv2d, conv5: nn.Conv2d) -> Tensor:
-    """The concatenation of [LReLU(conv3(x)), LReLU(conv5(x))], (N, C_out of the two, H, W)."""
-    weight = torch.cat([F.pad(conv3.weight, (1, 1, 1, 1)), conv5.weight])
-    bias = torch.cat([conv3.bias, conv5.bias])  # type: ignore[list-item]
-    if fourier.pays(x):
-        return fourier.convolve(x, weight, bias, SLOPE)
-    return activate(F.conv2d(x, weight, bias, padding=2))
+        weight = torch.cat([F.pad(self.conv3_1.weight, (1, 1, 1, 1)), self.conv5_1.weight])
+        bias = torch.cat([self.conv3_1.bias, self.conv5_1.bias])  # type: ignore[list-item]
+        both = activate(F.conv2d(x, weight, bias, padding=2))  # (N, 2C, H, W)
+        return self.fuse(conv(both) for conv in (self.conv3_2, self.conv5_2)) + x  # one at a time
 
 
 class Unit(nn.Sequential):
@@ -218,7 +177,7 @@ class DenseFeatures(nn.Module):
         """x (N, C, H, W), and the n features of another stage, to n features like x."""
         features: list[Tensor] = []
         for i in range(self.n):
-            out = self.fusions[i - 1]([x, *features]) if i else x
+            out = activate(self.fusions[i - 1]([x, *features])) if i else x
             if skips is not None:  # not its truth: torch 2.11 would not compile that
                 out = out + next(skips)
             if self.recompute and torch.is_grad_enabled():
@@ -241,7 +200,7 @@ class DenseStage(DenseFeatures):
     ) -> tuple[list[Tensor], Tensor]:
         """x (N, C, H, W), and the n features of another stage, to n features and the output, like x."""
         features = super().forward(x, skips)
-        return features, self.fusions[-1]([x, *features])
+        return features, activate(self.fusions[-1]([x, *features]))
 
 
 class Join(Conv):
@@ -377,7 +336,3 @@ class DerainNet(nn.Module):
         for stage in self.modules():
             if isinstance(stage, DenseFeatures):
                 stage.unit.compile(backend=backend, dynamic=False)
-
-
-# The networks that --backbone and a checkpoint may name: whoever has another adds it here.
-BACKBONES: dict[str, type[nn.Module]] = {"DerainNet": DerainNet}

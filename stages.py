@@ -1,9 +1,9 @@
 """The two stages of the method, each one class: SID, the teacher, and SSID-KD, the student.
 
 A stage says which crops a step draws, what it does with the network, which terms come of it, what the network
-starts from and what happens after a step. The loop (`engine.py`) knows no term by name: it minimises
+starts from and which networks are held beside it. The loop (`engine.py`) knows no term by name: it minimises
 
-    total = sum of recipe.<term>_weight * terms[<term>]
+    total = sum of recipe.<term>_weight * terms[<term>]        (of "minus_ssim" the weight is ssim_weight)
 
 and stops where a term has no weight, or a weight no term. Whoever changes the method changes this file, or
 writes a stage of their own in another: docs/changing_the_method.md.
@@ -14,15 +14,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from backbones import AutocastModel, network_from
 from config import Student, Teacher, Training
 from DerainDataset import Crops, PairCrops, RealCrops
 from losses import dark_channel, distillation, l1, psnr, ssim, total_variation
+from machinery.checkpoints import find_checkpoint, load_checkpoint
 from machinery.loading import ImageCache
 from networks import Derained
 from utils import UserError
@@ -43,7 +44,7 @@ class Stage(abc.ABC):
         self.recipe, self.parts = recipe, parts
         fields = vars(recipe).items()
         self.weights = {name[: -len("_weight")]: value for name, value in fields if name.endswith("_weight")}
-        self.average: AveragedModel | None = None
+        self.beside = nn.ModuleDict()  # the networks of `held_beside`, by name
 
     @abc.abstractmethod
     def crops(self, cache: ImageCache) -> list[Crops]:
@@ -53,10 +54,13 @@ class Stage(abc.ABC):
     def first_weights(self) -> Path | None:
         """The checkpoint that the network starts from; None: fresh weights."""
 
-    def start(self, net: nn.Module) -> None:
-        """Once, when the network has its first weights, and before `load_state_dict`."""
-        if self.recipe.ema:
-            self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
+    def held_beside(self, net: nn.Module) -> dict[str, nn.Module]:
+        """Networks beside the one in training, as an average of it (`average_of`) or a teacher (`frozen`).
+
+        They get no gradient. The loop moves them to the device, moves averages on after each step, and keeps
+        all in the checkpoint; `terms` finds them in `self.beside`.
+        """
+        return {"average": average_of(net, self.recipe.ema)} if self.recipe.ema else {}
 
     @abc.abstractmethod
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,30 +68,25 @@ class Stage(abc.ABC):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Their weighted sum. Raises UserError where terms and weights do not have the same names."""
-        if alone := sorted(terms.keys() ^ self.weights.keys()):
+        named = {name.removeprefix("minus_"): term for name, term in terms.items()}
+        if alone := sorted(named.keys() ^ self.weights.keys()):
             raise UserError(
                 f"{self.name}: a term without a weight, or a weight without a term: {', '.join(alone)}; "
                 "each term of the stage needs a field <term>_weight in its recipe"
             )
         # a term weighted 0 is logged, and not followed back
-        return torch.stack([weight * terms[name] for name, weight in self.weights.items() if weight]).sum()
+        return torch.stack([weight * named[name] for name, weight in self.weights.items() if weight]).sum()
 
     def after_step(self, net: nn.Module) -> None:
         """Once the optimizer has moved the weights."""
-        if self.average:
-            self.average.update_parameters(net)
+        for each in self.beside.values():
+            if isinstance(each, AveragedModel):
+                each.update_parameters(net)
 
     def result(self, net: nn.Module) -> nn.Module:
         """The network that is validated and handed on: the average of the weights where one is kept."""
-        return self.average.module if self.average else net
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs of the stage besides the network."""
-        return {"average": self.average.state_dict()} if self.average else {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if self.average:
-            self.average.load_state_dict(state["average"])
+        average = dict(self.beside).get("average")
+        return average.module if isinstance(average, AveragedModel) else net
 
 
 class SID(Stage):
@@ -103,12 +102,7 @@ class SID(Stage):
         return self.recipe.weights if self.recipe.weights != Path() else None
 
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        derained, clean = net(batch["rainy"]).derained, batch["clean"]  # (N, 3, P, P)
-        return {
-            "ssim": -ssim(derained, clean),
-            "l1": l1(derained, clean),
-            "psnr": -psnr(derained, clean),
-        }
+        return supervised(net(batch["rainy"]).derained, batch["clean"])
 
 
 class SSIDKD(Stage):
@@ -133,7 +127,7 @@ class SSIDKD(Stage):
         code_syn, code_real = code.chunk(2)  # (N, C4, P / 4, P / 4)
         window = self.recipe.patch_size
         return {
-            "l1": l1(derained_syn, batch["clean"]),
+            **supervised(derained_syn, batch["clean"]),
             # sums over the batch, as released: see `parts`
             "dark_syn": self.parts * dark_channel((derained_syn + 1) / 2, window),
             "dark_real": self.parts * dark_channel((derained_real + 1) / 2, window),
@@ -141,3 +135,34 @@ class SSIDKD(Stage):
             "tv_real": self.parts * total_variation(derained_real),
             "kl": distillation(code_syn, code_real),
         }
+
+
+def supervised(derained: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    """What can be said of a derained image (N, 3, P, P) where the clean one is known."""
+    return {
+        "minus_ssim": -ssim(derained, clean),
+        "l1": l1(derained, clean),
+        "minus_psnr": -psnr(derained, clean),
+    }
+
+
+# ---------------------------------------------------------------------------------------- beside the network
+
+
+def average_of(net: nn.Module, share: float) -> AveragedModel:
+    """An exponential average of the weights of `net`, which keeps `share` of itself at each step.
+
+    It begins with less, n / (n + 50) after n steps: else the first weights would stay in it for long.
+    """
+
+    def average(averaged: list[Tensor], current: list[Tensor], n: Tensor | int) -> None:
+        kept = min(share, float(n) / (float(n) + 50))
+        torch._foreach_lerp_(averaged, current, 1 - kept)
+
+    return AveragedModel(net, multi_avg_fn=average)  # type: ignore[arg-type]
+
+
+def frozen(logdir: Path, precision: str = "float32") -> AutocastModel:
+    """The network of a checkpoint, of any backbone and size, in evaluation. Raises UserError without one."""
+    path = find_checkpoint(logdir, "train one first")
+    return AutocastModel(network_from(load_checkpoint(path), path), precision).eval()

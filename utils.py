@@ -12,35 +12,33 @@ import io
 import os
 import re
 import secrets
-import stat
-import struct
 import sys
-import sysconfig
-import traceback
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import cv2
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
-try:
-    import fcntl
-except ImportError:  # Windows: leftovers of killed runs stay until someone deletes them
-    fcntl = None  # type: ignore[assignment]
-
+for _name in ("stdout", "stderr"):  # closed by `2>&-`, as a daemon's are: what is printed goes nowhere
+    if getattr(sys, _name) is None:
+        setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
 cv2.setNumThreads(0)  # the loader's workers and torch already share the cores out
-cv2.utils.logging.setLogLevel(
-    cv2.utils.logging.LOG_LEVEL_SILENT
-)  # what is wrong with a file is said here, in one line
+# what is wrong with a file is said here, in one line
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # a progress bar is redrawn often where someone watches, and once a minute in a log file
 BAR: dict[str, Any] = {"mininterval": 0.1 if sys.stderr.isatty() else 60}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+KILLED_WORKER = (
+    "a process that reads images ahead was killed, as a machine does whose memory is used up: lower --workers"
+)
 
 
 class UserError(Exception):
@@ -51,24 +49,14 @@ class UserError(Exception):
         super().__init__(printable(message.rpartition("\nutils.UserError: ")[2].rstrip("\n")))
 
 
-class KilledWorker(Exception):
-    """A process that reads images ahead has ended before its work was done."""
-
-    def __str__(self) -> str:
-        return (
-            "a process that reads images ahead was killed, as a machine does whose memory is used up: "
-            "lower --workers"
-        )
-
-
 # --------------------------------------------------------------------------------------- errors in one line
 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a script's main and exits: 0 done, 1 a bug (with its traceback), 2 a UserError, 130 Ctrl-C.
 
-    What else is no bug gets its one line too, and 2: no memory, a full disk behind standard output, an
-    OSError that names its file. A reader of the output that has gone, as `head` does, ends it with 1.
+    What else is no bug gets its one line too, and 2: no memory, a killed worker, an OSError that names its
+    file. A reader of the output that has gone, as `head` does, ends it with 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -77,12 +65,12 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         code = _exit_code(main)
         print(end="", flush=True)  # at the interpreter's end it would be too late to tell
-    except OSError:
-        if (broken := _broken_output()) is None:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(broken, BrokenPipeError):
-            code = _complain(f"standard output cannot be written: {_reason(broken)}", 2)
+        if not isinstance(error, BrokenPipeError):
+            code = _complain(f"standard output cannot be written: {_reason(error)}", 2)
         code = code or 1
     sys.exit(code)
 
@@ -92,75 +80,61 @@ def _exit_code(main: Callable[[], None]) -> Any:
         main()
     except SystemExit as left:
         return left.code
-    except UserError as error:
-        return _complain(str(error), 2)
     except KeyboardInterrupt:
         return _complain("stopped by Ctrl-C", 130)
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        if not (message := in_one_line(error)):
             raise
-        return _complain(f"{os.fsdecode(error.filename)}: {_reason(error)}", 2)
-    except KilledWorker as error:
-        return _complain(f"{error}, then run it again", 2)
-    except (MemoryError, RuntimeError, cv2.error) as error:
-        if not is_out_of_memory(error):
-            raise
-        remedy = "lower --batchSize, --patch_size, --tile or --workers, whichever this script has"
-        return _complain(f"the memory is used up ({_short(error)}): {remedy}", 2)
+        return _complain(message, 2)
     return 0
 
 
 def _complain(message: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # nobody is left to tell
-        print(f"{printable(Path(sys.argv[0]).name)}: {message}", file=sys.stderr)
+    print(f"{printable(Path(sys.argv[0]).name)}: {message}", file=sys.stderr)
     return code
 
 
-def _broken_output() -> OSError | None:
-    """Why what is printed does not arrive; None where it does. Tried by an empty line."""
-    try:
-        print(flush=True)
-    except OSError as error:
-        return error
-    return None
+def in_one_line(error: Exception) -> str:
+    """What to tell of an error that is no bug of ours; "" of any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {_reason(error)}"
+    if is_killed_worker(error):
+        return f"{KILLED_WORKER}, then run it again"
+    if is_out_of_memory(error):
+        remedy = "lower --batchSize, --patch_size, --tile or --workers, whichever this script has"
+        return f"the memory is used up ({_short(error)}): {remedy}"
+    return ""
 
 
 @contextlib.contextmanager
-def about(
-    path: Path | str,
-    remedy: str = "",
-    *,
-    done: str = "read",
-    kinds: tuple[type[Exception], ...] = (),
-    library: bool = True,
+def file_errors(
+    path: Path | str, remedy: str = "", *, done: str = "read", kinds: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """What goes wrong inside is the fault of the file `path`: a UserError that names it, and the `remedy`.
 
-        with about(path, "fetch it again"):
-            content = torch.load(path)
+        with file_errors(path, "fetch it again", kinds=(ValueError,)):
+            content = json.loads(path.read_text())
 
-    Told so are OSError, MemoryError, whatever a library raises of its own, and the `kinds` given. An error
-    raised by a line of this project is a defect, and passes as it is, and so does a UserError.
-    `done` is what was to happen to the file ("x.png cannot be written: ..."). With `library=False` only
-    OSError is told: for a block in which more goes on than this file.
+    Told so are OSError, want of memory, and the `kinds` that a library raises of such a file. `done` is what
+    was to happen to it ("x.png cannot be written: ...").
     """
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be {done}: {_reason(error, remedy)}") from None
     except Exception as error:
-        if isinstance(error, UserError) or not library:
-            raise
         if is_out_of_memory(error):
             raise UserError(f"{path} cannot be {done}: no memory holds it ({_short(error)})") from None
-        if not isinstance(error, kinds) and not _from_a_library(error):
+        if not isinstance(error, kinds):
             raise
         hint = f": {remedy}" if remedy else ""
         raise UserError(f"{path} cannot be {done} ({_short(error)}){hint}") from None
 
 
-# What C code raises, which leaves no frame of its own in a traceback
-_C_ERRORS = (cv2.error, struct.error, zlib.error, EOFError, UnicodeError)
 _REMEDIES = {
     errno.ENOSPC: "make room, then run it again",
     errno.EDQUOT: "make room, then run it again",
@@ -173,16 +147,6 @@ _REMEDIES = {
 }
 
 
-def _from_a_library(error: Exception) -> bool:
-    if isinstance(error, _C_ERRORS):
-        return True
-    last = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-    file = Path(last.f_code.co_filename)
-    installed = (sysconfig.get_path(place) for place in ("purelib", "platlib"))  # may lie in this folder
-    ours = file.is_relative_to(Path(__file__).resolve().parent)
-    return not ours or any(file.is_relative_to(folder) for folder in installed)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Python's, NumPy's, OpenCV's, and torch's on the CPU or on a GPU, which are RuntimeErrors."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -190,6 +154,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.StsNoMem
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def is_killed_worker(error: BaseException) -> bool:
+    """A loader's worker has ended: torch has noticed it, or a handover broke off."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return isinstance(error, (ConnectionResetError, EOFError))
 
 
 def _reason(error: OSError, remedy: str = "") -> str:
@@ -247,7 +218,7 @@ def list_images(folder: Path) -> list[Path]:
 
     Folders are none, whatever they are called; anything else that is none is left for its reader to name.
     """
-    with about(folder, done="listed"):
+    with file_errors(folder, done="listed"):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder")
         entries = os.scandir(folder)
@@ -267,28 +238,21 @@ def read_image(path: Path) -> np.ndarray:
 
     Raises UserError where the file is missing, no image file, unreadable, cut short or beyond MOST_PIXELS.
     """
-    with _opened(path) as file:
-        _size(path, file)
-        file.seek(0)
-        data = np.frombuffer(file.read(), np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    data = content_of(path, "fetch it again")
+    _size(path, io.BytesIO(data))
+    with file_errors(path, "fetch it again", kinds=(cv2.error,)):
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise _no_image(path, data.size)
+        raise _no_image(path, len(data))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels as the file's header says, without decoding it. Raises as `read_image`."""
-    with _opened(path) as file:
-        return _size(path, file)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    with about(path, "fetch it again"):
+    with file_errors(path, "fetch it again"):
         refuse_unless_file(path, "an image")
         with path.open("rb") as file:
-            yield file
+            return _size(path, file)
 
 
 def _size(path: Path, file: BinaryIO) -> tuple[int, int]:
@@ -311,7 +275,7 @@ def _no_image(path: Path, size: int) -> UserError:
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Writes uint8 RGB (H, W, 3) to `path` in the format its suffix names; never leaves half a file."""
-    with about(path, "use .png", done="written"):
+    with file_errors(path, "use .png", done="written", kinds=(cv2.error,)):
         data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
 
@@ -331,48 +295,43 @@ def to_uint8(tensor: torch.Tensor) -> np.ndarray:
 
 def content_of(path: Path, remedy: str = "") -> bytes:
     """All that is in a file. Raises UserError where it is none, or cannot be read."""
-    with about(path, remedy):
-        refuse_unless_file(path, "a file")
+    with file_errors(path, remedy):
+        refuse_unless_file(path, "an image" if is_image_name(path.name) else "a file")
         return path.read_bytes()
 
 
 def refuse_unless_file(path: Path, what: str) -> None:
     """Before it is opened, for a pipe would be waited for. Says nothing of what is not there at all."""
-    if (kind := _kind(path)) not in ("file", ""):
+    if path.exists() and not path.is_file():
+        kind = "folder" if path.is_dir() else "pipe or a device"
         raise UserError(f"{path} is a {kind}, not {what}: take it away, or rename it")
 
 
-UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{8}\b.*")
+UNFINISHED = re.compile(r"\.unfinished-(\d+)-[0-9a-f]{8}\b.*")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Has `write` fill a temporary file beside `path`, then moves it into place: all of it, or nothing.
 
-    The temporary file has `path`'s suffix, which tells some libraries the format. A link stays: the file that
-    it leads to is written. What cannot be replaced by a file, as a pipe or /dev/stdout, is written to as it
-    is. Raises UserError where the file cannot be written.
+    The temporary file has `path`'s suffix, which tells some libraries the format, and this process's number,
+    by which `sweep` knows whose writer has died. A link stays: the file that it leads to is written. What is
+    no file, as a pipe or /dev/stdout, is written to as it is. Raises UserError where it cannot be written.
     """
-    with about(path, done="written", library=False):
-        kind = _kind(path)
-        if kind in ("pipe", "device"):
+    with file_errors(path, done="written"):
+        if path.exists() and not path.is_file() and not path.is_dir():
             write(path)
             return
-        if kind not in ("file", ""):
-            raise UserError(f"{path} is a {kind}, and cannot be written to: choose another name")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, and cannot be written to: choose another name")
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
-        with about(target.parent, done="made", library=False):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         suffix = target.suffix if len(target.suffix) < 16 else ""  # the name must stay short
-        temporary = target.with_name(f".unfinished-{secrets.token_hex(4)}{suffix}")
-        # held while it is written: so `sweep` knows whose writer has died
-        held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        temporary = target.with_name(f".unfinished-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
         try:
-            _lock(held)
             write(temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-            os.close(held)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -387,44 +346,10 @@ def write_text(path: Path, text: str) -> None:
 def sweep(folder: Path) -> list[Path]:
     """Deletes what killed runs left unfinished directly in `folder`, and says which; others' work is left."""
     swept: list[Path] = []
-    with about(folder, done="swept", library=False):
-        if not folder.is_dir():
-            return swept
-        for path in [Path(each) for each in os.scandir(folder) if UNFINISHED.fullmatch(each.name)]:
-            try:
-                held = os.open(path, os.O_RDWR)
-            except OSError:  # finished meanwhile, or not ours to delete
-                continue
-            try:
-                if _lock(held):
-                    path.unlink(missing_ok=True)
-                    swept.append(path)
-            finally:
-                os.close(held)
+    with file_errors(folder, done="swept"):
+        for entry in os.scandir(folder) if folder.is_dir() else ():
+            left = UNFINISHED.fullmatch(entry.name)
+            if left and not psutil.pid_exists(int(left[1])):
+                Path(entry).unlink(missing_ok=True)
+                swept.append(Path(entry))
     return swept
-
-
-def _lock(file: int) -> bool:
-    """Takes a lock that ends with this process; False where another holds it, or none can be had."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (OSError, AttributeError):  # a disk, or a system, that knows none
-        return False
-    return True
-
-
-def _kind(path: Path) -> str:
-    """What lies at `path`, links followed; "" for nothing."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return ""
-    kinds = {
-        stat.S_IFREG: "file",
-        stat.S_IFDIR: "folder",
-        stat.S_IFIFO: "pipe",
-        stat.S_IFCHR: "device",
-        stat.S_IFBLK: "disk",
-        stat.S_IFSOCK: "socket",
-    }
-    return kinds.get(stat.S_IFMT(mode), "thing of no known kind")

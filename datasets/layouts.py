@@ -18,7 +18,7 @@ from datasets import catalogue
 from datasets.catalogue import CATALOGUE, Entry
 from datasets.names import below, distinct_names, match
 from datasets.pairs import OTHER_HALF, Found, ListedPairs, Pair, Side, halves_agree, looks_swapped
-from utils import UserError, about, is_file, is_folder, list_images, natural_key, one_line
+from utils import UserError, file_errors, is_file, is_folder, list_images, natural_key, one_line
 
 OTHER_SPLIT = {"train": "test", "test": "train"}
 WHERE = "datasets/README.md says where the sets are to be had"
@@ -42,7 +42,7 @@ class Folder:
     @cached_property
     def folders(self) -> list[Path]:
         """Those that are not hidden, in natural order."""
-        with about(self.path, done="listed"):
+        with file_errors(self.path, done="listed"):
             names = [each.name for each in os.scandir(self.path) if is_folder(each)]
         return [self.path / name for name in sorted(names, key=natural_key) if not name.startswith(".")]
 
@@ -333,7 +333,7 @@ def _hint(folder: Folder, split: str) -> str:
     for each in (folder, *(Folder(path) for path in folder.folders if _split_of(path) == split)):
         if each.images:
             return f": the {len(each.images):,} images in {each.path} are not two of one picture side by side"
-        with about(each.path, done="listed"):
+        with file_errors(each.path, done="listed"):
             if not any(each.path.iterdir()):
                 return f": {each.path} is empty"
     return ""
@@ -424,7 +424,7 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
 
 
 def _there(folder: Path, option: str) -> Path:
-    with about(folder):
+    with file_errors(folder):
         if folder.is_dir():
             return folder
     raise UserError(f"{folder} is not a folder: {option} takes that of a dataset; {WHERE}")

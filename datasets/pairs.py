@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets import catalogue
-from utils import UserError, about, is_file, read_image
+from utils import UserError, file_errors, is_file, read_image
 
 OTHER_HALF = {"left": "right", "right": "left"}
 
@@ -60,7 +60,7 @@ class ListedPairs(Sequence[Pair]):
 
     def __init__(self, list_file: Path, labelled: bool = True) -> None:
         self.list_file, self.labelled = list_file, labelled
-        with about(list_file, "fetch it again"):
+        with file_errors(list_file, "fetch it again"):
             if not is_file(list_file) or not list_file.stat().st_size:
                 raise UserError(f"{list_file} is empty or missing: fetch it again")
             self._bytes = np.memmap(list_file, np.uint8, "r")

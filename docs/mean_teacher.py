@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
@@ -22,7 +20,7 @@ from config import STUDENTS, Student
 from engine import train
 from losses import l1
 from machinery.options import option
-from stages import SSIDKD, Network
+from stages import SSIDKD, Network, average_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,26 +33,13 @@ class MeanTeacher(SSIDKD):
     name = "mean teacher"
     recipe: MeanTeacherRecipe
 
-    def start(self, net: nn.Module) -> None:
-        super().start(net)
-        self.teacher = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.momentum))
+    def held_beside(self, net: nn.Module) -> dict[str, nn.Module]:
+        return {**super().held_beside(net), "teacher": average_of(net, self.recipe.momentum)}
 
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = self.teacher(batch["real_rainy"]).derained
+        target = self.beside["teacher"](batch["real_rainy"]).derained.detach()
         derained = net(batch["real_rainy"].flip(3)).derained.flip(3)  # the student sees another view
         return {**super().terms(net, batch), "consistency": l1(derained, target)}
-
-    def after_step(self, net: nn.Module) -> None:
-        super().after_step(net)
-        self.teacher.update_parameters(net)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.teacher.load_state_dict(state["teacher"])
 
 
 def recipe(dataset: str, **changes: Any) -> MeanTeacherRecipe:

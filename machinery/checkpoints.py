@@ -4,43 +4,41 @@ Ours is a dictionary of tensors and plain values, so that it loads with `weights
 
     net        the weights to use; float32, or float16 where only the network is kept
     network    how to build it: {"backbone": "DerainNet", "arguments": {"channels": [24, 32, 48], ...}}
-    step, recipe, data, counts, began_with
+    step, recipe, data, counts, initialized_from
                the steps behind it, and what the run was made of
-    training   only in a complete one, what `--resume` needs beside: optimizer, scheduler, the stage's own
-               state, the best validation and the step of the last one; and `net`, the weights in training,
-               where those to use are an average of them
+    training   only in a complete one, what `--resume` needs beside: the optimizer, the networks held
+               beside the one in training, the best validation and the step of the last one; and `net`, the
+               weights in training, where those to use are an average of them
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import io
 import math
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from machinery.options import Record, as_plain
 from machinery.released import from_released, is_released, network_of
-from utils import UserError, about, one_line, refuse_unless_file, write_atomically
+from utils import UserError, file_errors, one_line, refuse_unless_file, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 LATEST, BEST = "net_latest", "net_best"
+SHIPPED = "pretrained"  # the folder, in a model's, of what comes with the project
 LARGEST = 4096  # of any number that a network is built with: more is a broken file, and would take the memory
 
 # what every checkpoint holds beside the network, and what a complete one must hold to be resumed: plain
 # values, but for what is a Mapping here
 ALWAYS: dict[str, type] = {"step": int, "recipe": dict, "data": list}
-KINDS: dict[str, type] = {"counts": dict, "began_with": str, "training": Mapping}
+KINDS: dict[str, type] = {"counts": dict, "initialized_from": str, "training": Mapping}
 TRAINING_KINDS: dict[str, type] = {"best": float, "validated": int}
-TRAINING_KINDS |= dict.fromkeys(("optimizer", "scheduler", "stage"), Mapping)
+TRAINING_KINDS |= dict.fromkeys(("optimizer", "beside"), Mapping)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -55,13 +53,18 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def find_checkpoint(logdir: Path, remedy: str) -> Path:
-    """`logdir` itself, or the net_latest in it. Raises UserError, ending in `remedy`, where there is none.
+    """`logdir` itself, or the net_latest in it, or the shipped one below it.
+
+    Raises UserError, ending in `remedy`, where there is none.
 
     What is not in the folder that one is in may lie in the project's: the models that come with it do.
     """
     if not logdir.exists() and (ROOT / logdir).exists():
         logdir = ROOT / logdir
-    path = logdir / LATEST if logdir.is_dir() else logdir
+    path = logdir
+    if logdir.is_dir():  # a model that comes with the project gives way to one that was trained here
+        trained, shipped = logdir / LATEST, logdir / SHIPPED / LATEST
+        path = shipped if shipped.exists() and not trained.exists() else trained
     if not path.exists():
         raise UserError(f"{path} does not exist: {remedy}")
     refuse_unless_file(path, "a checkpoint")
@@ -75,7 +78,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises UserError where the file is no checkpoint, is cut short, or holds anything but plain data.
     """
     # nobody here can mend what torch warns of in strangers' files
-    with about(path, library=False), warnings.catch_warnings(action="ignore"):
+    with file_errors(path), warnings.catch_warnings(action="ignore"):
         try:
             _refuse_unless_as_large_as_it_says(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -91,7 +94,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         _refuse_unless_weights(content.get("net", content), path)
         step = content.get("clock_net", 0)
         step = step if isinstance(step, int) else 0
-        with about(path, "fetch it again", kinds=(Exception,)):  # its names and shapes are a stranger's
+        with file_errors(path, "fetch it again", kinds=(Exception,)):  # its names and shapes are a stranger's
             content = {"net": from_released(content, path), "step": step, "released": True}
     weights = content.get("net")
     _refuse_unless_weights(weights, path)
@@ -99,11 +102,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if "training" not in content:
         content = {"step": 0, "recipe": {}, "data": [], **content}
     _refuse_unless_of_kinds(content, ALWAYS, path, "fetch it again")
+    if content["step"] < 0:
+        raise UserError(f"{path} says it has step {content['step']}: fetch it again")
     if "network" not in content:  # the authors', and ours of older days
         content["network"] = network_of(weights)
         if not all(map(all, content["network"]["arguments"].values())):
             raise UserError(f"{path} does not hold the weights of SID or SSID-KD: {one_line(weights)}")
-    _refuse_unless_buildable(content["network"], path)
+    refuse_unless_buildable(content["network"], path)
     return content
 
 
@@ -139,7 +144,7 @@ def _refuse_unless_finite(weights: Mapping[str, Tensor], consequence: str) -> No
         )
 
 
-def _refuse_unless_buildable(network: Any, path: Path) -> None:
+def refuse_unless_buildable(network: Any, path: Path | str) -> None:
     def sound(value: Any) -> bool:
         if isinstance(value, list | tuple):
             return len(value) < LARGEST and not any(
@@ -158,7 +163,7 @@ def _refuse_unless_buildable(network: Any, path: Path) -> None:
         raise UserError(f"{path} does not say how to build its network: train anew, or fetch it again")
 
 
-def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Gives `net` the weights, in its own number format; a network on the meta device comes to life.
 
     Raises UserError with the keys of `path` that do not fit and the shapes expected.
@@ -176,171 +181,43 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     net.load_state_dict({key: value.float() for key, value in weights.items()}, assign=empty)
 
 
-def load_first(net: nn.Module, logdir: Path, dataset: str) -> str:
-    """Gives `net` its first weights, those of a teacher or of --weights; says which they are.
+def refuse_unless_resumable(
+    content: Mapping[str, Any],
+    path: Path,
+    given: Mapping[str, Any],
+    binding: Sequence[str],
+    counts: Mapping[str, Any],
+) -> None:
+    """That a checkpoint is complete, and of the run that is `given` as plain values.
 
-    Raises UserError where there are none or where they do not fit.
+    `binding` names the options that must not have changed. `counts` is what there is of each kind of data,
+    which must be what the run began with; where it lies may have changed. Raises UserError that names the
+    first difference.
     """
-    remedy = f"python train_{dataset}.py makes a teacher; see --teacher, or --weights"
-    path = find_checkpoint(logdir, remedy)
-    content = load_checkpoint(path)
-    fill(net, content["net"], path)
-    return f"{path}, step {content['step']}"
-
-
-# ----------------------------------------------------------------------------------- of a run, and resuming
-
-
-@dataclass(kw_only=True)
-class TrainState:
-    """What a run has reached: all that goes into its checkpoint, and comes back from it."""
-
-    recipe: Any  # a Training
-    stage: Any  # a Stage
-    network: Mapping[str, Any]  # how the network is built
-    net: Any  # a Prepared
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    crops: Sequence[Any]  # what its batches are drawn from
-    step: int = 0
-    validated: int = 0  # the step of the last validation
-    best: float = -math.inf  # PSNR of the best one, in dB
-    began_with: str = ""
-
-    @property
-    def data(self) -> list[str]:
-        """What it is trained on, in words."""
-        return [line for each in self.crops for line in each.notes]
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        return {what: count for each in self.crops for what, count in each.counts.items()}
-
-    def begin(self) -> list[str]:
-        """All that the run had reached which `--resume` goes on with, or its first weights; says which.
-
-        Raises UserError where there are none, or where they are another run's or another network's.
-        """
-        path = self.recipe.save_path / LATEST
-        resumed: dict[str, Any] = {}
-        lines = []
-        if self.recipe.resume:
-            resumed = load_to_resume(path, self.recipe, self.stage.name, self.counts)
-            fill(self.net.net, resumed["training"].get("net", resumed["net"]), path)
-            self.step, self.began_with = resumed["step"], resumed["began_with"]
-            lines = [f"resuming at step {self.step}"]
-        elif logdir := self.stage.first_weights():
-            self.began_with = load_first(self.net.net, logdir, self.recipe.dataset)
-            lines = [f"starts from: {self.began_with}"]
-        self.stage.start(self.net)
-        if resumed:
-            training = resumed["training"]
-            restore(self.optimizer, self.scheduler, self.stage, training=training, path=path)
-            self.best, self.validated = training["best"], training["validated"]
-        return lines
-
-    def save(self, path: Path) -> None:
-        """Writes the complete checkpoint. Raises UserError where a weight is not a finite number."""
-        result = self.stage.result(self.net)
-        training: dict[str, Any] = {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "stage": self.stage.state_dict(),
-            "best": self.best,
-            "validated": self.validated,
-        }
-        if result is not self.net:
-            training["net"] = self.net.net.state_dict()
-        content = {
-            "net": result.net.state_dict(),
-            "network": self.network,
-            "step": self.step,
-            "recipe": {**as_plain(self.recipe), "stage": self.stage.name},
-            "data": self.data,
-            "counts": self.counts,
-            "began_with": self.began_with,
-            "training": training,
-        }
-        save_checkpoint(path, content)
-
-
-def load_to_resume(path: Path, recipe: Record, stage: str, counts: Mapping[str, Any]) -> dict[str, Any]:
-    """The complete checkpoint of a run that `recipe` goes on with.
-
-    `counts` is what there is of each kind of data, which must be what the run began with; where it lies may
-    have changed. Raises UserError that names the first difference that would change the result.
-    """
-    content = load_checkpoint(find_checkpoint(path, "start without --resume"))
+    remedy = "start anew without --resume"
     if "training" not in content:
         raise UserError(f"{path} holds the network alone: start from it by --weights or --teacher instead")
-    remedy = "start anew without --resume"
     _refuse_unless_of_kinds(content, KINDS, path, remedy)
     _refuse_unless_of_kinds(content["training"], TRAINING_KINDS, path, remedy)
     if "net" in content["training"]:
         _refuse_unless_weights(content["training"]["net"], path)
         _refuse_unless_finite(content["training"]["net"], f"{path} cannot be used")
-    made_of, given = content["recipe"], as_plain(recipe)
-    was = f"{made_of.get('stage')} on {made_of.get('dataset')}"
-    if was != (here := f"{stage} on {given['dataset']}"):
+    made_of = content["recipe"]
+    was, here = (f"{of.get('stage')} on {of.get('dataset')}" for of in (made_of, given))
+    if was != here:
         raise UserError(f"{path} is a run of {was}, and this script trains {here}: give another --save_path")
-    for each in dataclasses.fields(recipe):
-        name = each.name
-        if each.metadata.get("changes_result") and made_of.get(name) != given[name]:
+    for name in binding:
+        if made_of.get(name) != given[name]:
             raise UserError(
                 f"{path} was begun with --{name} {_shown(made_of.get(name))}, not {_shown(given[name])}: "
-                "give the same to resume it, or start anew without --resume"
+                f"give the same to resume it, or {remedy}"
             )
     for what, count in counts.items():
         if content["counts"].get(what) != count:
             raise UserError(
                 f"{path} was begun on {_shown(content['counts'].get(what))} {what}, and here are "
-                f"{_shown(count)}: give the same data to resume it, or start anew without --resume"
+                f"{_shown(count)}: give the same data to resume it, or {remedy}"
             )
-    return content
-
-
-def restore(
-    optimizer: torch.optim.Optimizer, scheduler: Any, stage: Any, *, training: Mapping[str, Any], path: Path
-) -> None:
-    """All as they were when `training` was saved. The optimizer keeps its own ways (fused), but for the rate.
-
-    Raises UserError where they belong to other weights.
-    """
-    ways = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    own, remedy = _kinds_of(optimizer, scheduler), "start anew without --resume"
-    # what a foreign dictionary makes torch raise is anybody's guess
-    with (
-        about(path, remedy, done="resumed from", kinds=(Exception,)),
-        warnings.catch_warnings(action="ignore"),
-    ):
-        saved = training["optimizer"]
-        # before loading: a fused optimizer's count of steps must come to the card, by what it is told here
-        groups = [group | way for group, way in zip(saved["param_groups"], ways, strict=True)]
-        optimizer.load_state_dict({**saved, "param_groups": groups})
-        scheduler.load_state_dict(training["scheduler"])
-        stage.load_state_dict(training["stage"])
-        moments = [(optimizer.state[p], p) for group in optimizer.param_groups for p in group["params"]]
-        if _kinds_of(optimizer, scheduler) != own or not all(_are_moments(*each) for each in moments):
-            raise UserError(f"{path}: its optimizer does not belong to its network: {remedy}")
-
-
-def _kinds_of(optimizer: torch.optim.Optimizer, scheduler: Any) -> list[dict[str, Any]]:
-    """Of what both hold beside tensors: numbers, where ours are numbers."""
-
-    def kind(value: Any) -> Any:
-        return [kind(each) for each in value] if isinstance(value, list | tuple) else type(value)
-
-    rates = [{"lr": group["lr"]} for group in optimizer.param_groups]
-    return [{key: kind(value) for key, value in each.items()} for each in (*rates, scheduler.state_dict())]
-
-
-def _are_moments(moments: Mapping[str, Any], weight: Tensor) -> bool:
-    """Whether Adam can go on with them: of the weight's shape, finite, each number at a place of its own."""
-    step, averages = moments["step"], [moments[key] for key in ("exp_avg", "exp_avg_sq")]
-    return bool(step.shape == () and step.dtype is torch.float32 and 0 <= step < math.inf) and all(
-        each.shape == weight.shape and each.stride() == weight.stride() and each.isfinite().all()
-        for each in averages
-    )
 
 
 def _refuse_unless_of_kinds(

@@ -34,7 +34,7 @@ from torch.distributed.run import main as torchrun
 
 from machinery.arithmetic import set_arithmetic
 from machinery.options import Machine
-from utils import KilledWorker, UserError
+from utils import KILLED_WORKER, UserError, is_killed_worker
 
 # After so long a wait for another process it is lost. None takes as long to compile, or to score its images
 # when the others have scored theirs; where a process ends, its fellows notice at once.
@@ -92,6 +92,12 @@ def launched() -> bool:
     return "RANK" in os.environ
 
 
+def _from_launcher(name: str) -> int:
+    if not (value := os.environ.get(name, "")).isdecimal():
+        raise UserError(f"{name} is {value!r} and RANK is set, as if torchrun had started this: unset RANK")
+    return int(value)
+
+
 def launch(machine: Machine) -> None:
     """With several cards listed and no launcher above: starts this script once a card, waits, and exits."""
     cards = devices(machine)
@@ -114,7 +120,7 @@ def start(machine: Machine) -> World:
     cards = devices(machine)
     if not launched():
         return World(0, 1, ready(machine, cards[0]))
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local = map(_from_launcher, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = cards[0]
     if device.type == "cuda":
         if local >= len(cards):
@@ -176,7 +182,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def first_alone() -> Iterator[None]:
+def silence_other_ranks() -> Iterator[None]:
     """Silences what all processes of a machine would print alike: --help, an option that does not exist."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         yield
@@ -186,7 +192,7 @@ def first_alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_voice() -> Iterator[None]:
+def report_error_once() -> Iterator[None]:
     """Has an error told by one process a machine, the first that meets it; the others end in silence.
 
     The end of a process breaks its fellows' connections: they raise UserError, which says how to go on.
@@ -196,22 +202,18 @@ def one_voice() -> Iterator[None]:
         return
     except UserError as error:
         message = str(error)
-    except (KilledWorker, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_lost_connection(error):
+    except (ConnectionError, EOFError, RuntimeError) as error:
+        # gloo raises plain RuntimeErrors, whose text alone tells them from others
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+        if not lost and not is_killed_worker(error):
             raise
-        ended = "another process of this run has ended, and so does this one"
-        why = error if isinstance(error, KilledWorker) else ended
+        why = "another process of this run has ended, and so does this one" if lost else KILLED_WORKER
         message = f"{why}; go on from the last checkpoint with: {command_to_resume()}"
     if not _is_first_to_fail(message):
         sys.exit(2)
     if launched():
         print(file=sys.stderr)  # the cursor stands at the end of the first process's progress bar
     raise UserError(message)
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    # gloo raises plain RuntimeErrors, whose text alone tells them from others
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _is_first_to_fail(message: str) -> bool:
@@ -240,7 +242,7 @@ def all_reduce_mean(terms: Mapping[str, Tensor], world: World) -> dict[str, floa
     return dict(zip(terms, stacked.tolist(), strict=True))
 
 
-def anywhere(flag: bool, world: World) -> bool:
+def any_rank(flag: bool, world: World) -> bool:
     """Whether `flag` is set in any process. Every process must call it."""
     if world.size == 1:
         return flag

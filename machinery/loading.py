@@ -9,13 +9,14 @@ from __future__ import annotations
 import atexit
 import math
 import mmap
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,10 +26,15 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from machinery.distributed import World
-from utils import KilledWorker, UserError, image_size, read_image
+from utils import UserError, image_size, read_image
 
-ORDER = 3  # this draw's own key: DerainDataset.py has 0 to 2
 MOST_FILES = 50_000  # more are not even looked at: reading so many headers takes minutes on a network disk
+
+
+class Draw(IntEnum):
+    """What a random draw is for: two draws with one (seed, epoch, index) must not be the same."""
+
+    CROP, PARTNER, REAL, LAYER, ORDER = range(5)
 
 
 # one core may well wait for several disks, and a test or a container may be pinned to it
@@ -53,7 +59,8 @@ class ImageCache:
     def __init__(self, mode: str = "auto") -> None:
         self.mode = mode
         self._slots: dict[Path, Slot] = {}
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        told = os.environ.get("LOCAL_WORLD_SIZE", "")  # by torchrun
+        processes = max(1, int(told)) if told.isdecimal() else 1
         self._budget = psutil.virtual_memory().available // 2 // processes  # bytes
 
     def keep(self, files: Iterable[Path] | None) -> str:
@@ -107,10 +114,10 @@ def _decoded_bytes(path: Path) -> int:
         return 0
 
 
-class Numbered(Protocol):
+class IndexedDataset(Protocol):
     """What a loader draws from: entries by (epoch, index). `tag` keeps its order apart from another's."""
 
-    tag: int
+    tag: Draw
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
@@ -158,7 +165,7 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
                     epoch, entry = divmod(position, self.count)
                     if epoch != shuffled:
                         shuffled = epoch
-                        key = (self.seed, epoch, self.tag, ORDER)
+                        key = (self.seed, epoch, self.tag, Draw.ORDER)
                         order = np.random.default_rng(key).permutation(self.count)
                     batch.append((epoch, int(order[entry])))
                 yield batch
@@ -169,31 +176,20 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
-        atexit.register(_end_workers)  # after, so it runs before, torch's own, which waits for each of them
         if self.num_workers and threading.current_thread() is threading.main_thread():
             # torch's handler would raise in whatever line the process is at, even where that cannot be told
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return _Told(batches)
+        return batches
 
 
-class _Told(Iterator[Any]):
-    """The batches, of which one that cannot be read does not end the others.
+def _kill_workers() -> None:
+    """They outlive a polite signal, and would be waited for."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
-    Raises KilledWorker where a worker's end shows: by torch's own error, or by a handover that broke off.
-    """
 
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self.batches = batches
-
-    def __next__(self) -> Any:
-        try:
-            return next(self.batches)
-        except (ConnectionError, EOFError):
-            raise KilledWorker from None
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
-            raise KilledWorker from None
+atexit.register(_kill_workers)  # after multiprocessing's own, so it runs before
 
 
 def outlive_signals(_: int) -> None:
@@ -202,14 +198,8 @@ def outlive_signals(_: int) -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def _end_workers() -> None:
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-
-
 def loader(
-    source: Numbered, stream: BatchStream, *, workers: int = 0, pin_memory: bool = False
+    source: IndexedDataset, stream: BatchStream, *, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
     """The batches of `stream` out of `source`, read ahead by `workers` processes."""
     return Loader(
@@ -235,7 +225,7 @@ class Batches:
 
     def __init__(
         self,
-        sources: Sequence[Numbered],
+        sources: Sequence[IndexedDataset],
         world: World,
         steps: range,
         *,

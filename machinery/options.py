@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import operator
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,10 @@ def option(
     help: str,
     choices: Sequence[str] | None = None,
     *,
+    group: str = "",
+    also: str = "",
     changes_result: bool = False,
+    architecture: bool = False,
     positional: bool = False,
     required: bool = False,
     least: float | None = None,
@@ -31,13 +35,16 @@ def option(
 ) -> Any:
     """A field that is an option: its default, what `--help` says of it, and which values are sound.
 
-    `changes_result`: a resumed run must have the value it began with. `positional`: given without a name.
-    `required`: `default` is never used, unless the record is made in Python. `least` <= value <= `most`, or
-    `above` < value; of several values, each, and `count` of them.
+    `group`: the heading it stands under in `--help`. `also`: an older name. `changes_result`: a resumed run
+    must have the value it began with. `architecture`: a network is built with it. `positional`: given without
+    a name. `required`: `default` is never used, unless the record is made in Python. `least` <= value <=
+    `most`, or `above` < value; of several values, each, and `count` of them.
     """
     kind = {"changes_result": changes_result, "positional": positional, "required": required}
+    kind |= {"architecture": architecture}
     limits = {"least": least, "above": above, "most": most, "count": count}
-    return field(default=default, metadata={"help": help, "choices": choices, **kind, **limits})
+    names = {"help": help, "choices": choices, "group": group, "also": also}
+    return field(default=default, metadata={**names, **kind, **limits})
 
 
 @dataclass(frozen=True)
@@ -48,20 +55,27 @@ class Options:
         """What cannot be right about several options together, in a line; None where nothing is wrong."""
         return None
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Those of the fields that a network is built with."""
+        named = (each.name for each in dataclasses.fields(self) if each.metadata.get("architecture"))
+        return {name: getattr(self, name) for name in named if name != "backbone"}
+
 
 @dataclass(frozen=True)
 class Machine(Options):
     """Where to run: of every script that has a network compute."""
 
-    use_GPU: bool = option(True, "use CUDA where there is any; False means the CPU, whatever there is")
+    use_GPU: bool = option(True, "use CUDA where there is any; False: the CPU", group="machine")
     gpu_id: tuple[int, ...] = option(
-        (0, 1), "CUDA devices, one process each; those that are absent are left out", least=0
+        (0, 1), "CUDA devices, one process each; those that are absent are left out", group="machine", least=0
     )
     precision: str = option(
         "float32",
         "the network's arithmetic; bfloat16 takes less memory, and less time on hardware that multiplies it; "
         "tf32 is float32 with coarse products, faster on CUDA",
         ("float32", "tf32", "bfloat16"),
+        group="machine",
     )
 
     def contradiction(self) -> str | None:
@@ -80,10 +94,17 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     """
     description = description or sys.modules["__main__"].__doc__
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    record = _by_preset(record, arguments)
     kinds = get_type_hints(type(record))
-    for each in dataclasses.fields(record):
-        if "help" in each.metadata:
-            _add_option(parser, each, kinds[each.name], getattr(record, each.name))
+    fields = [each for each in dataclasses.fields(record) if "help" in each.metadata]
+    fields.sort(key=lambda each: each.name in Machine.__dataclass_fields__)  # a script's own first
+    groups: dict[str, Any] = {"": parser}
+    for each in fields:
+        title = each.metadata["group"]
+        group = (
+            groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
+        )
+        _add_option(group, each, kinds[each.name], getattr(record, each.name))
     given = vars(parser.parse_args(arguments))
     # an option that takes several values comes as a list of tuples: "24,32 48" is ((24, 32), (48,))
     given = {k: tuple(itertools.chain(*v)) if isinstance(v, list) else v for k, v in given.items()}
@@ -91,6 +112,17 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     if wrong := problem(changed):
         parser.exit(2, f"{parser.prog}: {wrong}\n")  # one line: all of the usage would bury it
     return changed
+
+
+def _by_preset(record: Record, arguments: Sequence[str] | None) -> Record:
+    """What the rest of the command line changes: the recipe that `--preset` names, if it is an option."""
+    if not hasattr(record, "with_preset"):
+        return record
+    early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    early.add_argument("--preset", nargs="?")
+    name = early.parse_known_args(arguments)[0].preset
+    choices = next(each.metadata["choices"] for each in dataclasses.fields(record) if each.name == "preset")
+    return record.with_preset(name) if name in choices else record  # the other parser refuses what is none
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,7 +141,12 @@ def as_plain(record: Options) -> dict[str, Any]:
     return {key: plain(value) for key, value in vars(record).items()}
 
 
-def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: Any, default: Any) -> None:
+def binding(record: Options) -> list[str]:
+    """The options that a resumed run must have the values of that it began with."""
+    return [each.name for each in dataclasses.fields(record) if each.metadata.get("changes_result")]
+
+
+def _add_option(parser: Any, each: dataclasses.Field, kind: Any, default: Any) -> None:
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     if shown in ("", Path()):
         shown = "none"
@@ -130,12 +167,15 @@ def _add_option(parser: argparse.ArgumentParser, each: dataclasses.Field, kind: 
     elif each.metadata["required"]:
         parser.add_argument(f"--{each.name}", required=True, **(how | {"help": each.metadata["help"]}))
     else:
-        parser.add_argument(f"--{each.name}", **how)
+        names = [f"--{name}" for name in (each.name, each.metadata["also"]) if name]
+        parser.add_argument(*names, dest=each.name, **how)
 
 
 def _several(kind: type, choices: Sequence[str] | None) -> Any:
     def read(text: str) -> tuple:
-        values = tuple(kind(part) for part in ([text] if kind in (Path, str) else text.split(",")))
+        # "312,416", and "[312, 416]" as the authors' option table prints it
+        parts = [text] if kind in (Path, str) else re.split(r"[\s,]+", text.strip("[]() ,"))
+        values = tuple(kind(part) for part in parts if part or kind in (Path, str))
         if wrong := [each for each in values if choices and each not in choices]:
             raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(choices or ())}")
         return values

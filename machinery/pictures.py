@@ -1,54 +1,55 @@
 """Pictures in and out as they are: 8 or 16 bits, grey or colour, transparency, colour profile, EXIF.
 
 `utils.read_image` gives a benchmark's image, 8 bits of RGB; this gives a person's own, and what lies beside
-its pixels. OpenCV reads and writes most pixels, since Pillow has no 16 bits of colour; Pillow knows the rest.
+its pixels. Pillow reads and writes 8 bits; OpenCV 16, since Pillow has none of colour.
 """
 
 from __future__ import annotations
 
 import io
-import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import tifffile
 import torch
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image, ImageCms
 from torch import Tensor
 
-from utils import UserError, about, image_size
+from utils import UserError, content_of, file_errors, image_size
 
 # what holds every picture without loss, and is kept; others are written as PNG
 LOSSLESS = {".png": ".png", ".tif": ".tif", ".tiff": ".tif", ".bmp": ".bmp"}
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
-ORIENTATION, EXIF_IFD, GPS_IFD, WIDTH, HEIGHT = 0x0112, 0x8769, 0x8825, 0xA002, 0xA003  # tags of EXIF
-# of the first EXIF folder: what tells of a file's own layout, and of profiles that lie beside it
-LAYOUT = {*range(254, 260), 262, 266, 273, *range(277, 282), 284, 317, *range(320, 326), 330, 338, 339, 347}
-LAYOUT |= {512, 513, 514, *range(529, 533), 700, 33723, 34377, 34675}
-MOST_IN_JPEG = 65_000  # bytes of EXIF, which must fit into one segment of 64 KB
+_PILLOW = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".bmp": "BMP"}
+ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825  # tags of EXIF
+# of the first folder of EXIF what tells of the photograph, and not of its file's own layout: description,
+# maker, model, software, date, artist, copyright
+TOLD = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
+SIZES = (0xA002, 0xA003)  # of the second folder: width and height, which may have changed places
 
 
 @dataclass(frozen=True)
 class Picture:
     """One picture, upright, and what else its file holds."""
 
-    pixels: np.ndarray  # uint8 or uint16: grey (H, W) or RGB (H, W, 3)
+    pixels: np.ndarray  # uint8 or uint16 RGB (H, W, 3)
     alpha: np.ndarray | None = None  # of the same kind, (H, W)
-    icc: bytes | None = None  # the colour profile
-    exif: Image.Exif = field(default_factory=Image.Exif)  # its orientation is always 1
+    grey: bool = False  # its three channels are one, and are written so
+    icc: bytes = b""  # the colour profile
+    exif: Image.Exif = field(default_factory=Image.Exif)
     lost: tuple[str, ...] = ()  # what could not be read with it, in words
 
     def tensor(self) -> Tensor:
-        """Float32 RGB (3, H, W) in [0, 1]; grey is repeated."""
-        scaled = torch.from_numpy(self.pixels.astype(np.float32)).div_(_peak(self.pixels))
-        return scaled.expand(3, -1, -1) if scaled.dim() == 2 else scaled.permute(2, 0, 1)
+        """Float32 RGB (3, H, W) in [0, 1]."""
+        return torch.from_numpy(self.pixels.astype(np.float32)).div_(_peak(self.pixels)).permute(2, 0, 1)
 
     def painted(self, image: Tensor) -> Picture:
         """This picture with the pixels of `image`, float (3, H, W), clamped to [0, 1] and rounded."""
-        image = image.mean(0) if self.pixels.ndim == 2 else image.permute(1, 2, 0)
-        levels = (image.clamp(0, 1) * _peak(self.pixels)).round_().numpy()
+        image = image.mean(0).expand(3, -1, -1) if self.grey else image
+        levels = (image.permute(1, 2, 0).clamp(0, 1) * _peak(self.pixels)).round_().numpy()
         return replace(self, pixels=levels.astype(self.pixels.dtype))
 
     def beside(self, other: Picture) -> Picture:
@@ -56,26 +57,30 @@ class Picture:
         alphas = None if self.alpha is None or other.alpha is None else np.hstack([self.alpha, other.alpha])
         return replace(self, pixels=np.hstack([self.pixels, other.pixels]), alpha=alphas)
 
+    def in_eight_bits(self) -> Picture:
+        if self.pixels.dtype == np.uint8:
+            return self
+        pixels, alpha = (
+            None if each is None else ((each.astype(np.uint32) + 128) // 257).astype(np.uint8)
+            for each in (self.pixels, self.alpha)
+        )
+        assert pixels is not None
+        return replace(self, pixels=pixels, alpha=alpha)
+
     def shown(self) -> np.ndarray:
         """As a browser shows it: uint8 RGB (H, W, 3), its profile turned into sRGB, on white."""
-        rgb = _in_eight_bits(self.pixels)
-        rgb = np.dstack([rgb] * 3) if rgb.ndim == 2 else rgb
-        if self.icc and self.pixels.ndim == 3:
+        plain = self.in_eight_bits()
+        rgb = plain.pixels
+        if self.icc and not self.grey:
             rgb = np.asarray(_in_srgb(Image.fromarray(rgb), self.icc))
-        if self.alpha is not None:
-            cover = self.alpha[..., None] / np.float32(_peak(self.alpha))
+        if plain.alpha is not None:
+            cover = plain.alpha[..., None] / np.float32(255)
             rgb = (rgb * cover + 255 * (1 - cover)).round().astype(np.uint8)
         return rgb
 
 
 def _peak(pixels: np.ndarray) -> int:
     return int(np.iinfo(pixels.dtype).max)
-
-
-def _in_eight_bits(pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype == np.uint8:
-        return pixels
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _in_srgb(image: Image.Image, icc: bytes) -> Image.Image:
@@ -97,56 +102,70 @@ def read_picture(path: Path) -> Picture:
     Raises UserError where the file is no picture, is cut short, too large, or has samples of other kinds.
     """
     image_size(path)  # which refuses what is no file, and what lies about its size
-    with about(path, "fetch it again"):
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            exif, icc = _exif_of(image), image.info.get("icc_profile")
-            orientation = exif.get(ORIENTATION, 1) if exif else 1
-            pixels: np.ndarray | None
-            kind, mode, several = image.format, image.mode, getattr(image, "n_frames", 1) > 1
-            # OpenCV takes the black of CMYK for transparency, and multiplies 8 bits of TIFF by theirs
-            if mode == "CMYK":
-                pixels = np.asarray(_in_srgb(image, icc or b""))
-            elif isinstance(image, TiffImagePlugin.TiffImageFile) and max(image.tag_v2.get(258, [1])) <= 8:
-                plain = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA", "PA": "RGBA"}.get(mode, "RGB")
-                pixels = np.asarray(image.convert(plain))
-            else:
-                pixels = _in_rgb(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
-    if pixels is None:
-        raise UserError(f"{path} is not an image, or is cut short ({len(data):,} bytes): fetch it again")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path} holds samples of {pixels.dtype}: save it in 8 or 16 bits")
-    lost = ["all but its first picture"] if several else []
-    if mode == "CMYK":
-        lost.append("its printing colours (CMYK), turned into sRGB")
-        icc = None
-    if exif is None:
-        lost.append("its EXIF, which is broken")
-        exif = Image.Exif()
-    if kind != "TIFF":  # which both set upright by themselves
-        pixels = np.ascontiguousarray(upright(pixels, orientation))
-    colours, alpha = _split(pixels)
-    _tell_upright(exif, colours.shape)
-    if icc and icc[16:20] != (b"GRAY" if colours.ndim == 2 else b"RGB "):
-        lost.append("its colour profile, of another kind than its pixels")
-        icc = None
-    return Picture(colours, alpha, icc, exif, tuple(lost))
+    data = content_of(path, "fetch it again")
+    lost = []
+    with (
+        file_errors(path, "fetch it again", kinds=(Exception,)),  # a stranger's file: errors of any kind
+        Image.open(io.BytesIO(data)) as file,
+    ):
+        image: Image.Image = file
+        kind = file.format
+        if getattr(file, "n_frames", 1) > 1:
+            lost.append("all but its first picture")
+        try:
+            exif = image.getexif()
+            orientation = exif.get(ORIENTATION, 1)
+            kept = _kept_of(exif)
+        except Exception:
+            lost.append("its EXIF, which is broken")
+            orientation, kept = 1, Image.Exif()
+        icc = image.info.get("icc_profile") or b""
+        if image.mode == "CMYK":
+            lost.append("its printing colours (CMYK), turned into sRGB")
+            image, icc = _in_srgb(image, icc), b""
+        grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "F")
+        if _is_deep(file, data):
+            deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if deep is None:
+                raise UserError(
+                    f"{path} is not an image, or is cut short ({len(data):,} bytes): fetch it again"
+                )
+            if deep.dtype != np.uint16:
+                raise UserError(f"{path} holds samples of {deep.dtype}: save it in 8 or 16 bits")
+            colours, alpha = _split(deep)
+        else:
+            see_through = "A" in image.getbands() or "transparency" in image.info
+            rgba = np.asarray(image.convert("RGBA" if see_through else "RGB"))
+            colours, alpha = rgba[..., :3], rgba[..., 3] if see_through else None
+        if kind != "TIFF":  # which Pillow and OpenCV both set upright by themselves
+            colours = upright(colours, orientation)
+            alpha = None if alpha is None else upright(alpha, orientation)
+    if icc and icc[16:20] != (b"GRAY" if grey else b"RGB "):
+        lost.append("its colour profile, which is broken or of another kind than its pixels")
+        icc = b""
+    details = kept.get_ifd(EXIF_IFD)
+    details.update(
+        {tag: side for tag, side in zip(SIZES, colours.shape[1::-1], strict=True) if tag in details}
+    )
+    return Picture(np.ascontiguousarray(colours), alpha, grey, icc, kept, tuple(lost))
 
 
-def _in_rgb(pixels: np.ndarray | None) -> np.ndarray | None:
-    """From OpenCV's order of the channels."""
-    if pixels is None or pixels.ndim == 2 or pixels.shape[2] == 2:
-        return pixels
-    code = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-    return cv2.cvtColor(pixels, code)
+def _is_deep(image: Any, data: bytes) -> bool:
+    """Whether it has more than 8 bits a sample, which Pillow would cut off in colour."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, [8])) > 8
+    return (
+        image.format == "PNG" and data[24] > 8
+    )  # the signature, then IHDR: length, name, width, height, bits
 
 
 def _split(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Into colours and transparency: of two or four channels the last one is that."""
-    if pixels.ndim == 2 or pixels.shape[2] == 3:
-        return pixels, None
-    colours = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
-    return np.ascontiguousarray(colours), np.ascontiguousarray(pixels[..., -1])
+    """OpenCV's array into RGB and transparency."""
+    if pixels.ndim == 2:
+        return np.dstack([pixels] * 3), None
+    if pixels.shape[2] == 2:
+        return np.dstack([pixels[..., 0]] * 3), pixels[..., 1]
+    return pixels[..., 2::-1], pixels[..., 3] if pixels.shape[2] == 4 else None
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -160,25 +179,15 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _exif_of(image: Image.Image) -> Image.Exif | None:
-    """None where it is broken: strangers' EXIF leads Pillow into errors of any kind."""
-    try:
-        exif = image.getexif()
-        exif.get_ifd(EXIF_IFD)
-        exif.get_ifd(GPS_IFD)
-        for tag in LAYOUT & set(exif):
-            del exif[tag]
-        exif.tobytes()
-    except Exception:
-        return None
-    return exif
-
-
-def _tell_upright(exif: Image.Exif, shape: tuple[int, ...]) -> None:
-    if len(exif):
-        exif[ORIENTATION] = 1
-    details = exif.get_ifd(EXIF_IFD)
-    details.update({tag: size for tag, size in ((HEIGHT, shape[0]), (WIDTH, shape[1])) if tag in details})
+def _kept_of(exif: Image.Exif) -> Image.Exif:
+    """What goes into the result: nothing that describes the layout of the file it was read from."""
+    kept = Image.Exif()
+    kept.update({tag: exif[tag] for tag in TOLD if tag in exif})
+    for folder in (EXIF_IFD, GPS_IFD):
+        if inner := exif.get_ifd(folder):
+            kept.get_ifd(folder).update(inner)
+    kept.tobytes()  # what cannot be written is broken
+    return kept
 
 
 # -------------------------------------------------------------------------------------------------- writing
@@ -189,67 +198,65 @@ def encoded(picture: Picture, suffix: str) -> tuple[bytes, tuple[str, ...]]:
 
     JPEG and WebP are of quality 95. Raises UserError where a side is too long for the format.
     """
-    lost = []
-    if suffix in (".jpg", ".webp", ".bmp") and picture.pixels.dtype == np.uint16:
+    lost = list(picture.lost)
+    if picture.pixels.dtype == np.uint16 and suffix in (".png", ".tif"):
+        return _deep(picture, suffix, lost), tuple(lost)
+    if picture.pixels.dtype == np.uint16:
         lost.append("16 bits")
-        alpha = None if picture.alpha is None else _in_eight_bits(picture.alpha)
-        picture = replace(picture, pixels=_in_eight_bits(picture.pixels), alpha=alpha)
-    if suffix == ".jpg" and picture.alpha is not None:
+        picture = picture.in_eight_bits()
+    if suffix in (".jpg", ".bmp") and picture.alpha is not None:
         lost.append("transparency")
         picture = replace(picture, alpha=None)
-    if suffix == ".tif":
-        return _tiff(picture), (*picture.lost, *lost)
-    metadata: dict[int, bytes] = {}
-    if picture.icc:
-        metadata[cv2.IMAGE_METADATA_ICCP] = picture.icc
-    if len(picture.exif):
-        metadata[cv2.IMAGE_METADATA_EXIF] = picture.exif.tobytes().removeprefix(b"Exif\0\0")
-    if suffix == ".jpg" and len(metadata.get(cv2.IMAGE_METADATA_EXIF, b"")) > MOST_IN_JPEG:
-        lost.append("EXIF, too long for a JPEG")
-        del metadata[cv2.IMAGE_METADATA_EXIF]
-    if suffix == ".bmp" and metadata:
-        lost.append("colour profile and EXIF")
-        metadata = {}
-    if picture.icc and picture.pixels.ndim == 2 and (picture.alpha is not None or suffix == ".webp"):
-        lost.append("grey colour profile")
-        metadata.pop(cv2.IMAGE_METADATA_ICCP)
-    arrays = [np.frombuffer(each, np.uint8) for each in metadata.values()]
-    quality = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, 95], ".webp": [cv2.IMWRITE_WEBP_QUALITY, 95]}
-    pixels = _in_bgr(picture)
-    with about(f"a {suffix} file of {pixels.shape[1]}x{pixels.shape[0]}", "use --format png", done="made"):
-        done, data = cv2.imencodeWithMetadata(suffix, pixels, [*metadata], arrays, quality.get(suffix, []))
-    if not done:
-        raise UserError(f"no {suffix} file can be {pixels.shape[1]}x{pixels.shape[0]}: use --format png")
-    return data.tobytes(), (*picture.lost, *lost)
+    kinds = {"colour profile": {"icc_profile": picture.icc} if picture.icc else {}}
+    kinds["EXIF"] = {"exif": picture.exif.tobytes()} if len(picture.exif) else {}
+    if suffix == ".bmp":
+        lost += [what for what, more in kinds.items() if more]
+        kinds = {}
+    pixels = picture.pixels[..., :1] if picture.grey else picture.pixels
+    bands = [pixels] if picture.alpha is None else [pixels, picture.alpha[..., None]]
+    image = Image.fromarray(
+        np.concatenate(bands, axis=2).squeeze(2 if picture.grey and len(bands) == 1 else ())
+    )
+    size = f"{image.width}x{image.height}"
+    with file_errors(f"a {suffix} file of {size}", "use --format png", done="made", kinds=(Exception,)):
+        while True:
+            file = io.BytesIO()
+            more = {key: value for each in kinds.values() for key, value in each.items()}
+            quality = {"quality": 95} if suffix in (".jpg", ".webp") else {}
+            try:
+                image.save(file, _PILLOW[suffix], **more, **quality)
+            except ValueError:  # too long for a JPEG's segment, or what no writer of Pillow's takes
+                if "EXIF" not in kinds or not kinds.pop("EXIF"):
+                    raise
+                lost.append("its EXIF, which this format does not hold")
+                continue
+            return file.getvalue(), tuple(lost)
 
 
-def _in_bgr(picture: Picture) -> np.ndarray:
-    if picture.alpha is None:
-        grey = picture.pixels.ndim == 2
-        return picture.pixels if grey else cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2BGR)
-    colours = [picture.pixels] * (3 if picture.pixels.ndim == 2 else 1)
-    return cv2.cvtColor(np.dstack([*colours, picture.alpha]), cv2.COLOR_RGBA2BGRA)
-
-
-def _tiff(picture: Picture) -> bytes:
-    """OpenCV's TIFFs hold no profile and no EXIF, Pillow's no 16 bits of colour: Pillow writes the tags."""
-    pixels = np.dstack([each for each in (picture.pixels, picture.alpha) if each is not None])
-    height, width, channels = pixels.shape
-    steps = pixels.copy()
-    steps[:, 1:] -= pixels[:, :-1]  # what 'predictor 2' means: it compresses photographs by a third more
-    data = zlib.compress(steps.astype(steps.dtype.newbyteorder("<")).tobytes(), 6)
-    tags = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
-    described: dict[int, Any] = dict(picture.exif)
-    described |= {tag: picture.exif.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD) if tag in picture.exif}
-    described |= {256: width, 257: height, 258: (8 * pixels.itemsize,) * channels, 277: channels}
-    described |= {259: 8, 317: 2, 262: 1 if picture.pixels.ndim == 2 else 2}  # deflate; grey or RGB
-    described |= {278: height, 273: 0, 279: len(data)}  # one strip of all rows
-    if picture.alpha is not None:
-        described[338] = 2  # transparency that the colours are not multiplied by
-    if picture.icc:
-        described[34675] = picture.icc
-    for tag, value in described.items():
-        tags[tag] = value
-    file = io.BytesIO()
-    tags.save(file)  # strip offsets count from the end of the tags
-    return file.getvalue() + data
+def _deep(picture: Picture, suffix: str, lost: list[str]) -> bytes:
+    """16 bits a sample; adds to `lost` what does not go into the file."""
+    grey = picture.grey and picture.alpha is None
+    bands = [picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha[..., None]]
+    rgb = picture.pixels[..., 0] if grey else np.concatenate(bands, axis=2)
+    size = f"{rgb.shape[1]}x{rgb.shape[0]}"
+    profile = picture.icc if grey == picture.grey else b""  # one of grey, and its grey is written as colour
+    with file_errors(f"a {suffix} file of {size}", "use --format png", done="made", kinds=(Exception,)):
+        if suffix == ".tif":
+            file = io.BytesIO()
+            how: dict[str, Any] = {"photometric": "minisblack" if grey else "rgb", "metadata": None}
+            how |= {} if picture.alpha is None else {"extrasamples": ["unassalpha"]}
+            tifffile.imwrite(file, rgb, compression="zlib", iccprofile=profile or None, **how)
+            lost += ["EXIF"] * bool(len(picture.exif))
+            return file.getvalue()
+        beside = {cv2.IMAGE_METADATA_ICCP: profile} if profile else {}
+        if len(picture.exif):
+            beside[cv2.IMAGE_METADATA_EXIF] = picture.exif.tobytes().removeprefix(b"Exif\0\0")
+        order = {2: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[2 if grey else rgb.shape[2]]
+        pixels = rgb if order is None else cv2.cvtColor(rgb, order)
+        for attempt in (beside, {}):  # OpenCV refuses the picture for a profile that it cannot read
+            arrays = [np.frombuffer(each, np.uint8) for each in attempt.values()]
+            done, data = cv2.imencodeWithMetadata(suffix, pixels, [*attempt], arrays)
+            if done:
+                lost += ["colour profile and EXIF"] * (len(attempt) < len(beside))
+                return data.tobytes()
+    raise UserError(f"no {suffix} file can be {size}: use --format png")

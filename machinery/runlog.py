@@ -6,8 +6,10 @@ import contextlib
 import json
 import math
 import os
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -17,11 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from machinery.checkpoints import BEST, LATEST
-from utils import UserError, about, content_of, sweep, to_tensor, write_text
+from utils import UserError, content_of, file_errors, sweep, to_tensor, write_text
 
 FILE = "log.jsonl"
+
+
+def _told_by_the_next(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread, and raises its full disk again at the next figure."""
+    if not isinstance(failure.exc_value, OSError):
+        sys.__excepthook__(failure.exc_type, failure.exc_value or Exception(), failure.exc_traceback)
+
+
+threading.excepthook = _told_by_the_next
 
 
 class RunFolder:
@@ -31,22 +43,22 @@ class RunFolder:
         self.path = path
 
     @contextlib.contextmanager
-    def held(self, anew: bool, say: Callable[[str], None]) -> Iterator[None]:
+    def held(self, anew: bool, log: Callable[[str], None]) -> Iterator[None]:
         """Makes the folder, and keeps other runs out of it; `anew` moves an earlier run out of the way.
 
         Raises UserError where another run is at work in it.
         """
-        with about(self.path, "give another --save_path", done="written to"):
+        with file_errors(self.path, "give another --save_path", done="written to"):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         with lock:
-            self._lock(lock, say)
+            self._lock(lock, log)
             sweep(self.path)  # what a killed run left unfinished
             if anew:
-                self._set_earlier_run_aside(say)
+                self._set_earlier_run_aside(log)
             yield
 
-    def _lock(self, file: TextIO, say: Callable[[str], None]) -> None:
+    def _lock(self, file: TextIO, log: Callable[[str], None]) -> None:
         # a record lock: it ends with the process, however that ends, and loader workers do not inherit it
         try:
             import fcntl
@@ -57,9 +69,9 @@ class RunFolder:
                 f"another training is at work in {self.path}: wait for it, or give another --save_path"
             ) from None
         except (ImportError, OSError):  # Windows, or a network disk without locks
-            say(f"warning: {self.path} cannot be locked here: start no second run in it")
+            log(f"warning: {self.path} cannot be locked here: start no second run in it")
 
-    def _set_earlier_run_aside(self, say: Callable[[str], None]) -> None:
+    def _set_earlier_run_aside(self, log: Callable[[str], None]) -> None:
         """Moves what an earlier run left to the first free earlier-N: nothing written is lost."""
         patterns = (LATEST, BEST, "net_[0-9]*", FILE, "events.out.tfevents.*")
         files = [path for pattern in patterns for path in self.path.glob(pattern)]
@@ -69,11 +81,11 @@ class RunFolder:
         aside.mkdir()
         for path in files:
             path.rename(aside / path.name)
-        say(f"the earlier run in {self.path} is now in {aside}")
+        log(f"the earlier run in {self.path} is now in {aside}")
 
 
 class RunLog:
-    """Writes `folder`/log.jsonl and TensorBoard's event files; a context manager.
+    """Writes `folder`/log.jsonl and TensorBoard's event files, each figure under one name; a context manager.
 
     One process of a run writes; the others are `silent`.
 
@@ -102,15 +114,32 @@ class RunLog:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self.silent:
-            self.lines.close()
-            self.board.close()
+            with file_errors(self.folder, done="written to"):
+                self.lines.close()
+                self.board.close()
 
     def watch(self, step: int) -> None:
         """From here on the training's pace is measured: a validation, say, does not count."""
         self.watched_from, self.watched_since = step, time.perf_counter()
 
+    def recipe(self, step: int, command: str, recipe: Mapping[str, Any], data: Sequence[str]) -> None:
+        """The command, the data and every option as text, and as hyperparameters beside the final score."""
+        if self.silent:
+            return
+        rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
+        text = f"    {command}\n\n" + "\n".join(f"- {line}" for line in data)
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in recipe.items()
+        }
+        scores = dict.fromkeys(("validation/psnr", "validation/ssim"), 0.0)
+        with file_errors(self.folder, done="written to"):
+            self.board.add_text("recipe", f"{text}\n\n| option | value |\n|---|---|\n{rows}", step)
+            for summary in hparams(plain, scores):
+                self.board._get_file_writer().add_summary(summary)
+
     def terms(self, step: int, terms: Mapping[str, float], *, lr: float, batch_size: int) -> None:
-        """A step's terms, with the learning rate and the images a second since it was last logged.
+        """A step's terms, with its learning rate and the images a second since it was last logged.
 
         Raises UserError where the loss is no number: such weights are not kept.
         """
@@ -122,37 +151,44 @@ class RunLog:
         images = (step - self.watched_from) * batch_size
         pace = images / (time.perf_counter() - self.watched_since)
         self.watch(step)
-        self.scalars(step, {**terms, "lr": lr, "images_per_second": pace})
+        losses = {f"loss/{name}": terms[name] for name in ("total", *terms)}
+        self.scalars(step, {**losses, "optimizer/lr": lr, "speed/images_per_second": pace})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": step, ...} and a TensorBoard point for each value."""
         if self.silent:
             return
-        with about(self.lines.name, done="written"):
+        with file_errors(self.lines.name, done="written"):
             self.lines.write(json.dumps({"step": step, **values}) + "\n")
             self.lines.flush()
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
 
     def strip(
-        self, step: int, derained: Callable[[Tensor], Tensor], rainy: np.ndarray, clean: np.ndarray | None
+        self,
+        step: int,
+        name: str,
+        derained: Callable[[Tensor], Tensor],
+        rainy: np.ndarray,
+        clean: np.ndarray | None,
     ) -> None:
-        """A picture of one image, its middle: rainy|derained|streaks|clean, or real rainy|derained."""
+        """A picture of one image's middle: rainy | derained | streaks times three | clean, if it is known."""
         if self.silent:
             return
         before = to_tensor(_middle(rainy))
         after = derained(before)
-        images, name = [before, after], "real rainy|derained"
-        if clean is not None:
-            images, name = (
-                [before, after, before - after, to_tensor(_middle(clean))],
-                "rainy|derained|streaks|clean",
-            )
+        images = [
+            before,
+            after,
+            3 * (before - after),
+            *([] if clean is None else [to_tensor(_middle(clean))]),
+        ]
         gap = [F.pad(image.clamp(0, 1), (0, 4), value=1.0) for image in images]
-        self.board.add_image(name, torch.cat(gap, 2)[..., :-4], step)
+        with file_errors(self.folder, done="written to"):
+            self.board.add_image(name, torch.cat(gap, 2)[..., :-4], step)
 
 
-def _middle(image: np.ndarray, most: int = 256) -> np.ndarray:
+def _middle(image: np.ndarray, most: int = 320) -> np.ndarray:
     top, left = (max(0, (side - most) // 2) for side in image.shape[:2])
     return image[top : top + most, left : left + most]
 

@@ -42,12 +42,12 @@ class PageWriter:
     ) -> None:
         """One image: uint8 RGB (H, W, 3) of one size, and its record in scores.json.
 
-        Of `row`, "name" is shown and "file" is where the derained image lies below the folder; its scores,
-        each optional, go by the keys of metrics.py.
+        Of `row`, "name" is shown and "file" is where the derained image lies below the folder; without it the
+        page keeps a copy of its own. Scores, each optional, go by the keys of metrics.py.
         Raises UserError where the images differ in size.
         """
         height, width = derained.shape[:2]
-        files = {"derained": row["file"]}
+        files = {"derained": row.get("file", "")}
         for side, image in (("rainy", rainy), ("derained", derained), ("clean", clean)):
             if image is None:
                 continue
@@ -55,7 +55,7 @@ class PageWriter:
                 raise UserError(f"{row['name']}: the {side} image is not of the derained one's size")
             name = f"{len(self._rows):05}_{side}"
             files[f"{side}_small"] = self._write(f"{name}_small.jpg", _thumbnail(image), 82)
-            if side != "derained":
+            if side != "derained" or not row.get("file"):
                 files[side] = self._write(f"{name}.jpg", image, 90)
         self._rows.append(row | {"files": files, "width": width, "height": height})
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from metrix_code.metrics import KEYS
-from utils import UserError, about, content_of, write_text
+from utils import UserError, content_of, file_errors, write_text
 
 FILE = "scores.json"
 NOT_TOLD = "not told"  # of a method or its training: neither the checkpoint nor the user says it
@@ -66,7 +66,7 @@ def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
 def read_scores(path: Path) -> dict[str, Any]:
     """Reads a scores.json. Raises UserError where it is unreadable, or not one that an evaluation wrote."""
     remedy = "evaluate again, or take the file away"
-    with about(path, remedy, done="read as scores", kinds=(ValueError, RecursionError)):
+    with file_errors(path, remedy, done="read as scores", kinds=(ValueError, RecursionError)):
         scores = json.loads(content_of(path, remedy))
     if wrong := _wrong(scores):
         raise UserError(f"{path}: {wrong}: {remedy}")

@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {
     "save_every": 2,
     "log_every": 1,
 }
+LIGHT: dict[str, Any] = {"backbone": "LightNet", "channels": (4, 6, 8), "units": (1, 1, 1)}
 
 
 def arguments(changes: dict[str, Any]) -> list[str]:
@@ -79,7 +80,7 @@ def a_run(recipe: Teacher | Student, of: type[Run] = Run) -> Run:
 
 def trained(recipe: Teacher | Student) -> Run:
     run = a_run(recipe)
-    run.go()
+    run.run()
     return run
 
 
@@ -114,7 +115,7 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 def lines(folder: Path) -> list[dict]:
     """The log without what a clock decides."""
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in logged]
+    return [{name: value for name, value in line.items() if "speed" not in name} for line in logged]
 
 
 def assert_same_weights(one: Path, other: Path, within: float = 0) -> None:

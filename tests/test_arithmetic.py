@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from inference import Prepared
+from backbones import AutocastModel
 from machinery.arithmetic import set_arithmetic
 from tests.test_networks import small_network
 
@@ -39,7 +39,7 @@ def test_deterministic_asks_everyone():
 
 
 def test_a_step_has_no_operation_that_deterministic_refuses_on_a_cpu():
-    net = Prepared(small_network())
+    net = AutocastModel(small_network())
     gradients = []
     for deterministic in (False, True):
         set_arithmetic("float32", deterministic)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.plain import plain
 from inference import Derainer
 from networks import DerainNet, Fusion
 from tests import small
+from tests.plain import plain
 from tools.cost import macs
 
 
@@ -76,7 +76,7 @@ def test_the_table_is_of_the_checkpoint(tmp_path, run_here, capsys):
     parameters = sum(each.numel() for each in net.parameters())
     assert shown["model"] == f"SID, {tmp_path / 'teacher/net_latest'}" and shown["size"] == "64x48"
     assert shown["parameters"] == f"{parameters / 1e6:.2f} M" and notes.startswith(f"{parameters:,} ")
-    assert shown["MACs done"] == f"{macs(net, (48, 64)) / 1e9:.1f} G"
+    assert shown["MACs"] == f"{macs(net, (48, 64)) / 1e9:.1f} G"
     assert float(shown["time"].split()[0]) > 0 and re.fullmatch(r"\d+\.\d\d GB", shown["peak memory"])
     assert run_here("tools/cost.py", "--logdir", str(tmp_path / "nowhere")) == 2
     assert run_here("tools/cost.py", *words[:2], "--size", "48") == 2

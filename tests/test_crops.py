@@ -21,7 +21,7 @@ from machinery import loading
 from machinery.loading import BatchStream, ImageCache, loader
 from tests import layouts
 from tests.small import ROOT, student
-from utils import KilledWorker, UserError, write_image
+from utils import UserError, write_image
 
 # ------------------------------------------------------------------------------------------------------ crops
 
@@ -149,18 +149,6 @@ def test_more_workers_than_cores_are_no_reason_to_warn() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("seen", [ConnectionResetError, EOFError])
-def test_a_worker_killed_while_it_hands_over_is_told_as_a_killed_worker(
-    seen: type[Exception], pairs: Found, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(self: Crops, key: tuple[int, int]) -> None:
-        raise seen  # as the training's process meets it, where torch has not noticed the end yet
-
-    monkeypatch.setattr(PairCrops, "__getitem__", broken)
-    with pytest.raises(KilledWorker, match="lower --workers"):
-        batches(PairCrops(pairs, 16), steps=1)
-
-
 def test_crops_survive_pickling_without_their_cache(pairs: Found) -> None:
     crops = PairCrops(pairs, 16, cache=ImageCache("on"))
     packed = pickle.dumps(crops)
@@ -235,7 +223,7 @@ def test_slanted_streaks_are_turned_by_so_many_degrees_at_most(tmp_path: Path) -
     rainy += (50 + 50 * np.sin(np.arange(200) / 3))[:, None].astype(np.uint8)  # straight down, soft
     for folder, image in (("rain", rainy), ("norain", clean)):
         write_image(tmp_path / "set" / folder / "1.png", image)
-    crops = PairCrops(find_pairs(tmp_path / "set", "train"), 64, recombine=True, slant=30)
+    crops = PairCrops(find_pairs(tmp_path / "set", "train"), 64, recombine=True, rotation=30)
 
     def slant(epoch: int) -> float:
         """Degrees from the vertical, by the structure tensor."""
@@ -259,7 +247,7 @@ def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_pa
     for key in [(epoch, index) for epoch in range(6) for index in range(5)]:
         true = {side: np.round(crop.numpy() * 255).astype(int) for side, crop in usual[key].items()}
         made = {side: np.round(crop.numpy() * 255).astype(int) for side, crop in crops[key].items()}
-        layer = true["rainy"] - true["clean"]
+        layer = (true["rainy"] - true["clean"]).max(axis=0)  # the channel that is clipped the least
         assert np.array_equal(made["rainy"], np.minimum(255, made["clean"] + layer))
         other_background += not np.array_equal(made["clean"], true["clean"])
     assert other_background > 20

@@ -1,14 +1,11 @@
 """One's own photographs, folders and videos."""
 
-import errno
 import importlib.util
 import itertools
 import os
 import re
-import shutil
 import types
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,8 +13,6 @@ import torch
 import derain
 from inference import CPU, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fits
 from machinery.pictures import Picture, encoded, read_picture
-from machinery.results import FILE as LIST
-from machinery.results import Results
 from networks import Derained, DerainNet
 from tests import layouts
 from tests.small import ROOT, evaluation, teacher, trained
@@ -41,7 +36,7 @@ def call(monkeypatch, tmp_path, model, *words) -> None:
 
 def written(tmp_path) -> list[str]:
     files = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
-    return sorted(path.relative_to(tmp_path / "out").as_posix() for path in files if path.name != LIST)
+    return sorted(path.relative_to(tmp_path / "out").as_posix() for path in files)
 
 
 class Identity(DerainNet):
@@ -131,7 +126,7 @@ def test_what_a_picture_is_stays(tmp_path, monkeypatch, model):
     assert again.alpha is not None and np.array_equal(again.alpha, noise((20, 30), np.uint16, 1))
 
 
-def test_what_is_done_is_skipped_until_something_changes(tmp_path, monkeypatch, model, capsys):
+def test_what_is_there_is_skipped_until_it_is_asked_for_again(tmp_path, monkeypatch, model, capsys):
     folder = layouts.real_images(tmp_path / "in")
 
     def outcome(*words) -> str:
@@ -139,115 +134,76 @@ def test_what_is_done_is_skipped_until_something_changes(tmp_path, monkeypatch, 
         return capsys.readouterr().out.splitlines()[-1]
 
     assert outcome() == "derained 3; skipped 0; failed 0"
-    times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in written(tmp_path)}
-    assert outcome().startswith("derained 0; skipped 3")
-    assert times == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in written(tmp_path)}
-    assert outcome("--again").startswith("derained 3")
-    assert outcome("--self_ensemble").startswith("derained 3")  # made otherwise
-    write_image(folder / "1.jpg", layouts.pair(9)[0])
-    assert outcome("--self_ensemble").startswith("derained 1; skipped 2")
+    (tmp_path / "out/in/1.png").write_bytes(b"somebody's own")
     (tmp_path / "out/in/2.png").unlink()
-    assert outcome("--self_ensemble").startswith("derained 1; skipped 2")
-    assert len(written(tmp_path)) == 3
+    assert outcome().startswith("derained 1; skipped 2")
+    assert (tmp_path / "out/in/1.png").read_bytes() == b"somebody's own"
+    assert outcome("--again").startswith("derained 3; skipped 0")
+    assert read_image(tmp_path / "out/in/1.png").shape[2] == 3
 
 
-def test_no_result_lies_over_an_input_or_a_foreign_file(tmp_path, monkeypatch, model):
-    """The second run finds the places of the first."""
-    home = tmp_path / "out"
-    for number, name in enumerate(("10.jpg", "10.png", "10.bmp", "linked.jpg")):
-        write_image(home / name, layouts.pair(number)[0])
-    (home / "mine.png").write_bytes(b"not a result")
-    write_image(tmp_path / "mine.jpg", layouts.pair(7)[0])
-    (home / "linked.png").symlink_to(home / "10.bmp")
-    before = {path.name: path.read_bytes() for path in home.iterdir()}
-    files = ["10.jpg", "10.png", "linked.jpg"]
-    for _ in range(2):
-        call(monkeypatch, tmp_path, model, *(home / name for name in files), tmp_path / "mine.jpg")
-    assert before == {name: (home / name).read_bytes() for name in before}
-    new = sorted(set(written(tmp_path)) - set(before))
-    assert new == [
-        *("10_derained-2.png", "10_derained.png"),
-        *("linked_derained.png", "mine_derained.png"),
-    ]
+def test_two_inputs_never_become_one_result(tmp_path, monkeypatch, model):
+    for number, name in enumerate(("10.jpg", "10.webp", "11.jpg")):
+        write_image(tmp_path / "in" / name, layouts.pair(number)[0])
+    call(monkeypatch, tmp_path, model, tmp_path / "in")
+    assert written(tmp_path) == ["in/10.jpg.png", "in/10.webp.png", "in/11.png"]
+    write_image(tmp_path / "other/in/11.jpg", layouts.pair(1)[0])
+    with pytest.raises(UserError, match="several inputs would become"):
+        call(monkeypatch, tmp_path, model, tmp_path / "in", tmp_path / "other/in")
 
 
-def test_a_result_that_somebody_changed_is_theirs_now(tmp_path, monkeypatch, model):
-    write_image(tmp_path / "x.jpg", layouts.pair(1)[0])
-    call(monkeypatch, tmp_path, model, tmp_path / "x.jpg")
-    (tmp_path / "out/x.png").write_bytes(b"retouched")
-    call(monkeypatch, tmp_path, model, tmp_path / "x.jpg", "--again")
-    assert (tmp_path / "out/x.png").read_bytes() == b"retouched"
-    assert written(tmp_path) == ["x.png", "x_derained.png"]
+def test_results_never_lie_among_the_inputs(tmp_path, monkeypatch, model):
+    write_image(tmp_path / "out/1.jpg", layouts.pair(1)[0])
+    for given in (tmp_path / "out", tmp_path / "out/1.jpg"):
+        with pytest.raises(UserError, match="which is read: give another"):
+            call(monkeypatch, tmp_path, model, given)
+    write_image(tmp_path / "2.jpg", layouts.pair(2)[0])
+    for _ in range(2):  # a folder around them is read without them
+        call(monkeypatch, tmp_path, model, tmp_path)
+    assert written(tmp_path) == ["1.jpg", f"{tmp_path.name}/2.png"]
 
 
-def test_results_beside_their_inputs_are_no_inputs(tmp_path, monkeypatch, model, capsys):
-    write_image(tmp_path / "out/holiday/1.jpg", layouts.pair(1)[0])
-    for _ in range(2):
-        call(monkeypatch, tmp_path, model, tmp_path / "out/holiday")
-    assert written(tmp_path) == ["holiday/1.jpg", "holiday/1.png"]
-    assert capsys.readouterr().out.splitlines()[-1].startswith("derained 0; skipped 1")
+def test_strength_blends_with_the_input(tmp_path, monkeypatch, model):
+    write_image(tmp_path / "x.png", layouts.pair(1)[0])
+    made = {}
+    for strength in ("0", "0.5", "1"):
+        call(monkeypatch, tmp_path, model, tmp_path / "x.png", "--again", "--strength", strength)
+        made[strength] = read_image(tmp_path / "out/x.png").astype(int)
+    assert np.array_equal(made["0"], layouts.pair(1)[0])
+    inside = (made["1"] > 0) & (made["1"] < 255)  # what is clamped lies elsewhere
+    assert np.abs(made["0"] + made["1"] - 2 * made["0.5"])[inside].max() <= 2
+    assert not np.array_equal(made["0"], made["1"])
 
 
-def test_a_file_that_comes_there_meanwhile_is_not_written_over(tmp_path, model):
-    source, file = tmp_path / "x.jpg", tmp_path / "out/x.png"
-    results = Results(tmp_path / "out", [source], "how")
-    assert results.place(source, "digest", file) == file
-
-    def write(temporary):
-        temporary.write_bytes(b"ours")
-        file.write_bytes(b"theirs")
-
-    with pytest.raises(UserError, match="meanwhile"):
-        results.write(file, source, "digest", write)
-    assert file.read_bytes() == b"theirs"
-
-
-def test_a_list_of_any_content_is_read_and_continued(tmp_path):
-    (tmp_path / LIST).write_bytes(b'\xff\n[]\n{"file": 3}\n' + b"[" * 100_000 + b'\n{"file": "x')
-    results = Results(tmp_path, [], "how")
-    results.write(tmp_path / "x.png", tmp_path / "x.jpg", "digest", lambda to: to.write_bytes(b"data"))
-    assert Results(tmp_path, [], "how").is_done(tmp_path / "x.png", "digest")
-    assert not Results(tmp_path, [], "other").is_done(tmp_path / "x.png", "digest")
-
-
-def test_a_kill_before_the_file_is_in_place_costs_nothing(tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def write(temporary):
-        temporary.write_bytes(b"second")
-
-    results = Results(tmp_path, [], "how")
-    file, source = tmp_path / "x.png", tmp_path / "x.jpg"
-    results.write(file, source, "one", lambda to: to.write_bytes(b"first"))
-    results._note({"file": "x.png", "of": str(source), "input": "two", "result": "lost", "how": "how"})
-    again = Results(tmp_path, [], "how")
-    assert not again.is_done(file, "two") and again.place(source, "two", file) == file
+def test_a_link_that_leads_to_itself_and_leftovers_of_a_killed_run(tmp_path, monkeypatch, model):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/x.png").symlink_to("x.png")
+    write_image(tmp_path / "in/y.png", layouts.pair(1)[0])
+    (tmp_path / "out/in").mkdir(parents=True)
+    (tmp_path / "out/in/.unfinished-999999999-0123abcd.png").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"1 of 2 could not be derained: .*x\.png"):
+        call(monkeypatch, tmp_path, model, tmp_path / "in")
+    assert written(tmp_path) == ["in/y.png"]
+    (tmp_path / "out2").symlink_to("out2")
+    monkeypatch.setattr("sys.argv", ["derain.py", str(tmp_path / "in/y.png"), "--save_path", "out2"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        derain.main()
 
 
 def test_before_and_after_streaks_and_the_page(tmp_path, monkeypatch, model):
     folder = layouts.real_images(tmp_path / "in", 2)
     photograph(folder / "wide.tif")
-    for _ in range(2):  # the second page is of what is done
-        call(monkeypatch, tmp_path, model, folder, "--compare", "--streaks", "--precision", "float32")
-        page = (tmp_path / "out/index.html").read_text()
-        assert page.count("<article") == 3
-        shown = re.findall(r'data-(?:derained|rainy)="([^"]+)"', page)
-        assert len(shown) == 6 and all((tmp_path / "out" / name).is_file() for name in shown)
-        assert not any(name.endswith(".tif") for name in shown)
+    call(monkeypatch, tmp_path, model, folder, "--compare", "--streaks", "--precision", "float32")
+    page = (tmp_path / "out/index.html").read_text()
+    assert page.count("<article") == 3
+    shown = re.findall(r'data-(?:derained|rainy)="([^"]+)"', page)
+    assert len(shown) == 6 and all((tmp_path / "out" / name).is_file() for name in shown)
+    assert not any(name.endswith(".tif") for name in shown)
     before, after = read_image(folder / "2.jpg"), read_image(tmp_path / "out/in/2.png")
     assert np.array_equal(read_image(tmp_path / "out/in/2_compare.png"), np.hstack([before, after]))
     streaks = before.astype(int) - after
     assert np.abs(read_image(tmp_path / "out/in/2_streaks.png") - streaks.clip(0)).max() <= 1
-
-
-def test_a_foreign_page_is_not_written_over(tmp_path, monkeypatch, model):
-    write_image(tmp_path / "x.jpg", layouts.pair(1)[0])
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/index.html").write_text("mine")
-    with pytest.raises(UserError, match="not ours"):
-        call(monkeypatch, tmp_path, model, tmp_path / "x.jpg", "--compare")
-    assert (tmp_path / "out/index.html").read_text() == "mine"
 
 
 def test_a_broken_photograph_does_not_stop_the_others(tmp_path, monkeypatch, model, capsys):
@@ -273,38 +229,6 @@ def test_a_photograph_beyond_the_memory_is_told_and_the_others_go_on(tmp_path, m
     with pytest.raises(UserError, match="1 of 3"):
         call(monkeypatch, tmp_path, model, folder)
     assert written(tmp_path) == ["in/1.png", "in/3.png"]
-
-
-def test_a_full_disk_ends_it_at_once(tmp_path, monkeypatch, model):
-    folder = layouts.real_images(tmp_path / "in")
-    full = shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
-    attempts = []
-
-    def write(path, data):
-        attempts.append(path)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", write)
-    with pytest.raises(UserError, match=r"disk .* is full"):
-        call(monkeypatch, tmp_path, model, folder)
-    assert len(attempts) == 1 and written(tmp_path) == []
-
-
-def test_a_video_keeps_its_frames(tmp_path, monkeypatch, model):
-    path = tmp_path / "clip.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
-    for shade in (20, 120, 220):
-        writer.write(np.full((48, 64, 3), shade, np.uint8))
-    writer.release()
-    call(monkeypatch, tmp_path, model, path)
-    reader = cv2.VideoCapture(str(tmp_path / "out/clip.mp4"))
-    shades = []
-    while (frame := reader.read())[0]:
-        assert frame[1].shape == (48, 64, 3)
-        shades.append(frame[1].mean())
-    assert len(shades) == 3 and shades == sorted(shades)
-    assert written(tmp_path) == ["clip.mp4"]
 
 
 @pytest.mark.parametrize(

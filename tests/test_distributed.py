@@ -52,9 +52,9 @@ def as_one_of(rank: int, size: int, port: int, recipe: Teacher | Student, folder
     torch.set_num_threads(1)  # the processes share the cores out
     ended_by = ""
     try:
-        with distributed.one_voice():
+        with distributed.report_error_once():
             stage = SSIDKD if isinstance(recipe, Student) else SID
-            Run(stage, recipe, distributed.start(recipe)).go()
+            Run(stage, recipe, distributed.start(recipe)).run()
     except (UserError, SystemExit) as error:
         ended_by = repr(error)
     distributed.stop()
@@ -198,16 +198,16 @@ def test_an_uneven_batch_is_refused_once_and_touches_nothing(data: Path, tmp_pat
 
 
 def test_only_a_lost_connection_is_taken_for_one() -> None:
-    with pytest.raises(UserError, match=r"another process .*--resume"), distributed.one_voice():
+    with pytest.raises(UserError, match=r"another process .*--resume"), distributed.report_error_once():
         raise RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
-    with pytest.raises(RuntimeError, match="shape"), distributed.one_voice():
+    with pytest.raises(RuntimeError, match="shape"), distributed.report_error_once():
         raise RuntimeError("shape mismatch")
 
 
 def test_only_the_first_process_prints_help(monkeypatch, capsys) -> None:
     for rank in ("0", "1"):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        with distributed.first_alone():
+        with distributed.silence_other_ranks():
             print(f"usage of {rank}")
     assert capsys.readouterr().out == "usage of 0\n"
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import utils
+from backbones import AutocastModel
 from config import EVALUATIONS
 from datasets.layouts import find_pairs
 from evaluation import in_words, left_out, score, score_pairs
@@ -175,14 +176,15 @@ def test_images_too_small_for_a_metric_are_named_and_scored_by_the_others(folder
 
 
 def test_what_is_no_number_ends_the_evaluation_and_the_scores_so_far_are_kept(folder, tmp_path, monkeypatch):
-    derained, seen = Derainer.derained, []
+    forward, seen = AutocastModel.forward, []
 
     def broken_from_the_second_on(self, rainy):
         seen.append(rainy)
-        return derained(self, rainy) if len(seen) == 1 else rainy * torch.nan
+        output = forward(self, rainy)
+        return output if len(seen) == 1 else output._replace(derained=output.derained * torch.nan)
 
-    monkeypatch.setattr(Derainer, "derained", broken_from_the_second_on)
-    with pytest.raises(UserError, match=r"net_latest makes of .*norain-2x2.png what is no number") as refused:
+    monkeypatch.setattr(AutocastModel, "forward", broken_from_the_second_on)
+    with pytest.raises(UserError, match=r"net_latest makes of an image what is no number") as refused:
         score(evaluation(folder, save_path=tmp_path), CPU)
     assert "\n" not in str(refused.value)
     scores = read_scores(tmp_path / "scores.json")
@@ -354,7 +356,11 @@ def test_no_old_score_stands_beside_a_new_picture(folder, tmp_path, monkeypatch,
     options = evaluation(folder, save_path=tmp_path)
     for _ in range(2):
         score(options, CPU)
-    monkeypatch.setattr(Derainer, "derained", lambda self, rainy: rainy * torch.nan)
+
+    def broken(self, rainy):
+        raise UserError("no good")
+
+    monkeypatch.setattr(Derainer, "derained", broken)
     with pytest.raises(UserError):
         score(options, CPU)
     earlier = sorted(path.name for path in tmp_path.glob("*.json"))

@@ -23,7 +23,16 @@ import utils
 from machinery.checkpoints import find_checkpoint
 from tests import layouts
 from tests.small import ROOT, wait_for
-from utils import UserError, about, image_size, list_images, read_image, sweep, write_atomically, write_image
+from utils import (
+    UserError,
+    file_errors,
+    image_size,
+    list_images,
+    read_image,
+    sweep,
+    write_atomically,
+    write_image,
+)
 
 
 def png(width: int, height: int, data: bytes = b"", bits: int = 8, colour: int = 2) -> bytes:
@@ -137,10 +146,10 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "round.png").symlink_to("round.png")
     for name, says in (
-        ("pipe", "is a pipe, not an image: take it away"),
+        ("pipe", "is a pipe or a device, not an image: take it away"),
         ("folder", "is a folder, not an image"),
-        ("socket", "is a socket, not an image"),
-        ("null", "is a device, not an image"),
+        ("socket", "is a pipe or a device, not an image"),
+        ("null", "is a pipe or a device, not an image"),
         ("gone", "cannot be read: No such file or directory"),
         ("round", "cannot be read: Too many levels of symbolic links"),
         ("nothing", "cannot be read: No such file or directory"),
@@ -163,7 +172,7 @@ def test_what_may_not_be_read_is_named_with_the_remedy(
 ) -> None:
     """The rights themselves are nothing to root, as whom tests may run."""
 
-    def refuse(path: Path, *_: object) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     write_image(tmp_path / "1.png", layouts.clean_image(1))
@@ -243,7 +252,7 @@ def test_a_device_or_a_pipe_is_written_to_and_a_folder_is_not(tmp_path: Path) ->
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="folder is a folder, and cannot be written to: choose another name"):
         write_atomically(tmp_path / "folder", lambda path: path.write_text("x"))
-    with pytest.raises(UserError, match="pipe/file cannot be written: Not a directory"):
+    with pytest.raises(UserError, match="pipe/file cannot be written: File exists"):
         write_atomically(tmp_path / "pipe/file", lambda path: path.write_text("x"))
 
 
@@ -274,7 +283,7 @@ def test_leftovers_of_killed_runs_are_swept_and_others_work_is_not(tmp_path: Pat
     (tmp_path / ".unfinished-notes").write_text("the user's own")
     child, _ = forked(lambda: write_atomically(tmp_path / "net_latest", write), 1)
     wait_for(tmp_path / "begun")
-    (unfinished,) = tmp_path.glob(".unfinished-????????")
+    (unfinished,) = tmp_path.glob(".unfinished-*-????????")
     assert unfinished.read_text() == "half"
     assert sweep(tmp_path) == []
     os.kill(child, signal.SIGKILL)
@@ -288,7 +297,7 @@ def test_leftovers_of_killed_runs_are_swept_and_others_work_is_not(tmp_path: Pat
 
 
 def about_it(action, **options) -> str:
-    with pytest.raises(UserError) as told, about(Path("x.json"), "fetch it again", **options):
+    with pytest.raises(UserError) as told, file_errors(Path("x.json"), "fetch it again", **options):
         action()
     assert "\n" not in str(told.value)
     return str(told.value)
@@ -308,11 +317,11 @@ def test_what_goes_wrong_with_a_named_file_is_one_line_that_names_it() -> None:
     assert "cannot be read: no memory holds it" in about_it(no_memory)
     assert "no memory holds it" in about_it(lambda: np.empty(1 << 50))
     assert "no memory holds it" in about_it(lambda: torch.empty(1 << 50))
-    assert about_it(lambda: json.loads("{")).endswith("column 2 (char 1)): fetch it again")
-    assert "cannot be read (error: OpenCV" in about_it(lambda: cv2.imencode(".none", np.zeros((2, 2))))
-    assert "UnicodeDecodeError" in about_it(lambda: b"\xff".decode())
-    assert "ValueError: could not convert" in about_it(lambda: float("x"), kinds=(ValueError,))
-    with pytest.raises(UserError, match=r"^as it is$"), about("x.json"):
+    broken = about_it(lambda: json.loads("{"), kinds=(ValueError,))
+    assert broken.endswith("column 2 (char 1)): fetch it again")
+    none = about_it(lambda: cv2.imencode(".none", np.zeros((2, 2))), kinds=(cv2.error,))
+    assert "cannot be read (error: OpenCV" in none
+    with pytest.raises(UserError, match=r"^as it is$"), file_errors("x.json"):
         raise UserError("as it is")
 
 
@@ -332,12 +341,10 @@ def test_an_error_is_one_line_whatever_the_name_and_wherever_it_was_raised() -> 
 
 def test_a_defect_of_ours_keeps_its_traceback() -> None:
     content: dict[str, int] = {}
-    with pytest.raises(KeyError), about("x.json"):
+    with pytest.raises(KeyError), file_errors("x.json"):
         content["missing"]
-    with pytest.raises(ValueError, match="could not convert"), about("x.json"):
+    with pytest.raises(ValueError, match="could not convert"), file_errors("x.json"):
         float("x")
-    with pytest.raises(json.JSONDecodeError), about("x.json", library=False):
-        json.loads("{")
 
 
 def exit_of(main) -> int | str | None:
@@ -364,6 +371,19 @@ def test_a_script_ends_in_one_line_for_memory_and_for_a_file_that_an_error_names
 
         with pytest.raises(defect, match="of ours"):
             utils.run(broken)
+
+
+def test_a_killed_worker_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    def broken(error: Exception) -> None:
+        raise error
+
+    ends = [ConnectionResetError(), EOFError(), RuntimeError("DataLoader worker (pid 7) is killed by signal")]
+    for end in ends:
+        assert exit_of(lambda end=end: broken(end)) == 2
+        said = capsys.readouterr().err
+        assert "reads images ahead was killed" in said and said.endswith(
+            "lower --workers, then run it again\n"
+        )
 
 
 def test_a_reader_that_has_gone_and_a_full_disk_behind_standard_output() -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference import Prepared
+from backbones import AutocastModel
 from networks import DenseFeatures, DenseStage, DerainNet
 
 OPERATIONS = 3178  # of its step, as counted; 3924 while fusions activated and added in place on views
@@ -103,7 +103,7 @@ def test_nearest_upsampling_is_kept_from_autocast(monkeypatch):
         return interpolate(x, *size, **how)
 
     monkeypatch.setattr(F, "interpolate", watched)
-    Prepared(small_network(), "bfloat16")(torch.rand(1, 3, 32, 32))
+    AutocastModel(small_network(), "bfloat16")(torch.rand(1, 3, 32, 32))
     assert len(asked) == 6 * UNITS
     assert set(asked) == {(torch.bfloat16, False)}
 
@@ -160,7 +160,7 @@ def test_units_compile_to_one_graph_a_resolution_and_train_to_the_same_weights()
         graphs.append(inputs)
         return aot_eager(graph, inputs)
 
-    compiled, eager = Prepared(small_network()), Prepared(small_network())
+    compiled, eager = AutocastModel(small_network()), AutocastModel(small_network())
     compiled.net.compile_units(backend)
     for step in range(3):
         torch.manual_seed(step)

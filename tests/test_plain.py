@@ -6,8 +6,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
-from benchmarks import plain
 from networks import DerainNet
+from tests import plain
 
 SIZES = [(32, 32), (37, 51), (64, 40), (33, 66), (20, 45), (7, 5)]
 

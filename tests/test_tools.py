@@ -1,17 +1,16 @@
 """The scripts beside training and evaluation: the study, the small checkpoint, the contact sheet."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 import torch
 
 from inference import Derainer
-from machinery.checkpoints import load_checkpoint
-from machinery.runlog import logged
+from machinery.checkpoints import find_checkpoint, load_checkpoint
 from tests import layouts, small
 from tests.small import SMALL, arguments
+from tools import export
 from tools.contact_sheet import CAPTION, GAP
 from utils import UserError, read_image, write_image
 
@@ -39,7 +38,9 @@ def test_a_study_tells_every_weighting_by_scores_and_differences(tmp_path, run_h
     assert alone["l1_weight"] == alone["tv_real_weight"] == 0 < alone["kl_weight"]
     first = json.loads((tmp_path / "study/KL_at_10_percent/0/log.jsonl").read_text().splitlines()[0])
     weight = load_checkpoint(tmp_path / "study/KL_at_10_percent/0/net_latest")["recipe"]["kl_weight"]
-    assert 0.02 < weight * first["kl"] / first["total"] < 0.5  # on one batch, near what it is on average
+    assert (
+        0.02 < weight * first["loss/kl"] / first["loss/total"] < 0.5
+    )  # on one batch, near what it is on average
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("net_latest")}
     assert len(before) == 6  # five weightings, and the run that measures the share of KL
@@ -49,21 +50,26 @@ def test_a_study_tells_every_weighting_by_scores_and_differences(tmp_path, run_h
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_an_exported_checkpoint_is_small_and_derains_alike(tmp_path, run_here):
+def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp_path, run_here):
     run = small.trained(small.teacher(tmp_path))
-    published = tmp_path / "published"
-    with (tmp_path / "teacher/log.jsonl").open("a") as log:
-        log.write('{"step": 7, "to')  # as a kill leaves it
-    words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(published))
+    words = ("--logdir", str(tmp_path / "teacher"))
     assert run_here("tools/export.py", *words) == 0
-    whole, alone = tmp_path / "teacher/net_latest", published / "net_latest"
+    whole, alone = tmp_path / "teacher/net_latest", tmp_path / "teacher/pretrained/net_latest"
     assert alone.stat().st_size < whole.stat().st_size / 4  # float16, and no moments of Adam
     content = load_checkpoint(alone)
     assert content["recipe"] == load_checkpoint(whole)["recipe"] and "training" not in content
     for name, value in run.state.net.net.state_dict().items():
         torch.testing.assert_close(content["net"][name].float(), value, rtol=1e-3, atol=1e-6)
-    assert [line["step"] for line in logged(published / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
-    assert run_here("tools/export.py", "--logdir", str(alone), "--save_path", str(published)) == 2
+    log, events = "log.jsonl", "events.out.tfevents.*"
+    assert (alone.parent / log).read_text() == (whole.parent / log).read_text()
+    assert [each.name for each in alone.parent.glob(events)] == [e.name for e in whole.parent.glob(events)]
+    assert run_here("tools/export.py", *words) == 2  # nothing is written over
+    before = alone.read_bytes()
+    assert find_checkpoint(tmp_path / "teacher", "") == whole
+    small.trained(small.teacher(tmp_path, steps=1))
+    assert alone.read_bytes() == before  # a new run does not touch it
+    whole.unlink()
+    assert find_checkpoint(tmp_path / "teacher", "") == alone
 
 
 def test_a_contact_sheet_has_a_column_a_folder_and_a_row_an_image(tmp_path, run_here):
@@ -88,12 +94,13 @@ def test_help(script, run_here, capsys):
     assert "--" in capsys.readouterr().out
 
 
-def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, monkeypatch, capsys):
+@pytest.mark.parametrize("light", [False, True])
+def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, monkeypatch, light):
     pytest.importorskip("onnx", reason="needs requirements-extras.txt")
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-extras.txt")
-    small.trained(small.teacher(tmp_path, steps=1, units=(1, 1, 1)))
+    small.trained(small.teacher(tmp_path, steps=1, **(small.LIGHT if light else {"units": (1, 1, 1)})))
     words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(tmp_path / "it.onnx"))
-    assert run_here("tools/export_onnx.py", *words) == 0
+    assert run_here("tools/export.py", *words) == 0
     session = onnxruntime.InferenceSession(tmp_path / "it.onnx", providers=["CPUExecutionProvider"])
     derain = Derainer.open(tmp_path / "teacher")
     # at 171 and 228 ONNX's own nearest upsampling takes other pixels than PyTorch's
@@ -101,48 +108,10 @@ def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, 
         rainy = torch.rand(shape)
         (given,) = session.run(["derained"], {"rainy": rainy.numpy()})
         assert np.abs(given - torch.stack([derain.derained(image) for image in rainy]).numpy()).max() < 1e-5
-    from tools import export_onnx
-
     # what differs is not kept, and what lay there before stays
     before = (tmp_path / "it.onnx").read_bytes()
-    monkeypatch.setattr(export_onnx, "TOLERANCE", 0.0)
-    monkeypatch.setattr(export_onnx, "export", lambda net, path: path.write_bytes(before))
-    monkeypatch.setattr("sys.argv", ["export_onnx.py", *words])
+    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    monkeypatch.setattr(export, "write_onnx", lambda net, path: path.write_bytes(before))
     with pytest.raises(UserError, match="differs from PyTorch's"):
-        export_onnx.main()
+        export.to_onnx(tmp_path / "teacher/net_latest", tmp_path / "it.onnx")
     assert (tmp_path / "it.onnx").read_bytes() == before
-
-
-def test_what_tiles_change_is_told_in_levels(tmp_path, run_here, capsys):
-    small.trained(small.teacher(tmp_path, steps=1))
-    write_image(tmp_path / "x.png", layouts.pair(1, (40, 300))[0])
-    words = ("--logdir", str(tmp_path / "teacher"), "--use_GPU", "False")
-    assert run_here("benchmarks/seams.py", str(tmp_path / "x.png"), *words) == 0
-    found = re.search(
-        r"300x40, tiles of 256: (\d+) levels at most, (\S+) on the mean", capsys.readouterr().out
-    )
-    derain = Derainer.open(tmp_path / "teacher")
-    whole = derain(read_image(tmp_path / "x.png")).astype(int)
-    derain.tile = 256
-    apart = np.abs(derain(read_image(tmp_path / "x.png")) - whole)
-    assert found and found.groups() == (str(apart.max()), f"{apart.mean():.2f}")
-
-
-def test_an_average_has_its_share_of_each_model(tmp_path, run_here, capsys):
-    one = small.teacher(tmp_path, steps=1)
-    other = small.teacher(tmp_path, steps=1, seed=1, save_path=tmp_path / "other")
-    for recipe in (one, other):
-        small.trained(recipe)
-    models = [f"{share}={recipe.save_path}" for share, recipe in ((0.75, one), (0.25, other))]
-    words = ("--save_path", str(tmp_path / "averaged"))
-    assert run_here("tools/average.py", *models, *words) == 0
-    first, second, made = (
-        load_checkpoint(folder / "net_latest")
-        for folder in (one.save_path, other.save_path, tmp_path / "averaged")
-    )
-    for name, value in made["net"].items():
-        torch.testing.assert_close(value, 0.75 * first["net"][name] + 0.25 * second["net"][name])
-    assert "0.75 of" in made["began_with"] and made["recipe"] == first["recipe"]
-    assert run_here("tools/average.py", *models, *words) == 2  # nothing is written over
-    assert run_here("tools/average.py", models[0], "0.5=nowhere", *words) == 2
-    assert "add up to 1.25" in capsys.readouterr().err

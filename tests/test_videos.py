@@ -1,18 +1,13 @@
 """Videos in and out. Those that need PyAV, an extra, are passed over without it."""
 
-import itertools
-import os
-import subprocess
-import sys
+import resource
 from fractions import Fraction
 
-import cv2
 import numpy as np
 import pytest
 
 from machinery import videos
-from tests.small import ROOT
-from utils import UserError
+from utils import UserError, write_atomically
 
 by_pyav = pytest.mark.skipif(not videos.av, reason="needs PyAV: pip install -r requirements-extras.txt")
 SIZE = (48, 64)
@@ -73,10 +68,8 @@ def sound_of(path):
 
 
 def rewrite(path, tmp_path, paint=lambda rgb: rgb):
-    target = tmp_path / f"out{videos.suffix_of(path)}"
-    return target, videos.rewrite(
-        path, target=target, unfinished=target, parts=tmp_path / "parts", paint=paint
-    )
+    target = tmp_path / f"out{videos.CONTAINERS[path.suffix]}"
+    return target, videos.rewrite(path, target, paint)
 
 
 @by_pyav
@@ -146,33 +139,6 @@ def test_odd_sides_stay(tmp_path):
 
 
 @by_pyav
-def test_a_run_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
-    path = clip(tmp_path / "x.mp4")
-    monkeypatch.setattr(videos, "SECONDS_A_PART", 0)  # a part a frame
-    painted: list[np.ndarray] = []
-
-    def until(last):
-        def paint(rgb):
-            if len(painted) == last:
-                raise KeyboardInterrupt
-            painted.append(rgb)
-            return rgb
-
-        return paint
-
-    for last in (4, 7):
-        with pytest.raises(KeyboardInterrupt):
-            rewrite(path, tmp_path, until(last))
-    target, _ = rewrite(path, tmp_path, until(-1))
-    assert len(painted) == 12  # none twice
-    whole = tmp_path / "w.mp4"
-    lost = videos.rewrite(path, target=whole, unfinished=whole, parts=tmp_path / "p", paint=lambda x: x)
-    for (time, image), (other_time, other) in zip(frames_of(target), frames_of(whole), strict=True):
-        assert time == other_time and np.array_equal(image, other)
-    assert not (tmp_path / "parts").exists() and lost == ()
-
-
-@by_pyav
 @pytest.mark.parametrize(
     ("name", "codec", "sound"),
     [("x.mkv", "libx264", "aac"), ("x.ts", "libx264", "aac"), ("x.avi", "mpeg4", "mp3")],
@@ -203,69 +169,23 @@ def test_what_is_no_video_is_named(tmp_path, content):
     assert not (tmp_path / "out.mp4").exists()
 
 
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-from machinery import videos
-from machinery.results import Results
-from utils import UserError
-path, folder = Path(sys.argv[1]), Path(sys.argv[2])
-if sys.argv[3] == "without":
-    videos.av = None
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-target = folder / f"out{videos.suffix_of(path)}"
-results = Results(folder, [path], "how")
-def write(to):
-    videos.rewrite(path, target=target, unfinished=to, parts=folder / "parts", paint=lambda rgb: rgb)
-results.write(target, path, "digest", write)
-size = target.stat().st_size
-for share in (0.1, 0.5, 0.97):
-    most = int(share * size)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, -1))  # as a full disk: no file may be longer
+@by_pyav
+def test_a_full_disk_is_told_and_the_earlier_video_stays(tmp_path):
+    path = clip(tmp_path / "x.mp4", frames=60)
+    target = tmp_path / "out.mp4"
+    target.write_bytes(b"earlier")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as good as a full disk
     try:
-        results.write(target, path, "digest", write)
-        print("written")
-    except UserError as error:
-        print(error)
-"""
+        with pytest.raises(UserError, match=r"cannot be written"):
+            write_atomically(target, lambda to: videos.rewrite(path, to, lambda rgb: rgb))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_bytes() == b"earlier"
+    assert {each.name for each in tmp_path.iterdir()} == {"x.mp4", "out.mp4"}
 
 
-@pytest.mark.parametrize("reader", [pytest.param("with", marks=by_pyav), "without"])
-def test_a_full_disk_is_told_and_the_earlier_video_stays(tmp_path, reader):
-    path = tmp_path / "x.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (96, 64))
-    for number in range(30):
-        writer.write(np.random.default_rng(number).integers(0, 255, (64, 96, 3), np.uint8))
-    writer.release()
-    home = tmp_path / "home"
-    words = [sys.executable, "-c", FULL, path, home, reader]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    told = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment)
-    assert told.returncode == 0, told.stderr
-    lines = told.stdout.splitlines()
-    assert len(lines) == 3
-    assert all("cannot be written" in line or "is the disk full" in line for line in lines), lines
-    (target,) = home.glob("out.*")
-    reader = cv2.VideoCapture(str(target))
-    assert sum(1 for _ in iter(reader.grab, False)) == 30
-    left = {each.name for each in home.iterdir()}
-    assert left <= {target.name, "derained.jsonl", "parts"}
-
-
-def test_opencv_keeps_the_frames_and_says_what_is_lost(tmp_path, monkeypatch):
+def test_without_pyav_a_video_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(videos, "av", None)
-    path = tmp_path / "x.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
-    for number in range(5):
-        writer.write(frame(number)[..., ::-1].copy())
-    writer.release()
-    target, lost = rewrite(path, tmp_path, lambda rgb: 255 - rgb)
-    assert len(lost) == 1 and "sound" in lost[0]
-    reader = cv2.VideoCapture(str(target))
-    found = list(itertools.takewhile(lambda each: each[0], iter(reader.read, None)))
-    assert len(found) == 5
-    for number, (_, image) in enumerate(found):
-        assert np.abs(image[..., ::-1].astype(int) - (255 - frame(number))).mean() < 4
-    (tmp_path / "text.mp4").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"text\.mp4 is not a video that OpenCV reads"):
-        rewrite(tmp_path / "text.mp4", tmp_path)
+    with pytest.raises(UserError, match=r"x\.mp4 is a video: .*requirements-extras\.txt"):
+        videos.rewrite(tmp_path / "x.mp4", tmp_path / "out.mp4", lambda rgb: rgb)

@@ -26,9 +26,9 @@ from config import EVALUATIONS, STUDENTS, Evaluation, Schedule, Student
 from engine import Run
 from evaluation import score
 from machinery import distributed
-from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint, load_to_resume
+from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint
 from machinery.distributed import World
-from machinery.options import option, parse
+from machinery.options import as_plain, binding, option, parse
 from metrix_code.scores import FILE, read_scores
 from stages import SSIDKD
 from utils import UserError
@@ -62,7 +62,7 @@ def main() -> None:
             folder = study.save_path / name.replace(" ", "_").replace("%", "percent") / str(seed)
             student = dataclasses.replace(study, save_path=folder, seed=seed, **weights)
             if not finished(student):
-                Run(SSIDKD, student, World(0, 1, device)).go()
+                Run(SSIDKD, student, World(0, 1, device)).run()
             found.setdefault(name, []).append(scored(study, folder, f"{name}, seed {seed}", device))
     text = table(study, found, weightings)
     utils.write_text(study.save_path / "study.md", text)
@@ -80,9 +80,9 @@ def weightings_of(study: Study, device: torch.device) -> dict[str, dict[str, Any
     folder = study.save_path / "shares"
     first = dataclasses.replace(study, save_path=folder, steps=8, log_every=1, val_every=0, lr=1e-12)
     if not finished(first):
-        Run(SSIDKD, first, World(0, 1, device)).go()
+        Run(SSIDKD, first, World(0, 1, device)).run()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    total, kl = (float(np.mean([line[term] for line in lines])) for term in ("total", "kl"))
+    total, kl = (float(np.mean([line[f"loss/{term}"] for line in lines])) for term in ("total", "kl"))
     return {
         BASE: NO_REAL_TERMS,
         "as released": {},
@@ -100,11 +100,9 @@ def finished(student: Study) -> bool:
         return False
     content = load_checkpoint(path)
     steps = Schedule.of(student, content["counts"]["pairs"][0]).steps
-    try:
-        load_to_resume(path, student, SSIDKD.name, {})
-    except UserError:  # of other options
-        return False
-    return content["recipe"]["teacher"] == str(student.teacher) and content["step"] == steps
+    made_of, given = content["recipe"], as_plain(student)
+    same = all(made_of.get(name) == given[name] for name in (*binding(student), "teacher"))
+    return same and content["step"] == steps
 
 
 def scored(study: Study, logdir: Path, name: str, device: torch.device) -> dict[str, float]:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from networks import BACKBONES, Derained
+from backbones import BACKBONES
+from networks import Derained
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = ["tests.small", "derain", "tools.export", "metrix_code.folders", "metrix_code.tables"]

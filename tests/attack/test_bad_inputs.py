@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from backbones import BACKBONES
 from machinery.checkpoints import load_checkpoint
 from metrix_code.scores import read_scores
-from networks import BACKBONES
 from tests import layouts
 from tests.attack.scripts import OneConvolution, called, with_one_convolution
 from tests.small import SMALL, arguments, student, teacher, trained
@@ -183,7 +183,7 @@ TABLE = [
     Row("an empty picture", put(TESTED, b""), EVAL,
         LOST + " is not an image, or is cut short (0 bytes): fetch it again"),
     Row("a pipe called x.png", instead(TESTED, os.mkfifo), EVAL,
-        LOST + " is a pipe, not an image: take it away, or rename it"),
+        LOST + " is a pipe or a device, not an image: take it away, or rename it"),
     Row("a link to nothing", instead(TESTED, lambda p: p.symlink_to("none")), EVAL,
         LOST + " cannot be read: No such file or directory: fetch it again"),
     Row("a link to itself", instead(TESTED, lambda p: p.symlink_to(p.name)), EVAL,
@@ -196,7 +196,7 @@ TABLE = [
     Row("a broken training image", cut(TRAINED, 100), TRAIN,
         "{here}/" + TRAINED + " is not an image, or is cut short (100 bytes): ..."),
     Row("a pipe among the training images", instead(TRAINED, os.mkfifo), TRAIN,
-        "{here}/" + TRAINED + " is a pipe, not an image: ..."),
+        "{here}/" + TRAINED + " is a pipe or a device, not an image: ..."),
     Row("a broken real image", cut("real/2.jpg", 200), STUDENT,
         "{here}/real/2.jpg is not an image, or is cut short (200 bytes): ..."),
     Row("one broken photograph among others", cut(TESTED, 100), DERAIN,
@@ -219,9 +219,9 @@ TABLE = [
     Row("an empty checkpoint", put(LATEST, b""), EVAL, NO_CHECKPOINT),
     Row("a checkpoint cut short", cut(LATEST, 5000), EVAL, NO_CHECKPOINT),
     Row("a pipe as a checkpoint", instead(LATEST, os.mkfifo), EVAL,
-        ONCE + " is a pipe, not a checkpoint: take it away, or rename it"),
+        ONCE + " is a pipe or a device, not a checkpoint: take it away, or rename it"),
     Row("a device as a checkpoint", nothing, EVAL + " --logdir /dev/zero",
-        "/dev/zero is a device, not a checkpoint: ..."),
+        "/dev/zero is a pipe or a device, not a checkpoint: ..."),
     Row("code in a checkpoint", saved({"net": Path("x")}), EVAL, NO_CHECKPOINT),
     Row("a tensor as a checkpoint", saved(torch.zeros(3)), EVAL, ONCE + " holds no network under 'net': ..."),
     Row("a net of strings", content(net={"a": "b"}), EVAL,
@@ -247,7 +247,7 @@ TABLE = [
         ONCE + " does not say how to build its network: ..."),
     Row("an archive that unpacks to a hundred times its size", bomb, EVAL, NO_CHECKPOINT),
     Row("a network of no such backbone", content(network__backbone="x"), EVAL,
-        ONCE + " needs a backbone 'x': networks.BACKBONES has ..."),
+        ONCE + " needs a backbone 'x': backbones.BACKBONES has ..."),
     Row("a step that is text", content(step="7"), EVAL, ONCE + " has no sound 'step'" + FETCH),
     Row("a step beyond all counting", content(step=10**30), EVAL, ONCE + " has no sound 'step'" + FETCH),
     Row("a recipe that is a list", content(recipe=[1]), EVAL, ONCE + " has no sound 'recipe'" + FETCH),
@@ -264,6 +264,7 @@ TABLE = [
     Row("no recipe", content(recipe=None), RESUME, ONCE + " has no sound 'recipe'" + FETCH),
     Row("no counts", content(counts=None), RESUME, ONCE + " has no sound 'counts'" + START_ANEW),
     Row("a step that is a fraction", content(step=1.5), RESUME, ONCE + " has no sound 'step'" + FETCH),
+    Row("a step before the first", content(step=-5), RESUME, ONCE + " says it has step -5" + FETCH),
     Row("no step", content(step=None), RESUME, ONCE + " has no sound 'step'" + FETCH),
     Row("training that is a list", content(training=[]), RESUME,
         ONCE + " has no sound 'training'" + START_ANEW),
@@ -271,12 +272,12 @@ TABLE = [
         ONCE + " has no sound 'optimizer'" + START_ANEW),
     Row("an optimizer of other weights", content(training__optimizer__state={}), RESUME,
         ONCE + " ..." + START_ANEW),
-    Row("a scheduler of texts", content(training__scheduler={"last_epoch": "x"}), RESUME,
-        ONCE + " cannot be resumed from (KeyError: 'lr_lambdas')" + START_ANEW),
+    Row("an optimizer of texts", content(training__optimizer={"state": "x"}), RESUME,
+        ONCE + " cannot be resumed from (KeyError: 'param_groups')" + START_ANEW),
     Row("no best", content(training__best=None), RESUME, ONCE + " has no sound 'best'" + START_ANEW),
     Row("a best that is no number", content(training__best=float("nan")), RESUME,
         ONCE + " has no sound 'best'" + START_ANEW),
-    Row("no average to go on with", content(training__stage={}), RESUME + " --ema 0.9",
+    Row("an average to go on with", content(training__beside={}), RESUME + " --ema 0.9",
         ONCE + " was begun with --ema 0.0, not 0.9: ..."),
     Row("another rate", nothing, RESUME + " --lr 0.1",
         ONCE + " was begun with --lr 0.0005, not 0.1: give the same to resume it, ..."),
@@ -288,11 +289,11 @@ TABLE = [
     Row("a log that is a folder", instead("teacher/log.jsonl", os.mkdir), RESUME,
         "{here}/teacher/log.jsonl is a folder, not a file: ..."),
     Row("a log that is a pipe", instead("teacher/log.jsonl", os.mkfifo), RESUME,
-        "{here}/teacher/log.jsonl is a pipe, not a file: ..."),
+        "{here}/teacher/log.jsonl is a pipe or a device, not a file: ..."),
     Row("results among the inputs", nothing, EVAL + " --save_path {here}/data",
         "--save_path {here}/data is, or holds, {here}/data/..., which is read: give another folder"),
     Row("an export over another run", nothing, EXPORT + "/../student",
-        "{here}/out/../student has a net_latest already: give another --save_path"),
+        "{here}/student has a net_latest already: take it away, or give another --save_path"),
     Row("scores into a folder", nothing, PSNR + " --csv {here}/real",
         "{here}/real is a folder, and cannot be written to: choose another name"),
     Row("scores onto a full device", nothing, PSNR + " --csv /dev/full",

@@ -15,10 +15,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from backbones import BACKBONES
 from config import Training
 from inference import Derainer
 from machinery.checkpoints import load_checkpoint
-from networks import BACKBONES, DerainNet
+from networks import DerainNet
 from tests.attack.conftest import Budget
 from tests.attack.scripts import OneConvolution
 from tests.attack.test_images import CHANGES, changed
@@ -150,7 +151,7 @@ def resumed(recipe: Training) -> None:
     run = a_run(recipe)  # type: ignore[arg-type]
     if 0 <= run.state.step < 50:
         run = a_run(dataclasses.replace(recipe, steps=run.state.step + 1))  # type: ignore[arg-type]
-    run.go()
+    run.run()
 
 
 def begun(folder: Path, path: Path) -> None:
@@ -213,7 +214,7 @@ def test_whatever_a_checkpoint_holds_it_resumes_or_is_named(
     path = recipe.save_path / "net_latest"
     whole = load_checkpoint(made / stage.__name__ / "net_latest")
     where = [*places(whole)]
-    inner = [at for at in where if at[0] in ("training", "counts", "recipe", "step", "began_with")]
+    inner = [at for at in where if at[0] in ("training", "counts", "recipe", "step", "initialized_from")]
 
     def check(often: bool, at: int, what: int, key: Any) -> None:
         there = inner if often else where

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import torch
 
+from backbones import BACKBONES
 from config import Training
 from machinery.checkpoints import load_checkpoint
-from networks import BACKBONES
 from tests import layouts
 from tests.attack.conftest import Budget
 from tests.attack.scripts import BAR, OneConvolution, begun, called, with_one_convolution

@@ -1,0 +1,88 @@
+"""The backbones by name: how one is built from a recipe or a checkpoint, and how it is run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightnet import LightNet
+from machinery.checkpoints import load_weights, refuse_unless_buildable
+from networks import Derained, DerainNet
+from utils import UserError, file_errors
+
+# The networks that --backbone and a checkpoint may name: whoever has another adds it here.
+BACKBONES: dict[str, type[nn.Module]] = {"DerainNet": DerainNet, "LightNet": LightNet}
+
+
+class AutocastModel(nn.Module):
+    """Any backbone, run channels last and in the arithmetic asked for. What it gives is float32.
+
+    So no loss and no score ever sees bfloat16, and whoever writes one need not think of it.
+    """
+
+    def __init__(self, net: nn.Module, precision: str = "float32") -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.precision = precision
+
+    def forward(self, rainy: Tensor) -> Derained:
+        with torch.autocast(rainy.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            output = self.net(rainy.contiguous(memory_format=torch.channels_last))
+        return Derained(*(each.float() for each in output))
+
+
+def architecture_of(recipe: Any) -> dict[str, Any]:
+    """How to build a recipe's network: its backbone and, of the recipe's `architecture`, what this one takes.
+
+    Raises UserError where BACKBONES has no such backbone.
+    """
+    taken = inspect.signature(_backbone(recipe.backbone)).parameters
+    arguments = {name: value for name, value in recipe.architecture.items() if name in taken}
+    return {"backbone": recipe.backbone, "arguments": arguments}
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """A network with fresh weights from what `architecture_of` says, or a checkpoint's `network`.
+
+    Raises UserError where no such network can be built, or none that a checkpoint could tell of.
+    """
+    name, arguments = architecture["backbone"], architecture["arguments"]
+    said = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    refuse_unless_buildable(architecture, f"{name} with {said}")
+    try:
+        return _backbone(name)(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"there is no {name} with {said}: {error}") from None
+
+
+def for_training(net: nn.Module, recipe: Any) -> AutocastModel:
+    """`net` as a recipe has it trained. Raises UserError where it offers no --recompute or no --compile."""
+    for wanted in ("recompute", "compile"):
+        if getattr(recipe, wanted):
+            if not hasattr(net, f"{wanted}_units"):
+                raise UserError(f"--{wanted}: the backbone {recipe.backbone} does not offer it")
+            getattr(net, f"{wanted}_units")()
+    return AutocastModel(net, recipe.precision)
+
+
+def network_from(content: Mapping[str, Any], path: Path) -> nn.Module:
+    """The network in a checkpoint, in float32. Raises UserError where the two do not fit."""
+    if (name := content["network"]["backbone"]) not in BACKBONES:
+        raise UserError(f"{path} needs a backbone {name!r}: backbones.BACKBONES has {', '.join(BACKBONES)}")
+    # the arguments are the file's: whatever a constructor says to them is its fault
+    with file_errors(path, "train anew", done="made a network of", kinds=(Exception,)), torch.device("meta"):
+        # shapes alone, until they are known to be those of the weights
+        net = _backbone(name)(**content["network"]["arguments"])
+    load_weights(net, content["net"], path)
+    return net
+
+
+def _backbone(name: str) -> type[nn.Module]:
+    if name not in BACKBONES:
+        raise UserError(f"there is no backbone {name!r}: backbones.BACKBONES has {', '.join(BACKBONES)}")
+    return BACKBONES[name]

@@ -1,0 +1,112 @@
+"""LightNet: a backbone at a fraction of the cost of the paper's, for the same two stages. Not in the paper.
+
+A plain residual U-Net: no normalisation, no attention, nothing that looks further than its convolutions do,
+so that a tile gives what the whole image gives there.
+
+    head            3x3 convolution
+    level 1 ... 5   `units` residual blocks each; a 2x2 convolution of stride 2 leads down to the next
+    level 4 ... 1   a 1x1 convolution and a pixel shuffle lead up; plus the skip; as many blocks again
+    tail            3x3 convolution: the streaks; derained = rainy - streaks
+
+The deepest level's features are the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from networks import Derained
+
+SLOPE = 0.2  # of LeakyReLU, as in the paper's backbone
+
+
+class Block(nn.Module):
+    """x + conv3x3(LReLU(conv3x3(x))): (N, C, H, W) to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.leaky_relu(self.conv1(x), SLOPE, inplace=True))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, one way. (N, C, H, W) to the same."""
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(channels) for _ in range(blocks))
+        self.recompute = False  # the blocks' inner maps in the backward pass: slower, and smaller
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        return x
+
+
+class LightNet(nn.Module):
+    """rainy (N, 3, H, W) to `Derained`, for any size from 1x1 up. The default: 4,054,347 parameters.
+
+    `channels` and `units`, the number of blocks, are those of each level, from full resolution down.
+    The code is (N, channels[-1], H / 16, W / 16), of the image padded to a multiple of 16.
+    """
+
+    def __init__(
+        self, channels: Sequence[int] = (24, 48, 96, 144, 192), units: Sequence[int] = (1, 2, 2, 2, 2)
+    ) -> None:
+        super().__init__()
+        if len(channels) != len(units):
+            raise ValueError("as many channels as units: one of each for each level")
+        steps = list(pairwise(channels))  # from each level to the next
+        self.head = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.encode = nn.ModuleList(map(Level, channels, units))
+        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in steps)
+        self.up = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for fine, coarse in steps)
+        self.decode = nn.ModuleList(map(Level, channels[:-1], units[:-1]))
+        self.tail = nn.Conv2d(channels[0], 3, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)  # it begins by changing nothing
+        nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
+
+    def forward(self, rainy: Tensor) -> Derained:
+        height, width = rainy.shape[-2:]
+        x = self.head(pad_to_multiple(rainy, 2 ** len(self.down)))  # (N, C1, H, W), padded
+        skips = []
+        for encode, down in zip(self.encode, self.down, strict=False):
+            skips.append(encode(x))
+            x = down(skips[-1])
+        code = x = self.encode[-1](x)  # (N, C5, H / 16, W / 16)
+        for decode, up in zip(reversed(self.decode), reversed(self.up), strict=True):
+            x = decode(F.pixel_shuffle(up(x), 2) + skips.pop())
+        streaks = self.tail(x)[..., :height, :width]
+        return Derained(rainy - streaks, streaks, code)
+
+    def recompute_units(self) -> None:
+        """Has the backward pass compute each block's inner map anew: slower, in less memory."""
+        for level in (*self.encode, *self.decode):
+            level.recompute = True
+
+    def compile_units(self, backend: str = "inductor") -> None:
+        """Has torch compile each level by itself: small graphs compile fast."""
+        for level in (*self.encode, *self.decode):
+            level.compile(backend=backend, dynamic=False)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """(N, 3, H, W), mirrored to the right and below to the next multiple; repeated if too small to mirror."""
+    height, width = images.shape[-2:]
+    right, below = -width % multiple, -height % multiple
+    if not right and not below:
+        return images
+    mode = "reflect" if right < width and below < height else "replicate"
+    return F.pad(images, (0, right, 0, below), mode=mode)

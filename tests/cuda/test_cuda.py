@@ -1,0 +1,182 @@
+"""What only a card can show; skipped where there is none. On a machine that has one `make test` is the proof.
+
+No line of the project has run on a card yet. What was predicted of one stands in benchmarks/README.md.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import losses
+from backbones import AutocastModel
+from config import STUDENTS, TEACHERS
+from engine import optimizer_of, training_step
+from lightnet import LightNet
+from machinery.arithmetic import set_arithmetic
+from machinery.checkpoints import load_checkpoint
+from networks import Conv, DerainNet
+from stages import SID, SSIDKD
+from tests import plain
+from tests.small import LIGHT, assert_same_weights, run_script, student, teacher
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+CARD = torch.device("cuda")
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "DerainNet": lambda: DerainNet((4, 6, 8), (2, 2, 1)),
+    "LightNet": lambda: LightNet((4, 6, 8), (1, 1, 1)),
+}
+STAGES = {"SID": (SID, TEACHERS["Rain200H"]), "SSID-KD": (SSIDKD, STUDENTS["Rain200H"])}
+# rounding: 24 bits of mantissa, 11 in TF32, 8 in bfloat16: of output and terms, of the gradient
+LIMITS = {"float32": (1e-4, 1e-4), "tf32": (2e-3, 0.05), "bfloat16": (1e-2, 0.2)}
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    yield
+    set_arithmetic("float32")
+
+
+def a_batch(side=64):
+    torch.manual_seed(1)
+    return {name: torch.rand(2, 3, side, side) for name in ("rainy", "clean", "real_rainy")}
+
+
+def away(ours, exact):
+    """The length of the difference, as a share of the exact one's."""
+    exact = exact.detach().double().cpu()
+    return ((ours.detach().double().cpu() - exact).norm() / exact.norm()).item()
+
+
+def gradient(net):
+    return torch.cat([p.grad.detach().double().cpu().flatten() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("backbone", NETWORKS)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_output_terms_and_gradient_are_those_of_float64_on_a_cpu(backbone, name, precision, recompute):
+    kind, recipe = STAGES[name]
+    stage, batch = kind(recipe), a_batch()
+    torch.manual_seed(0)
+    net = NETWORKS[backbone]()
+    exact = copy.deepcopy(net).double()
+    doubled = {key: images.double() for key, images in batch.items()}
+    expected = stage.terms(exact, doubled)
+    stage.total(expected).backward()
+    if recompute:
+        net.recompute_units()
+    set_arithmetic(precision)
+    ours, here = AutocastModel(net, precision).to(CARD), {key: each.to(CARD) for key, each in batch.items()}
+    terms = stage.terms(ours, here)
+    stage.total(terms).backward()
+    limit, of_gradient = LIMITS[precision]
+    assert away(ours(here["rainy"]).derained, exact(doubled["rainy"]).derained) <= limit
+    assert max(away(terms[each], expected[each]) for each in terms) <= limit
+    assert away(gradient(ours), gradient(exact)) <= of_gradient
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_blur_of_ssim_is_float32_even_with_tf32_on(layout):
+    set_arithmetic("tf32")
+    x, y = torch.rand(2, 2, 3, 64, 64, dtype=torch.float64)
+    x.requires_grad_()
+    (exact,) = torch.autograd.grad(losses.ssim(x, y), x)
+    a, b = (each.detach().float().to(CARD).contiguous(memory_format=layout) for each in (x, y))
+    (ours,) = torch.autograd.grad(losses.ssim(a.requires_grad_(), b), a)
+    assert away(ours, exact) <= 1e-4
+
+
+def test_the_dark_channels_gradient_is_that_of_three_dimensional_pooling():
+    count = 2 * 3 * 64 * 64  # no two values alike: among equals, whose gradient it is is not defined
+    image = (torch.randperm(count) / count).view(2, 3, 64, 64).to(CARD).requires_grad_()
+    (ours,) = torch.autograd.grad(losses.dark_channel(image, 64), image)
+    exact = image.detach().double().cpu().requires_grad_()
+    (expected,) = torch.autograd.grad(plain.dark_channel(exact, 64), exact)
+    assert away(ours, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_map_lies_channels_last_and_every_gradient_as_its_weight(precision):
+    net = AutocastModel(NETWORKS["DerainNet"](), precision).to(CARD)
+    lies = []
+
+    def look(module, given, made):
+        lies.append(made.is_contiguous(memory_format=torch.channels_last))
+
+    for module in net.modules():
+        if isinstance(module, Conv):
+            module.register_forward_hook(look)
+    here = {key: each.to(CARD) for key, each in a_batch().items()}
+    training_step(SID(TEACHERS["Rain200H"]), net, optimizer_of(TEACHERS["Rain200H"], net), [here])
+    assert lies and all(lies)
+    assert all(p.grad is not None and p.grad.stride() == p.stride() for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_step_waits_for_the_card(name):
+    kind, recipe = STAGES[name]
+    net = AutocastModel(NETWORKS["DerainNet"](), "bfloat16").to(CARD)
+    optimizer, here = optimizer_of(recipe, net), {key: each.to(CARD) for key, each in a_batch().items()}
+    training_step(kind(recipe), net, optimizer, [here])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_step(kind(recipe), net, optimizer, [here])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_units_give_the_same_losses():
+    logged = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = NETWORKS["DerainNet"]()
+        if compiled:
+            net.compile_units()
+        net = AutocastModel(net).to(CARD)
+        optimizer = optimizer_of(TEACHERS["Rain200H"], net)
+        here = {key: each.to(CARD) for key, each in a_batch().items()}
+        stage = SID(TEACHERS["Rain200H"])
+        logged.append([training_step(stage, net, optimizer, [here])["total"].item() for _ in range(3)])
+    assert logged[0] == pytest.approx(logged[1], rel=2e-2)
+
+
+def scripts(recipe, name, **changes):
+    done = run_script(f"train_{name}.py", recipe, use_GPU=True, **changes)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("light", [{}, LIGHT])
+def test_a_resumed_run_on_a_card_ends_at_the_same_weights(tmp_path, light):
+    straight = teacher(tmp_path, save_path=tmp_path / "straight", **light)
+    given = {"deterministic": True, "lr_factor": 1.0, **light}  # the rate knows nothing of the length
+    scripts(straight, "Rain200H", **given)
+    stopped = teacher(tmp_path, save_path=tmp_path / "stopped", **light)
+    scripts(stopped, "Rain200H", **given, steps=3)
+    scripts(stopped, "Rain200H", **given, resume=True)
+    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_cpus_checkpoint_goes_on_on_a_card(tmp_path):
+    recipe = teacher(tmp_path, steps=3)
+    done = run_script("train_Rain200H.py", recipe)
+    assert done.returncode == 0, done.stderr
+    scripts(recipe, "Rain200H", resume=True, steps=6)
+    assert load_checkpoint(tmp_path / "teacher/net_latest")["step"] == 6
+    pupil = student(tmp_path)
+    scripts(pupil, "Rain200H_real")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+@pytest.mark.parametrize("stage", [teacher, student])
+def test_two_cards_move_the_weights_as_one_does(tmp_path, stage):
+    scripts(teacher(tmp_path), "Rain200H", gpu_id=(0,))
+    name = "Rain200H" if stage is teacher else "Rain200H_real"
+    for cards in ((0,), (0, 1)):
+        folder = tmp_path / str(len(cards))
+        scripts(stage(tmp_path, save_path=folder), name, gpu_id=cards, batchSize=4, deterministic=True)
+    assert_same_weights(tmp_path / "1", tmp_path / "2", within=2e-5)

@@ -1,0 +1,101 @@
+"""LightNet: its size and price, any image, any tile, both stages by the same code as DerainNet."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from config import LIGHT as RECIPE
+from evaluation import score
+from inference import Derainer
+from lightnet import LightNet
+from machinery.checkpoints import load_checkpoint
+from networks import DerainNet
+from tests.small import CPU, LIGHT, assert_same_weights, evaluation, lines, student, teacher, trained
+from tests.test_training import a_run_stopped_after_three
+from tools.cost import macs
+
+
+def test_it_is_as_small_and_as_cheap_as_it_says():
+    net = LightNet()
+    parameters = sum(each.numel() for each in net.parameters())
+    assert parameters == 4_054_347 and f"{parameters:,} parameters" in (LightNet.__doc__ or "")
+    assert 2 * parameters < 8.2e6  # bytes in float16
+    assert macs(net, (256, 256)) < 12e9 and 20 * macs(net, (256, 256)) < macs(DerainNet(), (256, 256))
+    assert (RECIPE["channels"], RECIPE["units"]) == ((24, 48, 96, 144, 192), (1, 2, 2, 2, 2))
+
+
+def small() -> LightNet:
+    torch.manual_seed(0)
+    net = LightNet((4, 6, 8), (1, 2, 1))
+    torch.nn.init.normal_(net.tail.weight, std=0.1)  # as if it were trained
+    return net
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 3), (4, 4), (37, 51), (64, 40), (5, 200)])
+def test_images_of_any_size(size):
+    rainy = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        output = small()(rainy)
+    assert output.derained.shape == output.streaks.shape == rainy.shape
+    assert torch.allclose(output.derained, rainy - output.streaks)
+    assert output.code.shape == (2, 8, *(-(-side // 4) for side in size))
+
+
+def test_fresh_it_changes_nothing_and_learns_from_there():
+    rainy = torch.rand(1, 3, 32, 32)
+    net = LightNet((4, 6, 8), (1, 1, 1))
+    assert torch.equal(net(rainy).derained, rainy)
+    (net(rainy).derained - 0.5).square().mean().backward()
+    assert net.tail.weight.grad is not None and net.tail.weight.grad.abs().sum() > 0
+
+
+def test_a_tile_gives_what_the_whole_image_gives_inside():
+    """It looks no further than its convolutions do."""
+    net, rainy = small(), torch.rand(1, 3, 160, 160)
+    with torch.no_grad():
+        whole = net(rainy).derained
+        part = net(rainy[..., 32:128, 32:128]).derained
+    assert torch.allclose(whole[..., 72:88, 72:88], part[..., 40:56, 40:56], atol=1e-5)
+    assert not torch.allclose(whole[..., 32:128, 32:128], part, atol=1e-5)  # at the edges it cannot
+
+
+def test_images_mirror_no_pixel_into_another():
+    """Each image of a batch by itself, and equally wherever it lies in memory."""
+    net, rainy = small(), torch.rand(3, 3, 37, 51)
+    with torch.no_grad():
+        whole = net(rainy).derained
+        single = torch.cat([net(image[None]).derained for image in rainy])
+        last = net(rainy.contiguous(memory_format=torch.channels_last)).derained
+    assert torch.allclose(whole, single, atol=1e-6) and torch.allclose(whole, last, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [teacher, student])
+def test_both_stages_train_resume_and_are_evaluated(tmp_path, stage):
+    light = {**LIGHT, "ema": 0.9, "clip": 1.0, "cosine": True, "warmup": 2, "mirror": True}
+    trained(teacher(tmp_path, **light))
+    straight = stage(tmp_path, save_path=tmp_path / "straight", **light)
+    trained(straight)
+    stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
+    a_run_stopped_after_three(stopped)
+    trained(dataclasses.replace(stopped, resume=True))
+    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
+    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
+    content = load_checkpoint(tmp_path / "straight/net_latest")
+    assert content["network"]["backbone"] == "LightNet"
+    scores = score(evaluation(tmp_path, logdir=tmp_path / "straight"), CPU)
+    assert scores["mean"]["psnr"] > 0
+    assert scores["method"] == f"{content['recipe']['stage']}-LightNet"  # never taken for the paper's
+
+
+def test_tiles_and_precisions_are_as_for_the_papers(tmp_path):
+    trained(teacher(tmp_path, **LIGHT, lr=1e-2))
+    rainy = torch.rand(3, 300, 420)
+    made = {
+        (tile, precision): Derainer.open(tmp_path / "teacher", tile=tile, precision=precision).derained(rainy)
+        for tile, precision in itertools.product((0, 256), ("float32", "bfloat16"))
+    }
+    whole = made[0, "float32"]
+    assert (made[256, "float32"] - whole).abs().max() < 0.02
+    assert 0 < (made[0, "bfloat16"] - whole).abs().max() < 0.05

@@ -1,0 +1,178 @@
+"""No number of the paper may change without a red test: the records against a table of the spec."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import EVALUATIONS, PRESETS, STUDENTS, TEACHERS, Schedule
+from machinery.options import parse
+from tests.small import ROOT
+
+RECORDS: dict[tuple[str, str], Any] = {("SID", name): each for name, each in TEACHERS.items()}
+RECORDS |= {("SSID-KD", name): each for name, each in STUDENTS.items()}
+DATASETS = ("Rain200H", "Rain200L", "Rain800", "Rain1200", "Rain1400")
+# what a place, a log or a machine is told, which changes no result
+OTHERS = {"data_path", "save_path", "resume", "workers", "cache", "weights", "teacher", "real_path"}
+OTHERS |= {"log_every", "save_every", "keep_every", "val_every", "val_images"}
+
+
+def table() -> dict[tuple[str, str, str], str]:
+    """(stage, dataset, option) to its value, a row with * for each that it stands for."""
+    numbers = {}
+    with (Path(__file__).parent / "recipes.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert row["source"]
+            for stage in ("SID", "SSID-KD") if row["stage"] == "*" else (row["stage"],):
+                for dataset in DATASETS if row["dataset"] == "*" else (row["dataset"],):
+                    key = (stage, dataset, row["option"])
+                    assert key not in numbers, key
+                    numbers[key] = row["value"]
+    return numbers
+
+
+def as_text(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def same(one: str, other: str) -> bool:
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return one == other
+
+
+@pytest.mark.parametrize("key", RECORDS)
+def test_every_number_of_a_recipe_is_the_papers(key):
+    recipe = parse(RECORDS[key], "", [])  # as its script has it without a word on the command line
+    assert (recipe.stage, recipe.dataset) == key
+    expected = {option: value for (of, on, option), value in table().items() if (of, on) == key}
+    options = {each.name for each in dataclasses.fields(recipe) if "help" in each.metadata}
+    assert options == expected.keys() | OTHERS & options
+    wrong = {name: getattr(recipe, name) for name, value in expected.items()
+             if not same(as_text(getattr(recipe, name)), value)}  # fmt: skip
+    assert not wrong
+
+
+def test_there_are_no_others():
+    assert tuple(TEACHERS) == tuple(STUDENTS) == DATASETS
+    assert set(EVALUATIONS) == {(name, stage) for name in DATASETS for stage in ("SID", "SSID-KD")} | {
+        ("SPA", "SSID-KD"),
+        ("Real275", "SSID-KD"),
+    }
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_places_are_the_datasets_own(name):
+    teacher, student = TEACHERS[name], STUDENTS[name]
+    assert teacher.data_path == student.data_path == Path("datasets") / name
+    assert student.teacher == teacher.save_path == Path("trained_model") / name
+    assert student.save_path == Path(f"trained_model/{name}+Real")
+    assert EVALUATIONS[name, "SID"].logdir == teacher.save_path
+    assert EVALUATIONS[name, "SSID-KD"].logdir == student.save_path
+
+
+# the length in steps, and where the rate drops, of the official sets
+@pytest.mark.parametrize(
+    ("recipe", "pairs", "steps", "drops"),
+    [
+        (TEACHERS["Rain200H"], 1800, 78_000, (46_800, 62_400)),
+        (TEACHERS["Rain200L"], 1800, 78_000, (46_800, 62_400)),
+        (TEACHERS["Rain800"], 700, 30_333, (18_199, 24_266)),
+        (TEACHERS["Rain1200"], 12_000, 800_000, (480_000, 640_000)),
+        (TEACHERS["Rain1400"], 12_600, 840_000, (504_000, 672_000)),
+        (STUDENTS["Rain200H"], 1800, 9_000, ()),
+        (STUDENTS["Rain200L"], 1800, 9_000, ()),
+        (STUDENTS["Rain1200"], 12_000, 60_000, ()),
+        (STUDENTS["Rain1400"], 12_600, 126_000, ()),
+    ],
+)
+def test_length_and_milestones_are_the_papers(recipe, pairs, steps, drops):
+    schedule = Schedule.of(recipe, pairs)
+    assert (schedule.steps, schedule.drops) == (steps, drops)
+    rates = [schedule.factor(step) for step in (0, *(drop for drop in drops))]
+    assert rates == pytest.approx([recipe.lr_factor**n for n in range(len(drops) + 1)])
+    assert all(schedule.factor(drop - 1) > schedule.factor(drop) for drop in drops)
+
+
+def test_the_authors_own_words_for_the_options_are_taken():
+    words = ["--milestone", "[312, 416]", "--gpu_id", "0,1", "--use_GPU", "False"]
+    recipe = parse(TEACHERS["Rain200H"], "", words)
+    assert recipe.milestone == (312, 416) and recipe.gpu_id == (0, 1) and recipe.use_GPU is False
+    assert parse(TEACHERS["Rain200H"], "", ["--milestone", "312", "416"]).milestone == (312, 416)
+
+
+def test_fewer_epochs_alone_are_no_mistake():
+    """As in PyTorch: a milestone that the run does not come to is not met."""
+    recipe = parse(TEACHERS["Rain200H"], "", ["--epochs", "100"])
+    schedule = Schedule.of(recipe, 1800)
+    assert schedule.steps == 15_000 and {schedule.factor(step) for step in range(15_000)} == {1.0}
+
+
+# ----------------------------------------------------------------------------------------- LightNet's recipes
+
+
+@pytest.mark.parametrize("key", RECORDS)
+def test_one_word_picks_lightnets_recipe_and_what_is_given_wins(key):
+    stage, dataset = key
+    paper = RECORDS[key]
+    light = parse(paper, "", ["--preset", "light"])
+    assert light.backbone == "LightNet" and light.cosine and light.ema and light.steps and light.hold_back
+    end = "" if stage == "SID" else "+Real"
+    assert light.save_path == Path(f"trained_model/{dataset}-light{end}")
+    assert light.recombine == dataset.startswith("Rain200")
+    if stage == "SSID-KD":
+        assert light.teacher == Path(f"trained_model/{dataset}-light")
+        real = [
+            name for name in vars(light) if name.endswith("_weight") and name.startswith(("dark", "tv", "kl"))
+        ]
+        assert len(real) == 5 and all(getattr(light, name) == getattr(paper, name) for name in real)
+    assert parse(paper, "", ["--preset", "paper"]) == paper
+    given = parse(paper, "", ["--lr", "0.01", "--preset", "light", "--steps", "7", "--save_path", "there"])
+    assert (given.lr, given.steps, given.save_path, given.ema) == (0.01, 7, Path("there"), light.ema)
+    assert set(PRESETS["light"]) == {(dataset, stage) for stage, dataset in RECORDS}
+
+
+@pytest.mark.parametrize(
+    ("words", "backbone", "lr"), [([], "DerainNet", "0.0005"), (["--preset", "light"], "LightNet", "0.0006")]
+)
+def test_help_shows_the_defaults_that_hold_in_groups(capsys, words, backbone, lr):
+    with pytest.raises(SystemExit):
+        parse(TEACHERS["Rain800"], "", [*words, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"(default: {backbone})" in shown and f"learning rate of Adam (default: {lr})" in shown
+    titles = ("data:", "schedule:", "not in the paper, and off:", "loss: the weight:", "machine:")
+    assert all(f" {title} --" in shown for title in titles)
+
+
+def test_an_evaluation_of_the_light_models_is_one_word_too():
+    for (name, stage), record in EVALUATIONS.items():
+        of = name if name in DATASETS else "Rain200L"
+        end = "" if stage == "SID" else "+Real"
+        assert parse(record, "", ["--preset", "light"]).logdir == Path(f"trained_model/{of}-light{end}")
+
+
+def test_an_unknown_preset_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse(TEACHERS["Rain800"], "", ["--preset", "heavy"])
+    assert "--preset" in capsys.readouterr().err
+
+
+def test_old_names_of_options_are_still_taken():
+    assert parse(TEACHERS["Rain200H"], "", ["--recombine", "--slant", "5"]).max_streak_rotation == 5.0
+
+
+@pytest.mark.skipif(not (ROOT.parent / "shared/spec/training.md").exists(), reason="needs the spec")
+def test_the_table_has_the_numbers_of_the_spec():
+    """The rows of the spec's own table are in ours."""
+    text = (ROOT.parent / "shared/spec/training.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| Rain1")]
+    numbers = table()
+    found = 0
+    for dataset, stage, lr, epochs, batch, patch, *_ in (row for row in rows if len(row) >= 6):
+        for option, value in (("lr", lr), ("epochs", epochs), ("batchSize", batch), ("patch_size", patch)):
+            assert same(numbers[stage, dataset, option], value), (dataset, stage, option)
+            found += 1
+    assert found >= 12

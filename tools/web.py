@@ -1,0 +1,60 @@
+"""A page in the browser, for this machine alone: a photograph in, before and after, the result.
+
+Gradio makes it, an extra.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported: nothing is sent
+
+from inference import Derainer
+from machinery.pictures import encoded, read_picture
+from utils import UserError
+
+ADDRESS = "127.0.0.1"  # the loopback: no other machine reaches it
+
+
+def page(derain: Derainer, examples: Sequence[Path] = ()) -> Any:
+    """The page, a gradio.Blocks. Raises UserError where Gradio is not installed."""
+    try:
+        import gradio
+    except ImportError:
+        raise UserError("--serve needs Gradio: python -m pip install -r requirements-extras.txt") from None
+
+    def derained(file: str | None) -> tuple[Any, str | None]:
+        if not file:
+            return None, None
+        try:
+            before = read_picture(Path(file))
+            after = before.painted(derain.derained(before.tensor()))
+            data, _ = encoded(after, ".png")
+        except UserError as error:
+            raise gradio.Error(str(error)) from None
+        result = Path(tempfile.mkdtemp()) / f"{Path(file).stem}_derained.png"
+        result.write_bytes(data)
+        return (before.shown(), after.shown()), str(result)
+
+    with gradio.Blocks(title="Derained photographs", analytics_enabled=False) as blocks:
+        gradio.Markdown(f"## Rain out of a photograph\nModel: {derain.path}. Nothing leaves this machine.")
+        with gradio.Row():
+            given = gradio.Image(type="filepath", label="A photograph with rain in it")
+            slider = gradio.ImageSlider(label="Before and after", type="numpy", interactive=False)
+        file = gradio.File(label="The result, as PNG, with its colour profile and EXIF")
+        given.change(derained, given, [slider, file])
+        if examples:
+            gradio.Examples([[str(path)] for path in examples], given)
+    return blocks
+
+
+def serve(derain: Derainer, port: int) -> None:
+    """Shows the page until Ctrl-C. Raises UserError where the port is taken."""
+    try:
+        page(derain).launch(server_name=ADDRESS, server_port=port or None, share=False, inbrowser=False)
+    except OSError as error:
+        raise UserError(f"--port {port}: {error}") from None
