@@ -38,11 +38,11 @@ from machinery import distributed
 from machinery.distributed import World
 from machinery.loading import Loader, outlive_signals
 from machinery.options import parse
-from metrix_code.metrics import KEYS, METRICS, OF_RECORD
+from metrix_code.metrics import HEADLINE_METRICS, KEYS, METRICS
 from metrix_code.page import FILE as PAGE
 from metrix_code.page import PageWriter
-from metrix_code.scores import FILE, NOT_TOLD, average, write_scores
-from utils import UserError, file_errors, list_images, one_line, read_image, to_tensor, to_uint8
+from metrix_code.scores import FILE, UNKNOWN, average, write_scores
+from utils import UserError, file_errors, list_images, one_line, printable, read_image, to_tensor, to_uint8
 
 
 def evaluate(record: Evaluation) -> None:
@@ -320,19 +320,21 @@ def results_in(folder: Path, found: Found) -> Results:
 def labels_of(model: Derainer | Results, found: Found, options: Evaluation) -> dict[str, Any]:
     """What scores.json says of the method and of the set. Raises UserError where results have no name."""
     content = model.content if isinstance(model, Derainer) else {}
-    recipe = {key: value for key, value in content.get("recipe", {}).items() if isinstance(value, str | list)}
+    told = content.get("recipe", {}).items()  # by a file that may be a stranger's
+    recipe = {key: printable(value) for key, value in told if isinstance(value, str)}
+    real_path = content.get("recipe", {}).get("real_path")
     if isinstance(model, Results) and not options.method:
         raise UserError(f"--derained {model.path}: say what made these images, --method NAME")
     dataset = name_of_set(found, options)
-    method = options.method or str(recipe.get("stage", NOT_TOLD))
+    method = options.method or str(recipe.get("stage", UNKNOWN))
     backbone = content.get("network", {}).get("backbone", "DerainNet")
     if not options.method and backbone != "DerainNet":
         method += f"-{backbone}"  # no score of another network passes for the paper's
     trained_on = {
-        "dataset": options.trained_on or str(recipe.get("dataset", NOT_TOLD)),
+        "dataset": options.trained_on or str(recipe.get("dataset", UNKNOWN)),
         "stage": recipe.get("stage"),
-        "data": list(map(str, content.get("data", []))),
-        "real_path": list(map(str, recipe.get("real_path", []))),
+        "data": list(map(printable, content.get("data", []))),
+        "real_path": list(map(printable, real_path if isinstance(real_path, list) else [])),
         "released": bool(content.get("released")),
     }
     return {
@@ -345,7 +347,7 @@ def labels_of(model: Derainer | Results, found: Found, options: Evaluation) -> d
         "checkpoint": str(model.path) if isinstance(model, Derainer) else None,
         "checkpoint_step": content.get("step", 0),
         "data_path": str(options.data_path),
-        "images_expected": catalogue.of(dataset).counts.get("test"),
+        "images_expected": catalogue.get_entry(dataset).counts.get("test"),
         "images_found": len(found.pairs),
         "command": shlex.join(["python", *sys.argv]),
         "date": date.today().isoformat(),
@@ -354,7 +356,7 @@ def labels_of(model: Derainer | Results, found: Found, options: Evaluation) -> d
 
 def name_of_set(found: Found, options: Evaluation) -> str:
     """As the user says; as its folders say; the script's, if it has as many images; or its folder's name."""
-    official = catalogue.of(options.dataset).counts.get("test")
+    official = catalogue.get_entry(options.dataset).counts.get("test")
     script = options.dataset if official == len(found.pairs) else ""
     return options.set_name or recognised(found) or script or options.data_path.resolve().name
 
@@ -366,7 +368,7 @@ def seen_in_training(dataset: str, root: Path, trained_on: Mapping[str, Any], me
         return f"it was trained on the images in {root}"
     for path in map(Path, trained_on["real_path"]):
         # of a set with a list file or a training part, only that is taken
-        divided = "train" in catalogue.of(dataset).counts
+        divided = "train" in catalogue.get_entry(dataset).counts
         if not divided and (place.is_relative_to(path.resolve()) or claimed_by(path) == dataset):
             return f"it was trained on {path}, which is or holds {dataset}"
         if (dataset, claimed_by(path)) == ("Real275", "Internet"):
@@ -398,7 +400,7 @@ def model_in_words(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
         return f"results of {labels['method']}: {len(model.files)} images in {model.path}"
     text = f"model: {model.path}, step {labels['checkpoint_step']}, {labels['method']}"
     text += f", trained on {labels['trained_on']['dataset']}"
-    if NOT_TOLD in (labels["method"], labels["trained_on"]["dataset"]):
+    if UNKNOWN in (labels["method"], labels["trained_on"]["dataset"]):
         text += " (a checkpoint that does not tell: --method and --trained_on do)"
     return text
 
@@ -461,7 +463,7 @@ def set_scores_aside(folder: Path) -> None:
 def in_words(row: dict[str, Any]) -> str:
     """An image's scores, or their means, in a line: those that there are."""
     parts = [row["name"]] if "name" in row else []
-    for metric in OF_RECORD:
+    for metric in HEADLINE_METRICS:
         value, of_rainy = row.get(metric.key), row.get(metric.rainy_key)
         if value is not None:
             unit = f" {metric.unit}" if metric.unit else ""

@@ -307,6 +307,13 @@ def refuse_unless_file(path: Path, what: str) -> None:
         raise UserError(f"{path} is a {kind}, not {what}: take it away, or rename it")
 
 
+def refuse_inputs(target: Path, inputs: Iterable[Path], option: str) -> None:
+    """Raises UserError where a result would lie over an image that is read, by whatever name."""
+    place = os.path.realpath(target)
+    if any(place == os.path.realpath(path) for path in inputs):
+        raise UserError(f"{option} {target} is one of the images that are read: give another name")
+
+
 UNFINISHED = re.compile(r"\.unfinished-(\d+)-[0-9a-f]{8}\b.*")
 
 

@@ -116,7 +116,7 @@ CATALOGUE: dict[str, Entry] = {
 }
 
 
-def of(dataset: str) -> Entry:
+def get_entry(dataset: str) -> Entry:
     """What is known of it: nothing but its name, of a set that is not in the catalogue."""
     return CATALOGUE.get(dataset, Entry(dataset))
 
@@ -137,4 +137,4 @@ def printed(dataset: str) -> str:
 
 def is_simulated(path: Path, dataset: str = "") -> bool:
     """Whether a set is one of simulate.py's, by name or folder: no number of it passes for a benchmark's."""
-    return of(dataset).simulated or "simulated" in str(path).lower()
+    return get_entry(dataset).simulated or "simulated" in str(path).lower()

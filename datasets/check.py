@@ -21,7 +21,7 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 from datasets.catalogue import CATALOGUE
-from datasets.layouts import Wanted, find_images, locate
+from datasets.layouts import SplitQuery, find_images, locate
 from datasets.pairs import Found, ListedPairs, Pair, check_pairs, read_pair
 from machinery.options import Options, option, parse
 from utils import UserError, one_line, run
@@ -73,10 +73,10 @@ def check_split(dataset: str, split: str, options: Check) -> list[str]:
     if not CATALOGUE[dataset].labelled:
         found = find_images([options.path], option="the path")
     else:
-        spot, warnings = locate(options.path, Wanted(split, dataset, options.rainy_side))
-        pairs, lone_rainy, lone_clean = spot.gather()
+        candidate, warnings = locate(options.path, SplitQuery(split, dataset, options.rainy_side))
+        pairs, lone_rainy, lone_clean = candidate.gather()
         warnings += [f"no rainy image to the clean {path}" for path in lone_clean]
-        found = Found(spot.layout, spot.folder, pairs, tuple(warnings), dataset)
+        found = Found(candidate.layout, candidate.folder, pairs, tuple(warnings), dataset)
     if not found.pairs:
         return [f"{found.root} holds no pairs: {one_line(lone_rainy) or 'no images'}"]
     expected = CATALOGUE[dataset].counts[split]

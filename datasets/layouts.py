@@ -25,7 +25,7 @@ WHERE = "datasets/README.md says where the sets are to be had"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SplitQuery:
     """What is looked for: "train" or "test", of which set ("": any), with which half rainy ("auto")."""
 
     split: str
@@ -78,7 +78,7 @@ class Gathered(NamedTuple):
     lone_clean: Sequence[Path] = ()
 
 
-class Spot(NamedTuple):
+class LayoutMatch(NamedTuple):
     """A folder that was recognised, and how its pairs are put together."""
 
     folder: Path
@@ -88,7 +88,7 @@ class Spot(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------ the layouts
 
-Layout = Callable[[Folder, Wanted], Spot | None]
+Layout = Callable[[Folder, SplitQuery], LayoutMatch | None]
 LAYOUTS: dict[str, Layout] = {}  # by what a person would look for
 
 
@@ -103,7 +103,7 @@ def layout(looks: str) -> Callable[[Layout], Layout]:
 @layout(
     "rain/X2 or rain/ + norain/, rainy_image/ + ground_truth/, rain/ + gt/, input/ + target/, rainy/ + clean/"
 )
-def two_folders(folder: Folder, _: Wanted) -> Spot | None:
+def two_folders(folder: Folder, _: SplitQuery) -> LayoutMatch | None:
     """Most sets: a folder of rainy images beside one of clean ones, names of which agree more or less."""
     rainy, clean = folder.named(rainy_folders()), folder.named(clean_folders())
     if not rainy or not clean:
@@ -113,7 +113,7 @@ def two_folders(folder: Folder, _: Wanted) -> Spot | None:
     names = tuple(side.relative_to(folder.path).as_posix() for side in sides)
     alike = [e.name for e in CATALOGUE.values() if not e.simulated and _same(e.sides, names)]
     origin = f"{os.path.commonprefix(alike)} ({folder.path.name}), " if alike else ""  # noqa: RUF071 (Rain200H, Rain200L: letters)
-    return Spot(
+    return LayoutMatch(
         folder.path,
         f"{origin}{names[0]}/ + {names[1]}/",
         lambda: _matched(folder.path, *(_images_in(side) for side in sides)),
@@ -121,7 +121,7 @@ def two_folders(folder: Folder, _: Wanted) -> Spot | None:
 
 
 @layout("Rain_{Light,Medium,Heavy}/")
-def parts_side_by_side(folder: Folder, wanted: Wanted) -> Spot | None:
+def parts_side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     """Rain1200's training set: three strengths, each with its images, side by side, in it or one deeper."""
 
     def files(parts: Sequence[Path]) -> list[Path]:
@@ -130,12 +130,12 @@ def parts_side_by_side(folder: Folder, wanted: Wanted) -> Spot | None:
     for entry in CATALOGUE.values():
         if parts := folder.named(entry.parts):
             origin = f"{entry.name}, {', '.join(part.name for part in parts)}"
-            return _side_by_side(folder.path, origin, _rainy_half(entry, wanted), partial(files, parts))
+            return _side_by_side(folder.path, origin, _rainy_half(entry, query), partial(files, parts))
     return None
 
 
 @layout("rain-N + norain-N in one folder")
-def two_prefixes(folder: Folder, _: Wanted) -> Spot | None:
+def two_prefixes(folder: Folder, _: SplitQuery) -> LayoutMatch | None:
     """Rain100."""
     rainy, clean = (
         [path for path in folder.images if re.match(f"{prefix}[-_]", path.name.lower())]
@@ -143,28 +143,30 @@ def two_prefixes(folder: Folder, _: Wanted) -> Spot | None:
     )
     if not rainy or not clean:
         return None
-    return Spot(folder.path, "rain-N + norain-N in one folder", lambda: _matched(folder.path, rainy, clean))
+    return LayoutMatch(
+        folder.path, "rain-N + norain-N in one folder", lambda: _matched(folder.path, rainy, clean)
+    )
 
 
 @layout("norain-N side by side with their rainy images")
-def released(folder: Folder, wanted: Wanted) -> Spot | None:
+def released(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     """What the released code has its sets merged into, clean left."""
     if not all(path.name.lower().startswith("norain") for path in folder.images) or not folder.halved:
         return None
-    side = _rainy_half(Entry("", rainy_half="right"), wanted)
+    side = _rainy_half(Entry("", rainy_half="right"), query)
     return _side_by_side(folder.path, "released merged layout", side, lambda: folder.images)
 
 
 @layout("side-by-side images")
-def side_by_side(folder: Folder, wanted: Wanted) -> Spot | None:
+def side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     """One image a pair. The set says which half is rainy; where no name tells it, the pixels are asked."""
     if not folder.halved:
         return None
     names = f"{folder.path.parent.name}/{folder.path.name}"
-    told = [e for e in CATALOGUE.values() if e.rainy_half and (e.name == wanted.dataset or e.claims(names))]
+    told = [e for e in CATALOGUE.values() if e.rainy_half and (e.name == query.dataset or e.claims(names))]
     told.sort(key=lambda entry: not entry.claims(names))  # a set of another name may lie there
     origin = told[0].name if told else "images of unknown origin"
-    side = _rainy_half(told[0] if told else Entry(""), wanted)
+    side = _rainy_half(told[0] if told else Entry(""), query)
     if not side:
         swapped = looks_swapped(_halves(folder.path, folder.images, "left"), failed=_left_to_its_reader)
         side = "right as measured" if swapped else "left as measured"
@@ -179,14 +181,14 @@ def _same(sides: tuple[str, str], names: tuple[str, ...]) -> bool:
     return [side.lower() for side in sides] == [name.lower() for name in names]
 
 
-def _rainy_half(entry: Entry, wanted: Wanted) -> str:
-    return entry.rainy_half if wanted.rainy_side == "auto" else f"{wanted.rainy_side} as asked"
+def _rainy_half(entry: Entry, query: SplitQuery) -> str:
+    return entry.rainy_half if query.rainy_side == "auto" else f"{query.rainy_side} as asked"
 
 
-def _side_by_side(folder: Path, origin: str, side: str, files: Callable[[], Sequence[Path]]) -> Spot:
+def _side_by_side(folder: Path, origin: str, side: str, files: Callable[[], Sequence[Path]]) -> LayoutMatch:
     """`side`: "left" or "right", and why."""
     half = side.split()[0]
-    return Spot(
+    return LayoutMatch(
         folder,
         f"{origin}, side by side, rainy {side}",
         lambda: Gathered(_halves(folder, files(), half)),
@@ -221,8 +223,8 @@ def _list_in(folder: Path) -> Path | None:
     return next(filter(is_file, lists), None)
 
 
-def _listed(list_file: Path) -> Spot:
-    return Spot(list_file.parent, f"list {list_file.name}", lambda: Gathered(ListedPairs(list_file)))
+def _listed(list_file: Path) -> LayoutMatch:
+    return LayoutMatch(list_file.parent, f"list {list_file.name}", lambda: Gathered(ListedPairs(list_file)))
 
 
 # ------------------------------------------------------------------------------------------------- the search
@@ -237,8 +239,8 @@ def find_pairs(data_path: Path, split: str, dataset: str = "", rainy_side: str =
     measuring. Raises UserError that names the file: nothing recognised, several sets, a rainy image without
     its clean one, an empty folder.
     """
-    spot, warnings = locate(Path(data_path), Wanted(split, dataset, rainy_side))
-    pairs, lone_rainy, lone_clean = spot.gather()
+    found, warnings = locate(Path(data_path), SplitQuery(split, dataset, rainy_side))
+    pairs, lone_rainy, lone_clean = found.gather()
     if lone_rainy:
         more = f" (and {len(lone_rainy) - 1} more)" if len(lone_rainy) > 1 else ""
         raise UserError(
@@ -246,84 +248,86 @@ def find_pairs(data_path: Path, split: str, dataset: str = "", rainy_side: str =
         )
     if lone_clean:
         warnings.append(f"clean images without a rainy one, not used: {one_line(p.name for p in lone_clean)}")
-    expected = catalogue.of(dataset).counts.get(split)
+    expected = catalogue.get_entry(dataset).counts.get(split)
     if expected and len(pairs) != expected:
         warnings.append(
-            f"{spot.folder} holds {len(pairs):,} pairs; {dataset}'s official {split} set has {expected:,}"
+            f"{found.folder} holds {len(pairs):,} pairs; {dataset}'s official {split} set has {expected:,}"
         )
-    return Found(spot.layout, spot.folder, pairs, tuple(warnings), dataset)
+    return Found(found.layout, found.folder, pairs, tuple(warnings), dataset)
 
 
-def locate(data_path: Path, wanted: Wanted) -> tuple[Spot, list[str]]:
+def locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]:
     """The one recognised folder of a split, with warnings; its images are not paired yet."""
     if data_path.suffix == ".txt" and is_file(data_path):
         return _listed(data_path), []
     warnings: list[str] = []
-    spots = _spots(_there(data_path, "--data_path"), wanted)
-    other = OTHER_SPLIT[wanted.split]
-    if not spots and _split_of(data_path) == other:
+    places = _places(_there(data_path, "--data_path"), query)
+    other = OTHER_SPLIT[query.split]
+    if not places and _split_of(data_path) == other:
         beside = [
             path
             for path in Folder(data_path.parent).folders
-            if _split_of(path) == wanted.split and _strength(path) == _strength(data_path)
+            if _split_of(path) == query.split and _strength(path) == _strength(data_path)
         ]
-        spots = [spot for path in beside for spot in _spots(path, wanted)]
-        if spots:
-            warnings.append(f"{data_path} is a {other} folder: took the {wanted.split} folder beside it")
-    spots = _of_dataset(spots, wanted.dataset, data_path)
-    if not spots:
-        hint = _hint(Folder(data_path), wanted.split)
+        places = [found for path in beside for found in _places(path, query)]
+        if places:
+            warnings.append(f"{data_path} is a {other} folder: took the {query.split} folder beside it")
+    places = _of_dataset(places, query.dataset, data_path)
+    if not places:
+        hint = _hint(Folder(data_path), query.split)
         raise UserError(
-            f"no {wanted.split} pairs in {data_path}{hint}; looked for {', '.join(LAYOUTS)}, "
+            f"no {query.split} pairs in {data_path}{hint}; looked for {', '.join(LAYOUTS)}, "
             f"{' '.join(e.list_file for e in CATALOGUE.values() if e.list_file)}; "
             "alone or under train and test folders"
         )
-    if len(spots) > 1:
-        several = one_line(spot.folder for spot in spots)
+    if len(places) > 1:
+        several = one_line(found.folder for found in places)
         raise UserError(f"{data_path} holds several sets ({several}): point --data_path at one of them")
-    strength = _strength(spots[0].folder)
-    if strength and _strength(Path(wanted.dataset)) not in ("", strength):
-        warnings.append(f"{spots[0].folder} is {strength} rain by its name, and {wanted.dataset} is not")
-    return spots[0], warnings
+    strength = _strength(places[0].folder)
+    if strength and _strength(Path(query.dataset)) not in ("", strength):
+        warnings.append(f"{places[0].folder} is {strength} rain by its name, and {query.dataset} is not")
+    return places[0], warnings
 
 
-def _spots(path: Path, wanted: Wanted, depth: int = 3) -> list[Spot]:
+def _places(path: Path, query: SplitQuery, depth: int = 3) -> list[LayoutMatch]:
     """Recognised folders: those below named for the split, else this one, else those in its children."""
     list_file = _list_in(path)
-    if list_file and wanted.split == "train":
+    if list_file and query.split == "train":
         return [_listed(list_file)]
     folder = Folder(path)
 
-    def search(paths: Iterable[Path]) -> list[Spot]:
-        return [spot for each in (paths if depth else ()) for spot in _spots(each, wanted, depth - 1)]
+    def search(paths: Iterable[Path]) -> list[LayoutMatch]:
+        return [found for each in (paths if depth else ()) for found in _places(each, query, depth - 1)]
 
-    if spots := search(child for child in folder.folders if _split_of(child) == wanted.split):
-        return spots
-    if _split_of(path) != OTHER_SPLIT[wanted.split] and (spot := _recognise(folder, wanted)):
-        return [spot]
+    if places := search(child for child in folder.folders if _split_of(child) == query.split):
+        return places
+    if _split_of(path) != OTHER_SPLIT[query.split] and (found := _recognise(folder, query)):
+        return [found]
     # below a list file lie hundreds of thousands of images: nothing there is worth listing
     return [] if list_file else search(child for child in folder.folders if not _split_of(child))
 
 
-def _recognise(folder: Folder, wanted: Wanted) -> Spot | None:
+def _recognise(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     if folder.path.name in {entry.photographs for entry in CATALOGUE.values()}:
         return None
-    spots = (recognise(folder, wanted) for recognise in LAYOUTS.values())
-    return next(filter(None, spots), None)
+    places = (recognise(folder, query) for recognise in LAYOUTS.values())
+    return next(filter(None, places), None)
 
 
-def _of_dataset(spots: list[Spot], dataset: str, data_path: Path) -> list[Spot]:
+def _of_dataset(places: list[LayoutMatch], dataset: str, data_path: Path) -> list[LayoutMatch]:
     """Where several sets were recognised, those that speak of `dataset` below `data_path`."""
-    entry = catalogue.of(dataset)
+    entry = catalogue.get_entry(dataset)
     for speaks in (
-        lambda spot: dataset.lower() in below(spot.folder, data_path).as_posix().lower(),
-        lambda spot: entry.claims(below(spot.folder, data_path).as_posix()),
-        lambda spot: dataset.lower().removeprefix("rain") in below(spot.folder, data_path).as_posix().lower(),
-        lambda spot: _strength(spot.folder) == _strength(Path(dataset)),
+        lambda found: dataset.lower() in below(found.folder, data_path).as_posix().lower(),
+        lambda found: entry.claims(below(found.folder, data_path).as_posix()),
+        lambda found: (
+            dataset.lower().removeprefix("rain") in below(found.folder, data_path).as_posix().lower()
+        ),
+        lambda found: _strength(found.folder) == _strength(Path(dataset)),
     ):
-        if len(spots) > 1 and dataset:
-            spots = list(filter(speaks, spots)) or spots
-    return spots
+        if len(places) > 1 and dataset:
+            places = list(filter(speaks, places)) or places
+    return places
 
 
 def _hint(folder: Folder, split: str) -> str:
@@ -416,7 +420,7 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     files = list(dict.fromkeys(files))  # a folder given twice, or inside another
     root = Path(os.path.commonpath([path.parent for path in files]))
     names = distinct_names(files, root)
-    expected = sum(catalogue.of(dataset).counts.values())
+    expected = sum(catalogue.get_entry(dataset).counts.values())
     if expected and len(files) != expected:
         warnings.append(f"{root} holds {len(files):,} images; {dataset} officially has {expected:,}")
     pairs = [Pair(name, Side(path), None) for name, path in zip(names, files, strict=True)]

@@ -5,6 +5,7 @@ Images are uint8 RGB (H, W, 3).
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -100,7 +101,8 @@ class ListedPairs(Sequence[Pair]):
         return "/".join(part for part in parts if part != "..").removesuffix(".png")
 
     def _names(self, index: int) -> list[list[str]]:
-        line = os.fsdecode(self._bytes[self._starts[index] : self._ends[index]].tobytes())
+        data = self._bytes[self._starts[index] : self._ends[index]].tobytes()
+        line = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
         names = line.split()
         if len(names) != 2:
             shown = line.strip()[:200]
@@ -268,7 +270,7 @@ def refuse_unless_additive(found: Found, most: int = 16) -> None:
         if why := why_not_additive(rainy, clean):
             path = found.pairs[index].rainy.path
             raise UserError(f"--recombine needs rain that is an exact grey addition; {path} is not: {why}")
-    if catalogue.of(found.dataset).additive is False:
+    if catalogue.get_entry(found.dataset).additive is False:
         raise UserError(
             f"--recombine needs rain that is an exact grey addition; {found.dataset}'s is none, "
             f"though nothing in the sampled pairs of {found.root} speaks against it"

@@ -24,11 +24,11 @@ from machinery.options import Options, option, parse
 from metrix_code.metrics import METRICS, Metric
 from metrix_code.protocol import PROTOCOLS, size
 from metrix_code.scores import mean
-from utils import UserError, list_images, read_image, write_text
+from utils import UserError, list_images, printable, read_image, refuse_inputs, write_text
 
 
 @dataclass(frozen=True)
-class Folder(Options):
+class MetricOptions(Options):
     """The options of a metric that needs no clean images."""
 
     res_path: Path = option(Path(), "the derained images", required=True)
@@ -37,7 +37,7 @@ class Folder(Options):
 
 
 @dataclass(frozen=True)
-class PairedFolders(Folder):
+class PairedMetricOptions(MetricOptions):
     """Of one that compares with them."""
 
     gt_path: Path = option(Path(), "the clean images, matched by name, then by number", required=True)
@@ -74,8 +74,8 @@ def main(title: str, about: str | None) -> None:
     """
     choices = {m.protocol: m for m in METRICS.values() if m.title == title and not m.of_output}
     metric = next(iter(choices.values()))
-    options = parse(PairedFolders() if metric.paired else Folder(), about)
-    if isinstance(options, PairedFolders):
+    options = parse(PairedMetricOptions() if metric.paired else MetricOptions(), about)
+    if isinstance(options, PairedMetricOptions):
         metric = choices[options.protocol]
     derained = list_images(options.res_path)
     if not derained:
@@ -84,14 +84,16 @@ def main(title: str, about: str | None) -> None:
         )
     pairs: list[tuple[Path, Path | None]] = [(path, None) for path in derained]
     half = ""
-    if isinstance(options, PairedFolders):
+    given = [options.res_path, *([options.gt_path] if isinstance(options, PairedMetricOptions) else [])]
+    refuse_inputs(options.csv, [path for folder in given for path in list_images(folder)], "--csv")
+    if isinstance(options, PairedMetricOptions):
         pairs, half = _pairs(derained, options.res_path, options.gt_path), options.gt_half
     scores = _in_parallel(partial(_score, metric, half), pairs, title, options.workers)
     for score in scores:
         if score.value is None:
-            print(f"{score.derained.name}  not scored: {score.why}", file=sys.stderr)
+            print(f"{printable(score.derained.name)}  not scored: {printable(score.why)}", file=sys.stderr)
         else:
-            print(f"{score.derained.name}  {metric.text(score.value)}")
+            print(f"{printable(score.derained.name)}  {metric.text(score.value)}")
     print(_summary(scores, metric))
     if options.csv != Path():
         _write_csv(options.csv, scores, metric)
@@ -114,7 +116,10 @@ def _pairs(derained: list[Path], res_path: Path, gt_path: Path) -> list[tuple[Pa
         (unused, "clean images not derained"),
     ):
         if paths:
-            print(f"{what}, not scored ({len(paths)}): {', '.join(p.name for p in paths)}", file=sys.stderr)
+            print(
+                f"{what}, not scored ({len(paths)}): {', '.join(printable(p.name) for p in paths)}",
+                file=sys.stderr,
+            )
     return list(pairs)
 
 

@@ -67,4 +67,4 @@ PAIRED = tuple(key for key, metric in METRICS.items() if metric.paired)
 # the numbers that an image may have in scores.json
 KEYS = (*METRICS, *(metric.rainy_key for metric in METRICS.values() if not metric.of_output))
 # shown a line an image and on the page; the first of them that there is tells what was gained
-OF_RECORD = tuple(METRICS[key] for key in ("psnr", "ssim", "niqe"))
+HEADLINE_METRICS = tuple(METRICS[key] for key in ("psnr", "ssim", "niqe"))

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
-from metrix_code.metrics import OF_RECORD, Metric
+from metrix_code.metrics import HEADLINE_METRICS, Metric
 from metrix_code.scores import average
 from utils import UserError, natural_key, write_atomically, write_text
 
@@ -89,7 +89,7 @@ class PageWriter:
     def _means(self) -> str:
         means = average(self._rows)
         parts = [f"{len(self._rows)} images"]
-        for metric in OF_RECORD:
+        for metric in HEADLINE_METRICS:
             value, before = means[metric.key], means[metric.rainy_key]
             infinite = means["infinite"].get(metric.key)
             if value is not None:
@@ -115,7 +115,7 @@ def _or_last(gain: float | None) -> float:
 
 def _gain(row: dict[str, Any]) -> tuple[str, float | None]:
     """By what the derained image is better than the rainy one: in PSNR, or, without a clean side, in NIQE."""
-    for metric in OF_RECORD:
+    for metric in HEADLINE_METRICS:
         after, before = row.get(metric.key), row.get(metric.rainy_key)
         if after is not None and before is not None:
             return metric.title, _difference(after, before, metric)
@@ -155,7 +155,7 @@ def _entry(row: dict[str, Any], place: int, gain: float | None) -> str:
 
 def _score_table(row: dict[str, Any]) -> str:
     lines = []
-    for metric in OF_RECORD:
+    for metric in HEADLINE_METRICS:
         after, before = row.get(metric.key), row.get(metric.rainy_key)
         if after is None:
             continue

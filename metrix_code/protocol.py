@@ -54,7 +54,7 @@ def in_protocol(
     return luma(derained, peak), luma(clean, peak), 255.0
 
 
-def made_smaller(image: np.ndarray) -> np.ndarray:
+def ssim_downsample(image: np.ndarray) -> np.ndarray:
     """Float64 (H, W) as the DID/DDN protocol's SSIM takes it: means of boxes, about 256 on the shorter side.
 
     The step is the whole number nearest to min(H, W) / 256, halves up. The box is that wide, borders mirrored

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from metrix_code.metrics import KEYS
-from utils import UserError, content_of, file_errors, write_text
+from utils import UserError, content_of, file_errors, printable, write_text
 
 FILE = "scores.json"
-NOT_TOLD = "not told"  # of a method or its training: neither the checkpoint nor the user says it
+UNKNOWN = "unknown"  # of a method or its training: neither the checkpoint nor the user says it
 TEXTS = ("dataset", "method")
 OPTIONAL_TEXTS = ("seen", "checkpoint", "data_path", "hardware", "date")
 COUNTS = ("images_expected", "images_found", "checkpoint_step")
@@ -67,7 +67,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     """Reads a scores.json. Raises UserError where it is unreadable, or not one that an evaluation wrote."""
     remedy = "evaluate again, or take the file away"
     with file_errors(path, remedy, done="read as scores", kinds=(ValueError, RecursionError)):
-        scores = json.loads(content_of(path, remedy))
+        scores = _in_printable(json.loads(content_of(path, remedy)))
     if wrong := _wrong(scores):
         raise UserError(f"{path}: {wrong}: {remedy}")
     return scores
@@ -92,6 +92,15 @@ def _wrong(scores: Any) -> str:
             if not _is_score(record.get(key)):
                 return f"a score {key!r} is no number"
     return ""
+
+
+def _in_printable(value: Any) -> Any:
+    """Every text of it as a terminal can show it."""
+    if isinstance(value, dict):
+        return {printable(key): _in_printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _is_score(value: Any) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
-from metrix_code.protocol import in_protocol, made_smaller, size
+from metrix_code.protocol import in_protocol, size, ssim_downsample
 from utils import UserError
 
 RADIUS = 5  # an 11-tap window
@@ -25,12 +25,12 @@ def ssim(derained: np.ndarray, clean: np.ndarray, protocol: str = "RGB", peak: f
     `derained` and `clean` are (H, W, 3) RGB, both uint8, or both float in [0, `peak`]: give peak=1.0
     for what the network returns. "RGB" pads with zeros and averages over the three channels and all
     pixels, as the training loss does; "Y" averages the luma's map where the window lies wholly inside
-    ('valid'); "DID/DDN" does so on a smaller luma, see `made_smaller`.
+    ('valid'); "DID/DDN" does so on a smaller luma, see `ssim_downsample`.
     Raises UserError where the two differ in shape or type, or, but for "RGB", are smaller than the window.
     """
     x, y, peak = in_protocol(derained, clean, protocol, peak)
     if protocol == "DID/DDN":
-        x, y = made_smaller(x), made_smaller(y)
+        x, y = ssim_downsample(x), ssim_downsample(y)
     mean_x, mean_y = _blur(x), _blur(y)
     product, squares = mean_x * mean_y, np.square(mean_x) + np.square(mean_y)
     covariance, variances = _blur(x * y) - product, _blur(x * x + y * y) - squares

@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script t
 from datasets.catalogue import columns, printed
 from machinery.options import Options, option, parse
 from metrix_code.metrics import METRICS, Metric
-from metrix_code.scores import FILE, NOT_TOLD, read_scores
+from metrix_code.scores import FILE, UNKNOWN, read_scores
 from utils import UserError, run
 
 KINDS = ("published", "reproduced", "measured")
@@ -223,13 +223,13 @@ def _training(scores: dict[str, Any]) -> dict[str, Any]:
 
 def _source(path: Path, scores: dict[str, Any]) -> str:
     parts = [str(path)]
-    trained_on = _training(scores).get("dataset") or NOT_TOLD
+    trained_on = _training(scores).get("dataset") or UNKNOWN
     if scores.get("checkpoint"):
         parts.append(f"checkpoint {scores['checkpoint']} at step {scores.get('checkpoint_step')}")
-    if trained_on != NOT_TOLD:
+    if trained_on != UNKNOWN:
         parts.append(f"trained on {trained_on}")
     elif scores.get("checkpoint"):
-        parts.append(f"training {NOT_TOLD}")
+        parts.append(f"training {UNKNOWN}")
     if scores.get("precision", "float32") != "float32":
         parts.append(str(scores["precision"]))
     if scores.get("tile"):
@@ -263,8 +263,13 @@ def as_plain(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     header, *rows = table.as_text()
     lines = [f"### {table.title}", "", _bars(header), _bars(["---"] * len(header))]
-    lines += [_bars([cell.replace("|", "\\|").replace("\n", "<br>") for cell in row]) for row in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in _footnotes(table))]) + "\n"
+    lines += [_bars([_in_markdown(cell) for cell in row]) for row in rows]
+    return "\n".join([*lines, "", *(f"- {_in_markdown(note)}" for note in _footnotes(table))]) + "\n"
+
+
+def _in_markdown(text: str) -> str:
+    """What a scores.json says is text: no tag of it reaches a browser."""
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", "<br>")
 
 
 def as_latex(table: Table) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasets import check
-from datasets.catalogue import CATALOGUE, Entry, columns, is_simulated, of, printed
+from datasets.catalogue import CATALOGUE, Entry, columns, get_entry, is_simulated, printed
 from datasets.layouts import find_images, find_pairs, released_real_folder
 from datasets.pairs import check_pairs, refuse_unless_additive
 from tests import layouts
@@ -107,7 +107,7 @@ def test_what_is_simulated_is_known_by_name_or_folder() -> None:
     assert is_simulated(Path("datasets/simulated/x"), "Rain200H")
     assert is_simulated(Path("elsewhere"), "Simulated200H")
     assert not is_simulated(Path("datasets/Rain200H"), "Rain200H")
-    assert of("unheard of") == Entry("unheard of")
+    assert get_entry("unheard of") == Entry("unheard of")
 
 
 def test_every_entry_is_whole() -> None:

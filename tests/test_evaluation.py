@@ -261,7 +261,7 @@ def test_what_a_released_checkpoint_does_not_tell_stays_open_or_is_told(folder, 
     torch.save({"net": released_weights(), "clock_net": 78_000}, tmp_path / "net_latest")
     given = {"logdir": tmp_path, "save_path": tmp_path / "results", "page": False}
     scores = score(evaluation(folder, **given), CPU)
-    assert (scores["method"], scores["trained_on"]["dataset"]) == ("not told", "not told")
+    assert (scores["method"], scores["trained_on"]["dataset"]) == ("unknown", "unknown")
     assert "--method and --trained_on do" in capsys.readouterr().out
     scores = score(evaluation(folder, **given, method="SID", trained_on="Rain200H"), CPU)
     assert (scores["method"], scores["trained_on"]["dataset"]) == ("SID", "Rain200H")

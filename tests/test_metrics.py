@@ -15,9 +15,9 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from metrix_code import folders, tables
-from metrix_code.metrics import KEYS, METRICS, OF_RECORD
+from metrix_code.metrics import HEADLINE_METRICS, KEYS, METRICS
 from metrix_code.niqe import niqe
-from metrix_code.protocol import PROTOCOLS, luma, made_smaller
+from metrix_code.protocol import PROTOCOLS, luma, ssim_downsample
 from metrix_code.psnr import psnr
 from metrix_code.scores import FILE, average, mean, read_scores, write_scores
 from metrix_code.ssim import ssim
@@ -106,7 +106,7 @@ def test_ssim_in_did_ddn_is_scikit_images_on_the_smaller_pair():
 )
 def test_the_step_of_did_ddn_is_rounded_half_up_and_even_boxes_reach_right_and_below(shorter, step):
     image = np.random.default_rng(step).random((shorter, shorter + 9))
-    smaller = made_smaller(image)
+    smaller = ssim_downsample(image)
     assert smaller.shape == tuple(-(-side // step) for side in image.shape)
     before, after = (step - 1) // 2, step // 2
     mirrored = np.pad(image, (before, after), mode="symmetric")
@@ -195,7 +195,7 @@ def test_every_metric_of_the_table_scores_what_it_says(pair):
         assert metric.sign * (of_itself - of_rainy) > 0  # the clean image is better
         assert metric.title in metric.name and len(metric.text(0.5).split(".")[1]) == metric.digits
     assert METRICS["psnr_float"](*floats) == pytest.approx(METRICS["psnr"](noisy, clean), abs=1e-5)
-    assert {metric.title for metric in OF_RECORD} == {"PSNR", "SSIM", "NIQE"}
+    assert {metric.title for metric in HEADLINE_METRICS} == {"PSNR", "SSIM", "NIQE"}
 
 
 def test_rainy_images_beside_the_clean_ones_are_not_taken_for_clean(tmp_path, pair):
@@ -502,12 +502,12 @@ def test_a_self_ensemble_and_a_foreign_method_have_rows_of_their_own(tmp_path):
     scored(tmp_path / "a", "Rain200H", "SID", [image])
     scored(tmp_path / "b", "Rain200H", "SID", [image], self_ensemble=True)
     scored(tmp_path / "c", "Rain200H", "Restormer", [image], checkpoint=None)
-    authors = {"released": True, "dataset": "not told"}
+    authors = {"released": True, "dataset": "unknown"}
     scored(tmp_path / "d", "Rain200H", "SID", [image], trained_on=authors, precision="bfloat16", tile=256)
     (table,) = tables.tables(tmp_path, ["measured"])
     rows = [row[0] for row in table.rows()]
     assert rows == ["SID (ours)", "SID (ours) + self-ensemble", "Restormer", "SID (released)"]
-    assert "at step 7, training not told, bfloat16, tiles of 256" in tables.as_plain(table)
+    assert "at step 7, training unknown, bfloat16, tiles of 256" in tables.as_plain(table)
 
 
 def test_two_evaluations_of_one_method_both_stay(tmp_path):

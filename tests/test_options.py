@@ -223,6 +223,9 @@ def test_the_average_is_what_is_validated_and_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "mean_scores", scores)
     run = trained(teacher(tmp_path, ema=0.9, val_every=1, steps=4))
     average: Any = run.stage.beside["average"]
+    assert int(average.n_averaged) == 4 and not torch.equal(
+        average.module.net.head1.weight, run.state.net.net.head1.weight
+    )
     assert validated and all(each is average.module for each in validated)
     content = load_checkpoint(tmp_path / "teacher/net_latest")
     for name, value in average.module.net.state_dict().items():

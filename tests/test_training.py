@@ -366,3 +366,11 @@ def test_errors_are_one_line(tmp_path):
     done = run_script("train_Rain200H.py", teacher(tmp_path), data_path=tmp_path / "nowhere")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and str(tmp_path / "nowhere") in done.stderr
+
+
+def test_equal_runs_leave_equal_files(tmp_path):
+    """Whatever the machine had free meanwhile: a checkpoint says nothing of it."""
+    for name in ("one", "other"):
+        trained(teacher(tmp_path, steps=2, ema=0.9, save_path=tmp_path / "run"))
+        (tmp_path / "run/net_latest").rename(tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()

@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script t
 
 from datasets.names import match
 from machinery.options import Options, option, parse
-from utils import UserError, list_images, read_image, run, write_image
+from utils import UserError, list_images, read_image, refuse_inputs, run, write_image
 
 GAP, CAPTION = 6, 24  # pixels, white
 
@@ -64,6 +64,8 @@ class Sheet(Options):
 def main() -> None:
     options = parse(Sheet(), __doc__)
     folders = dict(column.split("=", 1) for column in options.columns)
+    read = [path for folder in folders.values() for path in list_images(Path(folder))]
+    refuse_inputs(options.out, read, "--out")
     write_image(options.out, from_folders(folders, options.most, options.height))
     print(f"written: {options.out}")
 

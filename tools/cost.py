@@ -30,7 +30,7 @@ from benchmarks.measure import peak_memory, seconds
 from inference import DEFAULT_MODEL, Derainer, hardware
 from machinery import distributed
 from machinery.options import Machine, option, parse
-from utils import run
+from utils import printable, run
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def main() -> None:
     derainer.derained(rainy)  # the first: its peak is the process's, no later image can have added to it
     peak = peak_memory(device)
     times = [seconds(lambda: derainer.derained(rainy), device) for _ in range(options.rounds)]
-    method = derainer.content["recipe"].get("stage", "not told")
+    method = printable(derainer.content["recipe"].get("stage", "unknown"))
     parameters = sum(each.numel() for each in net.parameters())
     height, width = options.size
     cells = {
