@@ -117,14 +117,6 @@ def test_scores_do_not_lie_over_an_image(tmp_path, side):
     for folder in ("res", "gt"):
         write_image(tmp_path / folder / "1.png", layouts.clean_image(1))
     (tmp_path / "link.csv").symlink_to(tmp_path / side / "1.png")
-    words = [
-        sys.executable,
-        "metrix_code/psnr.py",
-        "--res_path",
-        tmp_path / "res",
-        "--gt_path",
-        tmp_path / "gt",
-    ]
     for target in (tmp_path / side / "1.png", tmp_path / "link.csv"):
         done = run_in([*psnr_of(tmp_path), "--csv", target])
         assert done.returncode == 2 and "is one of the images that are read" in done.stderr
