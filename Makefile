@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test attack check bench clean
+.PHONY: demo test attack check mutants bench clean
 
 demo: .venv/ready
 	$(PY) demo.py
@@ -22,6 +22,14 @@ check: .venv/ready
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy .
 
+# faults planted in the method, and those that no test finds; in a clone, for the files are changed
+mutants: .venv/ready
+	$(PY) -m pip install --quiet cosmic-ray
+	rm -rf .mutants && git clone --quiet . .mutants && ln -s ../.venv .mutants/.venv
+	cd .mutants && export PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 && cosmic-ray init mutants.toml s.sqlite \
+		&& cr-filter-operators s.sqlite mutants.toml && cosmic-ray exec mutants.toml s.sqlite \
+		&& cr-report --surviving-only --show-diff s.sqlite
+
 bench: .venv/ready
 	$(PY) benchmarks/run.py
 
@@ -31,4 +39,4 @@ bench: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv results datasets/simulated trained_model/demo
+	rm -rf .venv .mutants results datasets/simulated trained_model/demo

@@ -12,13 +12,15 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from any folder
 
-from inference import Derainer
-from utils import read_image, run, write_image
+from inference import DEFAULT_MODEL, Derainer
+from utils import UserError, read_image, run, write_image
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        raise UserError("name one photograph: python docs/from_python.py photo.jpg")
     rainy = read_image(Path(sys.argv[1]))  # uint8 RGB (H, W, 3)
-    derain = Derainer.open(Path(__file__).resolve().parents[1] / "trained_model/Rain200L+Real", tile=None)
+    derain = Derainer.open(DEFAULT_MODEL, tile=None)
     derained = derain(rainy)  # the same
     rain = rainy.astype(int) - derained  # -255 to 255; the network takes light away, as rain adds it
     brighter = np.clip(4 * rain, 0, 255).astype(np.uint8)

@@ -127,7 +127,10 @@ def _by_preset(record: Record, arguments: Sequence[str] | None) -> Record:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))  # in one line, whatever was typed
+        """In one line, whatever was typed, with the first example of the script's own words."""
+        lines = [line.strip() for line in (self.description or "").splitlines()]
+        example = next((f"; as in: {line}" for line in lines if line.startswith("python ")), "")
+        super().error(printable(message) + example)
 
 
 def as_plain(record: Options) -> dict[str, Any]:

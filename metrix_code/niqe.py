@@ -1,6 +1,6 @@
 """NIQE of images that have no clean side, lower is 'better'; with the parameters of the LIVE release.
 
-python metrix_code/niqe.py --res_path results/Real275
+python metrix_code/niqe.py --res_path results/Real275/SSID-KD
 
 Untouched rainy images of Real-275 already score 3.66: NIQE alone proves little. MATLAB's own `niqe` has other
 parameters, so its scores belong in another column.

@@ -1,6 +1,6 @@
 """PSNR of derained images against the clean ones, in dB.
 
-python metrix_code/psnr.py --res_path results/Rain200H --gt_path .../rain_data_test_Heavy/norain
+python metrix_code/psnr.py --res_path results/Rain200H/SID --gt_path datasets/Rain200H/.../norain
 """
 
 import math

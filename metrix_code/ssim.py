@@ -1,6 +1,6 @@
 """SSIM of derained images against the clean ones, 1 at most.
 
-python metrix_code/ssim.py --res_path results/Rain200H --gt_path .../rain_data_test_Heavy/norain
+python metrix_code/ssim.py --res_path results/Rain200H/SID --gt_path datasets/Rain200H/.../norain
 """
 
 import sys
