@@ -22,7 +22,11 @@ from machinery.checkpoints import find_checkpoint, load_checkpoint
 from utils import UserError, to_tensor, to_uint8
 
 CPU = torch.device("cpu")
-DEFAULT_MODEL = Path("trained_model/Rain200L+Real")  # of photographs, demo and tools
+SHIPPED_MODELS = {  # of the demo; the student is that of photographs and tools
+    "teacher": Path("trained_model/Rain200H"),
+    "student": Path("trained_model/Rain200H+Real"),
+}
+DEFAULT_MODEL = Path("trained_model/Rain200L+Real")
 OVERLAP = 64  # of two tiles, in pixels
 # What a tile may take on a CPU, however much is free: with torch itself and a photograph of 3840x2160 less
 # than 2.5 GB, and larger tiles are hardly faster.
