@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported: nothing is sent
 
 from inference import Derainer
@@ -20,6 +22,15 @@ from utils import UserError
 ADDRESS = "127.0.0.1"  # the loopback: no other machine reaches it
 
 
+def derained_file(derain: Derainer, file: Path) -> tuple[np.ndarray, np.ndarray, Path]:
+    """Before and after as a browser shows them, and the result as PNG. Raises UserError for no picture."""
+    before = read_picture(file)
+    after = before.painted(derain.derained(before.tensor()))
+    result = Path(tempfile.mkdtemp()) / f"{file.stem}_derained.png"
+    result.write_bytes(encoded(after, ".png")[0])
+    return before.shown(), after.shown(), result
+
+
 def page(derain: Derainer, examples: Sequence[Path] = ()) -> Any:
     """The page, a gradio.Blocks. Raises UserError where Gradio is not installed."""
     try:
@@ -27,34 +38,30 @@ def page(derain: Derainer, examples: Sequence[Path] = ()) -> Any:
     except ImportError:
         raise UserError("--serve needs Gradio: python -m pip install -r requirements-extras.txt") from None
 
-    def derained(file: str | None) -> tuple[Any, str | None]:
+    def shown(file: str | None) -> tuple[Any, str | None]:
         if not file:
             return None, None
         try:
-            before = read_picture(Path(file))
-            after = before.painted(derain.derained(before.tensor()))
-            data, _ = encoded(after, ".png")
+            before, after, result = derained_file(derain, Path(file))
         except UserError as error:
             raise gradio.Error(str(error)) from None
-        result = Path(tempfile.mkdtemp()) / f"{Path(file).stem}_derained.png"
-        result.write_bytes(data)
-        return (before.shown(), after.shown()), str(result)
+        return (before, after), str(result)
 
     with gradio.Blocks(title="Derained photographs", analytics_enabled=False) as blocks:
         gradio.Markdown(f"## Rain out of a photograph\nModel: {derain.path}. Nothing leaves this machine.")
         with gradio.Row():
             given = gradio.Image(type="filepath", label="A photograph with rain in it")
             slider = gradio.ImageSlider(label="Before and after", type="numpy", interactive=False)
-        file = gradio.File(label="The result, as PNG, with its colour profile and EXIF")
-        given.change(derained, given, [slider, file])
+        result = gradio.File(label="The result, as PNG, with its colour profile and EXIF")
+        given.change(shown, given, [slider, result])
         if examples:
             gradio.Examples([[str(path)] for path in examples], given)
     return blocks
 
 
-def serve(derain: Derainer, port: int) -> None:
+def serve(derain: Derainer, port: int, examples: Sequence[Path] = ()) -> None:
     """Shows the page until Ctrl-C. Raises UserError where the port is taken."""
     try:
-        page(derain).launch(server_name=ADDRESS, server_port=port or None, share=False, inbrowser=False)
+        page(derain, examples).launch(server_name=ADDRESS, server_port=port or None, share=False)
     except OSError as error:
         raise UserError(f"--port {port}: {error}") from None

@@ -1,0 +1,61 @@
+"""The page of `derain.py --serve`. What needs Gradio, an extra, is passed over without it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+
+from inference import Derainer
+from machinery.pictures import read_picture
+from tests.small import ROOT, teacher, trained
+from tests.test_pictures import SRGB, photograph
+from tools import web
+from utils import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    trained(teacher(folder, steps=1))
+    return folder / "teacher"
+
+
+def test_a_photograph_comes_back_derained_with_all_that_it_is(tmp_path, model):
+    derain = Derainer.open(model)
+    before, after, result = web.derained_file(derain, photograph(tmp_path / "x.jpg", orientation=6))
+    made = read_picture(result)
+    assert result.name == "x_derained.png" and made.icc == SRGB and before.shape == after.shape
+    expected = derain.derained(read_picture(tmp_path / "x.jpg").tensor())
+    assert np.array_equal(made.pixels, read_picture(tmp_path / "x.jpg").painted(expected).pixels)
+    (tmp_path / "no.jpg").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"no\.jpg is not an image"):
+        web.derained_file(derain, tmp_path / "no.jpg")
+
+
+def test_the_page_is_for_this_machine_alone(model):
+    pytest.importorskip("gradio", reason="needs requirements-extras.txt")
+    words = [sys.executable, "derain.py", "--serve", "--port", "0", "--logdir", model, "--use_GPU", "False"]
+    with subprocess.Popen(
+        list(map(str, words)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        try:
+            assert process.stdout
+            lines = iter(process.stdout.readline, "")
+            address = next(found[0] for line in lines if (found := re.search(r"http://[^\s]+", line)))
+            assert address.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(f"{address.rstrip('/')}/config") as answer:
+                told = json.load(answer)
+        finally:
+            process.terminate()
+    assert told["analytics_enabled"] is False
+    assert {"imageslider", "image", "file"} <= {each["type"] for each in told["components"]}
