@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,30 +43,7 @@ class Crops(Dataset, abc.ABC):
     """
 
     tag: Draw
-    root: Path
-    pairs: Sequence[Pair]
-    found_in_words: list[str]
-    notes: list[str]
-    counts: dict[str, list[int]]
     held_back: Found | None = None
-
-    @abc.abstractmethod
-    def __len__(self) -> int: ...
-
-    @abc.abstractmethod
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
-
-
-class PairCrops(Crops):
-    """Crops of pairs: {"rainy", "clean"}.
-
-    `augment` flips and rotates, `mirror` flips left to right. `recombine` lays the streaks of pair `index` on
-    the clean side of another pair, or on one of the images `backgrounds`; raises UserError unless the rain is
-    an exact grey addition. Then the background alone is rotated, for rain falls; and the layer, if `layer`
-    says so, is turned, zoomed, strengthened and mirrored.
-    """
-
-    tag = Draw.CROP
 
     def __init__(
         self,
@@ -75,25 +53,61 @@ class PairCrops(Crops):
         seed: int = 0,
         augment: bool = False,
         mirror: bool = False,
+        cache: ImageCache | None = None,
+    ) -> None:
+        self.root, self.pairs, self.patch_size, self.seed = found.root, found.pairs, patch_size, seed
+        self.augment, self.mirror = augment, mirror
+        self.read = cache or ImageCache("off")
+        self.found_in_words = [found.describe()]
+        self.notes: list[str] = []
+        self.counts = {"pairs": _count(self.pairs)}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @abc.abstractmethod
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
+
+    def _turn(self, rng: np.random.Generator) -> int:
+        turn = int(rng.integers(8))  # drawn in any case: the options must not shift each other's draws
+        if self.augment:
+            return turn
+        return turn // 4 * 4 if self.mirror else 0
+
+
+class PairCrops(Crops):
+    """Crops of pairs: {"rainy", "clean"}.
+
+    `augment` flips and rotates, `mirror` flips left to right. `recombine` lays the streaks of pair `index` on
+    the clean side of another pair, or on one of the images `backgrounds`; raises UserError unless the rain is
+    an exact grey addition. Then the background alone is rotated, for rain falls, and the layer is turned by
+    `rotation` degrees at most, enlarged or shrunk `zoom` times, strengthened or weakened `strength` times,
+    and mirrored.
+    """
+
+    tag = Draw.CROP
+
+    def __init__(
+        self,
+        found: Found,
+        patch_size: int,
+        *,
         recombine: bool = False,
         rotation: float = 0.0,
         zoom: float = 1.0,
         strength: float = 1.0,
         backgrounds: Found | None = None,
-        cache: ImageCache | None = None,
+        **common: Any,
     ) -> None:
-        self.root, self.pairs, self.patch_size, self.seed = found.root, found.pairs, patch_size, seed
-        self.augment, self.mirror, self.recombine = augment, mirror, recombine
-        self.rotation, self.zoom, self.strength = rotation, zoom, strength
+        super().__init__(found, patch_size, **common)
+        self.recombine, self.rotation, self.zoom, self.strength = recombine, rotation, zoom, strength
         self.backgrounds: Sequence[Pair] = backgrounds.pairs if backgrounds else ()
         if recombine:
             refuse_unless_additive(found)
-        self.read = cache or ImageCache("off")
-        self.found_in_words = [found.describe()]
         if backgrounds:
             self.found_in_words.append(f"backgrounds: {backgrounds.describe()}")
         self.notes = [*self.found_in_words, self.read.keep(_files(self.pairs, self.backgrounds))]
-        self.counts = {"pairs": _count(self.pairs), "backgrounds": _count(self.backgrounds)}
+        self.counts["backgrounds"] = _count(self.backgrounds)
 
     @classmethod
     def of(cls, recipe: Training, cache: ImageCache) -> PairCrops:
@@ -119,9 +133,6 @@ class PairCrops(Crops):
         crops.notes[1:1], crops.held_back = suspicions, held_back
         return crops
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
         rng = _generator(self.seed, epoch, index, Draw.CROP)
@@ -136,12 +147,6 @@ class PairCrops(Crops):
         else:
             rainy, clean = (turned(each, turn) for each in _crop((rainy, clean), self.patch_size, rng))
         return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
-
-    def _turn(self, rng: np.random.Generator) -> int:
-        turn = int(rng.integers(8))  # drawn in any case: the options must not shift each other's draws
-        if self.augment:
-            return turn
-        return turn // 4 * 4 if self.mirror else 0
 
     def _layer(
         self, rainy: np.ndarray, clean: np.ndarray, place: np.random.Generator, rng: np.random.Generator
@@ -175,22 +180,10 @@ class RealCrops(Crops):
 
     tag = Draw.REAL
 
-    def __init__(
-        self,
-        found: Found,
-        patch_size: int,
-        *,
-        seed: int = 0,
-        augment: bool = False,
-        mirror: bool = False,
-        cache: ImageCache | None = None,
-    ) -> None:
-        self.root, self.pairs, self.patch_size, self.seed = found.root, found.pairs, patch_size, seed
-        self.augment, self.mirror = augment, mirror
-        self.read = cache or ImageCache("off")
-        self.found_in_words = [found.describe()]
+    def __init__(self, found: Found, patch_size: int, **common: Any) -> None:
+        super().__init__(found, patch_size, **common)
         self.notes = [*self.found_in_words, f"real {self.read.keep(_files(self.pairs))}"]
-        self.counts = {"real images": _count(self.pairs)}
+        self.counts = {"real images": self.counts["pairs"]}
 
     @classmethod
     def of(cls, recipe: Student, cache: ImageCache) -> RealCrops:
@@ -207,16 +200,11 @@ class RealCrops(Crops):
             cache=cache,
         )
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
         rng = _generator(self.seed, epoch, index, Draw.REAL)
         crop = _crop((read_side(self.pairs[index].rainy, self.read),), self.patch_size, rng)[0]
-        turn = int(rng.integers(8))
-        turn = turn if self.augment else turn // 4 * 4 if self.mirror else 0
-        return {"real_rainy": to_tensor(turned(crop, turn))}
+        return {"real_rainy": to_tensor(turned(crop, self._turn(rng)))}
 
 
 def split(found: Found, hold_back: int) -> tuple[Found, Found | None]:
