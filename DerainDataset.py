@@ -195,8 +195,8 @@ class RealCrops(Crops):
             find_images(folders),
             recipe.patch_size,
             seed=recipe.seed,
-            augment=recipe.augment,
-            mirror=recipe.mirror,
+            augment=recipe.augment and not recipe.recombine,  # which keeps the rain of pairs upright, too
+            mirror=recipe.mirror or recipe.augment,
             cache=cache,
         )
 
@@ -213,9 +213,12 @@ def split(found: Found, hold_back: int) -> tuple[Found, Found | None]:
         return found, None
     if hold_back >= len(found.pairs):
         raise UserError(f"--hold_back {hold_back} leaves none of {found.root}'s {len(found.pairs)} pairs")
-    held = set(sample(len(found.pairs), hold_back))
-    kept = [pair for index, pair in enumerate(found.pairs) if index not in held]
-    return replace(found, pairs=kept), replace(found, pairs=[found.pairs[index] for index in sorted(held)])
+    held = {found.pairs[index].clean for index in sample(len(found.pairs), hold_back)}
+    kept = [pair for pair in found.pairs if pair.clean not in held]  # of a scene all of its rains are held
+    if not kept:
+        raise UserError(f"--hold_back {hold_back} leaves none of {found.root}'s {len(found.pairs)} pairs")
+    back = [found.pairs[index] for index in sample(len(found.pairs), hold_back)]
+    return replace(found, pairs=kept), replace(found, pairs=back)
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -113,9 +113,11 @@ class Training(Machine):
         return replace(self, preset=name, save_path=moved, **numbers)
 
     def contradiction(self) -> str | None:
-        for name in ("max_streak_rotation", "streak_zoom", "streak_strength"):
-            if getattr(self, name) > (1 if name != "max_streak_rotation" else 0) and not self.recombine:
-                return f"--{name} changes the streak layers that --recombine swaps: give both"
+        layers = {"max_streak_rotation": 0, "streak_zoom": 1, "streak_strength": 1, "backgrounds": ()}
+        if not self.recombine and (
+            given := [name for name, off in layers.items() if getattr(self, name) != off]
+        ):
+            return f"--{given[0]} is of the streak layers that --recombine swaps: give both, or neither"
         weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
         if not any(weights.values()):
             return f"--{' and --'.join(weights)}: all are 0, so there is nothing to learn"
@@ -318,7 +320,7 @@ LIGHT = {
     "ssim_weight": 2.0,
 }
 LIGHT_TEACHER = LIGHT | {"lr": 6e-4, "warmup": 200, "steps": 11_000, "val_every": 5.0}
-LIGHT_STUDENT = LIGHT | {"lr": 1e-4, "warmup": 100, "steps": 1_500, "val_every": 2.0}
+LIGHT_STUDENT = LIGHT | {"lr": 1e-4, "warmup": 100, "steps": 600, "val_every": 5.0}
 LAYERS = {  # what rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength
     "augment": True,
     "mirror": False,

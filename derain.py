@@ -21,10 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import utils
-from inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, hardware
+from inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, blended, hardware
 from machinery import distributed, videos
 from machinery.options import Machine, option, parse
-from machinery.pictures import FORMATS, LOSSLESS, encoded, read_picture
+from machinery.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
+from metrix_code.page import FILE as PAGE
 from metrix_code.page import PageWriter
 from utils import (
     IMAGE_SUFFIXES,
@@ -88,6 +89,8 @@ class Derain(Machine):
             return "what is to be derained? Name photographs, folders or videos, or give --serve"
         if self.serve and self.inputs:
             return f"--serve takes its photographs from the browser: leave out {self.inputs[0]}"
+        if self.serve and (self.compare or self.streaks or self.again or self.format != "same"):
+            return "--serve writes nothing here: leave out --compare, --streaks, --again and --format"
         if 0 < self.tile < 4 * OVERLAP:
             return f"--tile {self.tile} is too small: {4 * OVERLAP} at least, or 0"
         return super().contradiction()
@@ -111,7 +114,7 @@ def main() -> None:
     if options.serve:
         from tools import web  # Gradio takes seconds to import
 
-        web.serve(derain, options.port)
+        web.serve(derain, options.port, options.strength)
         return
     Session(options, derain, results_of(inputs, options)).run()
 
@@ -127,7 +130,7 @@ def found(options: Derain) -> Iterator[tuple[Path, Path]]:
     """
     save_path = os.path.realpath(options.save_path)
     for path in options.inputs:
-        if save_path in (os.path.realpath(path), os.path.realpath(path.parent)):
+        if save_path in (os.path.realpath(path), str(Path(os.path.realpath(path)).parent)):
             raise UserError(f"--save_path {options.save_path} holds {path}, which is read: give another")
         suffix = path.suffix.lower()
         if path.is_dir():
@@ -172,9 +175,19 @@ def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, Path]:
     often = Counter(files.values())
     longer = {path: options.save_path / f"{below}{suffix(path)}" for path, below in inputs.items()}
     files = {path: longer[path] if often[file] > 1 else file for path, file in files.items()}
-    if twice := [file for file, count in Counter(files.values()).items() if count > 1]:
+    written = Counter(each for file in files.values() for each in beside(file, options).values())
+    if twice := [file for file, count in written.items() if count > 1]:
         raise UserError(f"several inputs would become {twice[0]}: derain them one after the other")
+    read = {os.path.realpath(path) for path in inputs}
+    if over := [file for file in written if os.path.realpath(file) in read]:
+        raise UserError(f"{over[0]} is read, and would be written: give another --save_path")
     return files
+
+
+def beside(file: Path, options: Derain) -> dict[str, Path]:
+    """The files that a photograph's result brings, by what is added to its name."""
+    kinds = ["", *["_compare"] * options.compare, *["_streaks"] * options.streaks]
+    return {kind: file.with_name(f"{file.stem}{kind}{file.suffix}") for kind in kinds}
 
 
 # ------------------------------------------------------------------------------------------- one call's work
@@ -187,6 +200,7 @@ class Session:
         self.options, self.derain, self.files = options, derain, files
         self.page: PageWriter | None = None
         if options.compare:
+            self.refuse_foreign_page()
             self.page = PageWriter(options.save_path, "Derained photographs", str(derain.path))
 
     def run(self) -> None:
@@ -199,9 +213,11 @@ class Session:
         with tqdm(total=len(photographs), bar_format=form, disable=not photographs, **utils.BAR) as self.bar:
             for path, file in self.files.items():
                 try:
-                    if os.path.lexists(file) and not self.options.again:
+                    if not self.options.again and all(map(os.path.lexists, self.made_of(path))):
                         skipped += 1
                         self.bar.update(path in photographs)
+                        if self.page and path in photographs:
+                            self.show(path, read_picture(path), read_picture(file))
                         continue
                     (self.photograph if path in photographs else self.video)(path, file)
                     derained += 1
@@ -212,7 +228,7 @@ class Session:
                     named = isinstance(error, UserError)
                     why = str(error) if named else f"{path}: the memory is used up: lower --tile"
                     tqdm.write(f"failed: {printable(why)}")
-        if self.page and derained:
+        if self.page and derained + skipped:
             print(f"to look at: {self.page.finish()}")
         there = " (they are there; --again makes them anew)" if skipped else ""
         print(f"derained {derained}; skipped {skipped}{there}; failed {len(failed)}")
@@ -220,8 +236,18 @@ class Session:
             names = one_line(map(printable, failed))
             raise UserError(f"{len(failed)} of {len(self.files)} could not be derained: {names}")
 
+    def made_of(self, path: Path) -> list[Path]:
+        """The files that come of an input."""
+        file = self.files[path]
+        return [*beside(file, self.options).values()] if path.suffix.lower() in IMAGE_SUFFIXES else [file]
+
+    def refuse_foreign_page(self) -> None:
+        page = self.options.save_path / PAGE
+        if page.exists() and not page.with_name("page").is_dir():
+            raise UserError(f"{page} is no page of ours: give another --save_path")
+
     def blended(self, rainy: Tensor) -> Tensor:
-        return rainy + self.options.strength * (self.derain.derained(rainy) - rainy)
+        return blended(self.derain, rainy, self.options.strength)
 
     def photograph(self, path: Path, file: Path) -> None:
         before = read_picture(path)
@@ -239,11 +265,18 @@ class Session:
             made["_compare"] = before.beside(after)
         if self.options.streaks:
             made["_streaks"] = before.painted(rainy - derained.clamp(0, 1))
-        for kind, picture in reversed(made.items()):  # the result last: where it is, all is
+        lost: tuple[str, ...] = ()
+        for kind, picture in made.items():
+            place = beside(file, self.options)[kind]
+            if os.path.lexists(place) and not self.options.again:
+                continue  # it is there, whoever made it
             data, lost = encoded(picture, file.suffix)
-            place = file.with_name(f"{file.stem}{kind}{file.suffix}")
             utils.write_atomically(place, partial(Path.write_bytes, data=data))
         self.tell(path, file, lost)
+        self.show(path, before, after)
+
+    def show(self, path: Path, before: Picture, after: Picture) -> None:
+        """On the page, which a second call over the same photographs makes whole again."""
         if self.page:
             self.page.add({"name": path.name}, before.shown(), after.shown())
 

@@ -24,7 +24,7 @@ from backbones import AutocastModel, architecture_of, build, for_training
 from config import Schedule, Training
 from datasets.pairs import read_pair, sample
 from DerainDataset import Crops
-from evaluation import mean_scores, validation_set
+from evaluation import mean_scores, preset_words, validation_set
 from inference import Derainer, hardware
 from machinery import distributed
 from machinery.arithmetic import many_sizes
@@ -149,12 +149,14 @@ class TrainState:
         Raises UserError where there are none, or where they are another run's or another network's.
         """
         if self.recipe.resume:
-            return [self._resume(self.recipe.save_path / LATEST)]
+            path = self.recipe.save_path / LATEST
+            if not path.exists():  # and no model that comes with the project stands in for it
+                raise UserError(f"{path} does not exist: start without --resume")
+            return [self._resume(path)]
         lines = []
         if logdir := self.stage.first_weights():
-            path = find_checkpoint(
-                logdir, f"python train_{self.recipe.dataset}.py makes a teacher; see --teacher, or --weights"
-            )
+            script = f"train_{self.recipe.dataset}.py{preset_words(self.recipe.preset)}"
+            path = find_checkpoint(logdir, f"python {script} makes a teacher; see --teacher, or --weights")
             content = load_checkpoint(path)
             load_weights(self.net.net, content["net"], path)
             self.initialized_from = f"{path}, step {content['step']}"
@@ -186,7 +188,8 @@ class TrainState:
         """That the moments are those of these weights, finite, and each number at a place of its own."""
         for group in self.optimizer.param_groups:
             for weight in group["params"]:
-                moments = self.optimizer.state[weight]
+                if not (moments := self.optimizer.state.get(weight)):
+                    continue  # it has had no gradient yet: no term of the loss reaches it
                 averages = [moments["exp_avg"], moments["exp_avg_sq"]]
                 alike = all(each.shape == weight.shape and each.isfinite().all() for each in averages)
                 overlap = any(each.stride() != weight.stride() for each in averages)

@@ -270,11 +270,15 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     return result
 
 
+def preset_words(preset: str) -> str:
+    return "" if preset == "paper" else f" --preset {preset}"
+
+
 def open_model(options: Evaluation, device: torch.device) -> Derainer:
     return Derainer.open(
         options.logdir,
         device,
-        remedy=f"train one with {options.made_by}, or give --logdir",
+        remedy=f"train one with {options.made_by}{preset_words(options.preset)}, or give --logdir",
         precision=options.precision,
         tile=options.tile,
         self_ensemble=options.self_ensemble,

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from backbones import AutocastModel, network_from
-from machinery.checkpoints import find_checkpoint, load_checkpoint
+from machinery.checkpoints import LATEST, SHIPPED, find_checkpoint, load_checkpoint
 from utils import UserError, to_tensor, to_uint8
 
 CPU = torch.device("cpu")
-SHIPPED_MODELS = {  # of the demo; the student is that of photographs and tools
-    "teacher": Path("trained_model/Rain200H"),
-    "student": Path("trained_model/Rain200H+Real"),
+SHIPPED_MODELS = {  # of the demo
+    "teacher": Path("trained_model/Rain200H") / SHIPPED / LATEST,
+    "student": Path("trained_model/Rain200H+Real") / SHIPPED / LATEST,
 }
 DEFAULT_MODEL = Path("trained_model/Rain200L+Real")
 OVERLAP = 64  # of two tiles, in pixels
@@ -135,6 +135,11 @@ class Derainer:
         inner = max(1, side - OVERLAP)
         step = math.ceil(inner / math.ceil(inner / ((self.tile - OVERLAP) // 32 * 32)) / 32) * 32
         return [slice(start, start + step + OVERLAP) for start in range(0, inner, step)]
+
+
+def blended(derain: Derainer, rainy: Tensor, strength: float) -> Tensor:
+    """(3, H, W): `strength` 1 is derained, 0 as it was."""
+    return rainy + strength * (derain.derained(rainy) - rainy)
 
 
 def _ramp(side: int) -> Tensor:

@@ -181,7 +181,7 @@ class DenseFeatures(nn.Module):
             if skips is not None:  # not its truth: torch 2.11 would not compile that
                 out = out + next(skips)
             if self.recompute and torch.is_grad_enabled():
-                # nothing in a unit is random, and a CUDA graph cannot record the generator's state
+                # nothing in a unit is random: no generator's state is kept
                 features.append(checkpoint(self.unit, out, use_reentrant=False, preserve_rng_state=False))
             else:
                 features.append(self.unit(out))

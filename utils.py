@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import os
+import platform
 import re
 import secrets
 import sys
@@ -314,15 +315,18 @@ def refuse_inputs(target: Path, inputs: Iterable[Path], option: str) -> None:
         raise UserError(f"{option} {target} is one of the images that are read: give another name")
 
 
-UNFINISHED = re.compile(r"\.unfinished-(\d+)-[0-9a-f]{8}\b.*")
+# of this machine alone: another one may work in the same folder, and its processes are not known here
+HERE = re.sub(r"\W", "_", platform.node())[:40]
+UNFINISHED = re.compile(rf"\.unfinished-{HERE}-(\d+)-[0-9a-f]{{8}}\b.*")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Has `write` fill a temporary file beside `path`, then moves it into place: all of it, or nothing.
 
-    The temporary file has `path`'s suffix, which tells some libraries the format, and this process's number,
-    by which `sweep` knows whose writer has died. A link stays: the file that it leads to is written. What is
-    no file, as a pipe or /dev/stdout, is written to as it is. Raises UserError where it cannot be written.
+    The temporary file has `path`'s suffix, which tells some libraries the format, and the names of this
+    machine and process, by which `sweep` knows whose writer has died. A link stays: the file that it leads to
+    is written. What is no file, as a pipe or /dev/stdout, is written to as it is. Raises UserError where it
+    cannot be written.
     """
     with file_errors(path, done="written"):
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -333,7 +337,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         target.parent.mkdir(parents=True, exist_ok=True)
         suffix = target.suffix if len(target.suffix) < 16 else ""  # the name must stay short
-        temporary = target.with_name(f".unfinished-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+        temporary = target.with_name(f".unfinished-{HERE}-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
         try:
             write(temporary)
             temporary.replace(target)
@@ -351,7 +355,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Deletes what killed runs left unfinished directly in `folder`, and says which; others' work is left."""
+    """Deletes what killed runs of this machine left unfinished directly in `folder`, and says which."""
     swept: list[Path] = []
     with file_errors(folder, done="swept"):
         for entry in os.scandir(folder) if folder.is_dir() else ():

@@ -82,8 +82,10 @@ def call(work: str, how: str, device: torch.device) -> Callable[[], Any]:
         return lambda: derainer.derained(rainy)
     name, count, side = WORK[work]
     light = how.startswith("LightNet")
-    recipe = replace((TEACHERS if name == "SID" else STUDENTS)["Rain200H"], patch_size=side)
-    stage = (SID if name == "SID" else SSIDKD)(recipe.with_preset("light") if light else recipe)
+    recipe = (TEACHERS if name == "SID" else STUDENTS)["Rain200H"]
+    recipe = replace(recipe.with_preset("light") if light else recipe, patch_size=side)
+    stage = (SID if name == "SID" else SSIDKD)(recipe)
+    stage.beside = torch.nn.ModuleDict(stage.held_beside(net))
     batch = {each: torch.rand(count, 3, side, side).to(device) for each in ("rainy", "clean", "real_rainy")}
     net = plain.PlainStudent(net) if how == "plain" and name == "SSID-KD" else net
     optimizer = optimizer_of(recipe, net)

@@ -120,7 +120,7 @@ def start(machine: Machine) -> World:
     cards = devices(machine)
     if not launched():
         return World(0, 1, ready(machine, cards[0]))
-    rank, size, local = map(_from_launcher, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local, _ = map(_from_launcher, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"))
     device = cards[0]
     if device.type == "cuda":
         if local >= len(cards):

@@ -93,7 +93,8 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     `description` is what `--help` begins with: the script's own docstring, where it is not given.
     """
     description = description or sys.modules["__main__"].__doc__
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = _Parser(description=description, **how)  # type: ignore[arg-type]
     record = _by_preset(record, arguments)
     kinds = get_type_hints(type(record))
     fields = [each for each in dataclasses.fields(record) if "help" in each.metadata]

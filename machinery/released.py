@@ -41,7 +41,7 @@ NAMES = (
     (r"\.conv_([35])_([12])", r".conv\1_\2"),
     (r"\.confusion", ".fuse"),
 )
-# stages whose output nothing reads: their last fusion is dead (networks.DenseStage, gives_output)
+# stages whose output nothing reads: their last fusion is dead (networks.DenseFeatures)
 WITHOUT_OUTPUT = (
     "half_branch.encode2",
     "half_branch.encode4",

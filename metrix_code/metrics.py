@@ -63,7 +63,6 @@ METRICS = {
         Metric("niqe", "NIQE", "", 4, -1, "LIVE, Y", niqe, paired=False),
     )
 }
-PAIRED = tuple(key for key, metric in METRICS.items() if metric.paired)
 # the numbers that an image may have in scores.json
 KEYS = (*METRICS, *(metric.rainy_key for metric in METRICS.values() if not metric.of_output))
 # shown a line an image and on the page; the first of them that there is tells what was gained

@@ -217,26 +217,6 @@ def test_pairs_and_real_images_are_shuffled_apart(pairs: Found) -> None:
 # ---------------------------------------------------------------------------------------------- recombination
 
 
-def test_slanted_streaks_are_turned_by_so_many_degrees_at_most(tmp_path: Path) -> None:
-    clean = np.full((200, 200, 3), 50, np.uint8)
-    rainy = clean.copy()
-    rainy += (50 + 50 * np.sin(np.arange(200) / 3))[:, None].astype(np.uint8)  # straight down, soft
-    for folder, image in (("rain", rainy), ("norain", clean)):
-        write_image(tmp_path / "set" / folder / "1.png", image)
-    crops = PairCrops(find_pairs(tmp_path / "set", "train"), 64, recombine=True, rotation=30)
-
-    def slant(epoch: int) -> float:
-        """Degrees from the vertical, by the structure tensor."""
-        crop = crops[epoch, 0]
-        layer = (crop["rainy"] - crop["clean"])[0].double().numpy()
-        y, x = np.gradient(layer)
-        return float(np.degrees(np.arctan2(2 * (x * y).mean(), (x * x - y * y).mean())) / 2)
-
-    drawn = [abs(slant(epoch)) for epoch in range(40)]
-    assert max(drawn) < 32 and sum(each > 10 for each in drawn) > 10 and sum(each < 10 for each in drawn) > 10
-    assert same(crops[3, 0], crops[3, 0])
-
-
 def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_path: Path) -> None:
     backgrounds = tmp_path / "backgrounds"
     for n in range(5):

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import os
 import re
+import shutil
 import types
 
 import numpy as np
@@ -18,7 +19,7 @@ from tests import layouts
 from tests.small import ROOT, evaluation, teacher, trained
 from tests.test_networks import small_network
 from tests.test_pictures import SRGB, noise, photograph
-from utils import UserError, read_image, write_image
+from utils import HERE, UserError, read_image, write_image
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,38 @@ def test_results_never_lie_among_the_inputs(tmp_path, monkeypatch, model):
     assert written(tmp_path) == ["1.jpg", f"{tmp_path.name}/2.png"]
 
 
+def test_no_spelling_of_a_folder_writes_over_a_photograph(tmp_path, monkeypatch, model):
+    holiday = tmp_path / "holiday"
+    write_image(holiday / "a.png", layouts.pair(1)[0])
+    before = (holiday / "a.png").read_bytes()
+    monkeypatch.chdir(holiday)
+    for name, there in ((".", ".."), ("a.png", "."), (".", "../holiday")):
+        words = (name, "--save_path", there)
+        monkeypatch.setattr("sys.argv", ["derain.py", *words, "--again", "--logdir", str(model)])
+        with pytest.raises(UserError, match=r"which is read|would be written"):
+            derain.main()
+    assert (holiday / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_lies_beside_a_result_is_not_written_over_and_the_page_stays_whole(tmp_path, monkeypatch, model):
+    folder = layouts.real_images(tmp_path / "in", 2)
+    (tmp_path / "out/in").mkdir(parents=True)
+    (tmp_path / "out/in/1_compare.png").write_bytes(b"somebody's own")
+    call(monkeypatch, tmp_path, model, folder, "--compare")
+    assert (tmp_path / "out/in/1_compare.png").read_bytes() == b"somebody's own"
+    layouts.real_images(tmp_path / "in", 3)
+    call(monkeypatch, tmp_path, model, folder, "--compare")
+    assert (tmp_path / "out/index.html").read_text().count("<article") == 3
+    (tmp_path / "out/index.html").write_text("mine")
+    shutil.rmtree(tmp_path / "out/page")
+    with pytest.raises(UserError, match="is no page of ours"):
+        call(monkeypatch, tmp_path, model, folder, "--compare")
+    write_image(tmp_path / "twice/p.png", layouts.pair(1)[0])
+    write_image(tmp_path / "twice/p_compare.png", layouts.pair(2)[0])
+    with pytest.raises(UserError, match="several inputs would become"):
+        call(monkeypatch, tmp_path, model, tmp_path / "twice", "--compare", "--again")
+
+
 def test_strength_blends_with_the_input(tmp_path, monkeypatch, model):
     write_image(tmp_path / "x.png", layouts.pair(1)[0])
     made = {}
@@ -180,7 +213,7 @@ def test_a_link_that_leads_to_itself_and_leftovers_of_a_killed_run(tmp_path, mon
     (tmp_path / "in/x.png").symlink_to("x.png")
     write_image(tmp_path / "in/y.png", layouts.pair(1)[0])
     (tmp_path / "out/in").mkdir(parents=True)
-    (tmp_path / "out/in/.unfinished-999999999-0123abcd.png").write_bytes(b"half")
+    (tmp_path / f"out/in/.unfinished-{HERE}-999999999-0123abcd.png").write_bytes(b"half")
     with pytest.raises(UserError, match=r"1 of 2 could not be derained: .*x\.png"):
         call(monkeypatch, tmp_path, model, tmp_path / "in")
     assert written(tmp_path) == ["in/y.png"]

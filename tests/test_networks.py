@@ -133,26 +133,6 @@ def test_a_training_step_copies_nothing_for_autograd():
     assert seen.counts.total() <= OPERATIONS
 
 
-def test_all_but_the_units_is_one_graph():
-    """With the next test: so is the whole, as --fast --compile has it; to trace all of it takes long."""
-    net = small_network()
-    for stage in net.modules():
-        if isinstance(stage, DenseFeatures):
-            stage.unit = torch.nn.Identity()  # type: ignore[assignment]
-    rainy, graphs = torch.rand(1, 3, 32, 40), []
-    expected = net(rainy)
-
-    def front(graph, inputs):
-        graphs.append(inputs)
-        return graph
-
-    net.compile(dynamic=False, fullgraph=True, backend=front)
-    for _ in range(2):
-        output = net(rainy)
-    assert len(graphs) == 1
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(output, expected, strict=True))
-
-
 def test_units_compile_to_one_graph_a_resolution_and_train_to_the_same_weights():
     graphs = []
 

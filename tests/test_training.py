@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine
-from config import STUDENTS, TEACHERS, Schedule
+from config import TEACHERS, Schedule
 from engine import Run, restore_optimizer
 from machinery.checkpoints import LATEST, load_checkpoint, save_checkpoint
 from machinery.runlog import RunLog
@@ -34,21 +34,6 @@ from tests.small import (
 from utils import UserError
 
 # ------------------------------------------------------------------------------------------ the schedule
-
-
-@pytest.mark.parametrize(
-    ("recipe", "pairs", "steps", "drops"),
-    [
-        (TEACHERS["Rain200H"], 1800, 78_000, (46_800, 62_400)),
-        (TEACHERS["Rain800"], 700, 30_333, (18_199, 24_266)),
-        (TEACHERS["Rain1200"], 12_000, 800_000, (480_000, 640_000)),
-        (STUDENTS["Rain200H"], 1800, 9_000, ()),
-        (STUDENTS["Rain1200"], 12_000, 60_000, ()),
-    ],
-)
-def test_length_and_milestones_are_the_papers(recipe, pairs, steps, drops):
-    schedule = Schedule.of(recipe, pairs)
-    assert (schedule.steps, schedule.drops) == (steps, drops)
 
 
 def test_a_shorter_run_keeps_the_shape():

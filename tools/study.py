@@ -35,7 +35,6 @@ from utils import UserError
 
 BASE = "no real terms"  # plain fine-tuning: what the others are compared to
 NO_REAL_TERMS = {"dark_real_weight": 0.0, "tv_real_weight": 0.0, "kl_weight": 0.0}
-NO_OTHER_TERMS = {f"{term}_weight": 0.0 for term in ("l1", "dark_syn", "dark_real", "tv_syn", "tv_real")}
 
 
 @dataclass(frozen=True)
@@ -82,14 +81,16 @@ def weightings_of(study: Study, device: torch.device) -> dict[str, dict[str, Any
     if not finished(first):
         Run(SSIDKD, first, World(0, 1, device)).run()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    others = {name: 0.0 for name in vars(study) if name.endswith("_weight") and name != "kl_weight"}
     total, kl = (float(np.mean([line[f"loss/{term}"] for line in lines])) for term in ("total", "kl"))
+    total = abs(total)  # of LightNet's recipe it is negative
     return {
         BASE: NO_REAL_TERMS,
         "as released": {},
         # a share s of the loss with it: w * kl = s * (total + w * kl)
         "KL at 1 %": {"kl_weight": total / kl * 0.01 / 0.99},
         "KL at 10 %": {"kl_weight": total / kl * 0.1 / 0.9},
-        "KL alone": {**NO_OTHER_TERMS, "kl_weight": total / kl},
+        "KL alone": {**others, "kl_weight": total / kl},
     }
 
 
