@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(PY) demo.py
 
 # a process a core, one thread each: small networks gain nothing from a second thread
-test: .venv/ready
+test: .venv/extras
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 # the tests of tests/attack, so many seconds each
@@ -36,6 +36,11 @@ bench: .venv/ready
 .venv/ready: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+# videos, the page and ONNX have tests too
+.venv/extras: .venv/ready requirements-extras.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt -c constraints.txt
 	touch $@
 
 clean:

@@ -320,7 +320,7 @@ LIGHT = {
     "ssim_weight": 2.0,
 }
 LIGHT_TEACHER = LIGHT | {"lr": 6e-4, "warmup": 200, "steps": 11_000, "val_every": 5.0}
-LIGHT_STUDENT = LIGHT | {"lr": 1e-4, "warmup": 100, "steps": 600, "val_every": 5.0}
+LIGHT_STUDENT = LIGHT | {"lr": 1e-4, "warmup": 100, "steps": 400, "val_every": 5.0}
 LAYERS = {  # what rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength
     "augment": True,
     "mirror": False,
