@@ -120,18 +120,21 @@ def start(machine: Machine) -> World:
     cards = devices(machine)
     if not launched():
         return World(0, 1, ready(machine, cards[0]))
-    rank, size, local, _ = map(_from_launcher, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"))
+    rank, size, local = map(_from_launcher, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = cards[0]
     if device.type == "cuda":
         if local >= len(cards):
             raise UserError(f"process {local + 1} of this machine has no card: --gpu_id lists {len(cards)}")
         device = cards[local]
     ready(machine, device)
-    if device.type == "cuda":
-        # gloo besides: flags and scores travel between CPUs without waiting for a card
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
-    else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        if device.type == "cuda":
+            # gloo besides: flags and scores travel between CPUs without waiting for a card
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=PATIENCE)
+    except ValueError as error:  # of MASTER_ADDR and MASTER_PORT, which torchrun sets too
+        raise UserError(f"{error}: start it by torchrun, or unset RANK") from None
     return World(rank, size, device)
 
 

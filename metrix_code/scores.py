@@ -67,7 +67,9 @@ def read_scores(path: Path) -> dict[str, Any]:
     """Reads a scores.json. Raises UserError where it is unreadable, or not one that an evaluation wrote."""
     remedy = "evaluate again, or take the file away"
     with file_errors(path, remedy, done="read as scores", kinds=(ValueError, RecursionError)):
-        scores = _in_printable(json.loads(content_of(path, remedy)))
+        scores = json.loads(content_of(path, remedy))
+    if isinstance(scores, dict):  # but for its images, which go by their files' own names
+        scores = {key: each if key == "images" else _in_printable(each) for key, each in scores.items()}
     if wrong := _wrong(scores):
         raise UserError(f"{path}: {wrong}: {remedy}")
     return scores
