@@ -155,12 +155,13 @@ class PairCrops(Crops):
         angle = rng.triangular(-self.rotation, 0, self.rotation) if self.rotation else 0.0
         zoom, strength = (most ** rng.uniform(-1, 1) for most in (self.zoom, self.strength))
         mirrored = (self.augment or self.mirror) and rng.integers(2)
+        warped = angle or zoom != 1
+        if not warped:
+            rainy, clean = _crop((rainy, clean), self.patch_size, place)
         # one grey layer for the three channels, of which the darkest is clipped the least
-        whole = (rainy.astype(np.int16) - clean).max(axis=2, keepdims=True)
-        if angle or zoom != 1:
-            layer = _window(whole, self.patch_size, angle, zoom, place)
-        else:
-            (layer,) = _crop((whole,), self.patch_size, place)
+        layer = (rainy.astype(np.int16) - clean).max(axis=2, keepdims=True)
+        if warped:
+            layer = _window(layer, self.patch_size, angle, zoom, place)
         if strength != 1:
             layer = np.round(layer * strength).astype(np.int16)
         return layer[:, ::-1] if mirrored else layer

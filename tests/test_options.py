@@ -205,6 +205,18 @@ def test_pairs_that_are_held_back_are_validated_on_and_not_trained_on(tmp_path):
         crops_of(teacher(tmp_path, hold_back=9))
 
 
+def test_a_scene_is_held_back_with_all_its_rains(tmp_path):
+    """Of Rain1400 fourteen rainy images go with one clean one, which must not be trained on."""
+    layouts.rain1400(tmp_path / "set")
+    recipe = dataclasses.replace(TEACHERS["Rain1400"], data_path=tmp_path / "set", hold_back=1, patch_size=16)
+    crops = crops_of(recipe)
+    assert crops.held_back
+    held = {pair.clean for pair in crops.held_back.pairs}
+    assert held and not held & {pair.clean for pair in crops.pairs}
+    everything = crops_of(dataclasses.replace(recipe, hold_back=0))
+    assert len(everything) - len(crops) > len(held)
+
+
 def test_val_images_are_spread_evenly(tmp_path):
     layouts.rain200(tmp_path / "data", test=9)
     recipe = teacher(tmp_path, val_every=1.0, val_images=3)
