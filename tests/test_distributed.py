@@ -26,7 +26,7 @@ from machinery.checkpoints import load_checkpoint
 from machinery.options import Machine
 from stages import SID, SSIDKD
 from tests import layouts
-from tests.small import ROOT, assert_same_weights, command, lines, student, teacher, trained, wait_for
+from tests.small import LIGHT, ROOT, assert_same_weights, command, lines, student, teacher, trained, wait_for
 from utils import UserError
 
 TORCHRUN = ("-m", "torch.distributed.run")
@@ -87,7 +87,10 @@ HEAVY = {f"{term}_weight": 1e-3 for term in ("dark_syn", "dark_real", "tv_syn", 
 }
 
 
-@pytest.mark.parametrize(("make", "weights"), [(teacher, {}), (student, HEAVY)])
+OURS = {**LIGHT, "ema": 0.9, "clip": 1.0, "cosine": True}
+
+
+@pytest.mark.parametrize(("make", "weights"), [(teacher, {}), (student, HEAVY), (teacher, OURS)])
 def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path, make, weights) -> None:
     one = make(data, save_path=tmp_path / "one", steps=3, val_every=1, **weights)
     trained(one)
