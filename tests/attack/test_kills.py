@@ -109,7 +109,10 @@ def moments(rng: random.Random, folder: Path, seconds: float) -> Callable[[], bo
 def unlike(straight: Path, killed: Path) -> list[str]:
     """What two runs' folders differ in."""
     different = []
-    for name in ("net_latest", "net_best"):
+    kept, theirs_kept = (sorted(path.name for path in folder.glob("net_*")) for folder in (straight, killed))
+    if kept != theirs_kept:
+        return [f"checkpoints: {kept}, {theirs_kept}"]
+    for name in kept:
         ours, theirs = (load_checkpoint(folder / name) for folder in (straight, killed))
         if differs(ours["net"], theirs["net"]):
             different.append(f"the weights of {name}")
