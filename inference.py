@@ -26,7 +26,7 @@ SHIPPED_MODELS = {  # of the demo
     "teacher": Path("trained_model/Rain200H") / SHIPPED / LATEST,
     "student": Path("trained_model/Rain200H+Real") / SHIPPED / LATEST,
 }
-DEFAULT_MODEL = Path("trained_model/Rain200L+Real")
+DEFAULT_MODEL = Path("trained_model/Rain800-light+Real")  # of photographs and tools
 OVERLAP = 64  # of two tiles, in pixels
 # What a tile may take on a CPU, however much is free: with torch itself and a photograph of 3840x2160 less
 # than 2.5 GB, and larger tiles are hardly faster.

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference import Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
@@ -63,6 +64,9 @@ def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp
     log, events = "log.jsonl", "events.out.tfevents.*"
     assert (alone.parent / log).read_text() == (whole.parent / log).read_text()
     assert [each.name for each in alone.parent.glob(events)] == [e.name for e in whole.parent.glob(events)]
+    before, after = (EventAccumulator(str(path.parent)).Reload() for path in (whole, alone))
+    assert after.Scalars("loss/total") == before.Scalars("loss/total")
+    assert before.Tags()["images"] and not after.Tags()["images"]  # which show images of a dataset
     assert run_here("tools/export.py", *words) == 2  # nothing is written over
     before = alone.read_bytes()
     assert find_checkpoint(tmp_path / "teacher", "") == whole

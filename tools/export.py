@@ -22,6 +22,9 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
@@ -62,10 +65,20 @@ def main() -> None:
     small["net"] = {name: value.half() for name, value in content["net"].items()}
     save_checkpoint(target, small)
     with file_errors(save_path, done="written to"):
-        for file in (path.parent / FILE, *path.parent.glob("events.out.tfevents.*")):
-            if file.exists():
-                shutil.copy(file, save_path)
+        if (path.parent / FILE).exists():
+            shutil.copy(path.parent / FILE, save_path)
+        for file in path.parent.glob("events.out.tfevents.*"):
+            copy_without_pictures(file, save_path / file.name)
     print(f"written: {target}, {target.stat().st_size / 1e6:.1f} MB")
+
+
+def copy_without_pictures(events: Path, target: Path) -> None:
+    """TensorBoard's events as the run wrote them, but for its pictures: they show images of a dataset."""
+    with target.open("wb") as file:
+        writer = RecordWriter(file)
+        for record in RawEventFileLoader(str(events)).Load():
+            if not any(value.HasField("image") for value in Event.FromString(record).summary.value):
+                writer.write(record)
 
 
 # ------------------------------------------------------------------------------------------------- as ONNX
