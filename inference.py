@@ -1,6 +1,6 @@
 """A network and how it is run: what training, scoring and one's own photographs all go through.
 
-derain = Derainer.open("trained_model/Rain200L+Real")
+derain = Derainer.open("trained_model/Rain800-light+Real")
 derained = derain(rainy)        # NumPy, uint8 RGB (H, W, 3): both
 """
 
