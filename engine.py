@@ -177,6 +177,11 @@ class TrainState:
         self._build_beside()
         # what a foreign dictionary makes torch raise is anybody's guess
         with file_errors(path, "start anew without --resume", done="resumed from", kinds=(Exception,)):
+            # a weight that no term reaches has no moments; one that had them must have them
+            if len(training["optimizer"]["state"]) != training["moments"]:
+                raise UserError(
+                    f"{path}: its optimizer does not belong to its network: start anew without --resume"
+                )
             restore_optimizer(self.optimizer, training["optimizer"])
             self.stage.beside.load_state_dict(training["beside"])
             self._refuse_unless_its_own(path)
@@ -194,13 +199,16 @@ class TrainState:
                 alike = all(each.shape == weight.shape and each.isfinite().all() for each in averages)
                 overlap = any(each.stride() != weight.stride() for each in averages)
                 if not alike or overlap or not 0 <= moments["step"] < math.inf:
-                    raise UserError(f"{path}: its optimizer does not belong to its network: start anew")
+                    raise UserError(
+                        f"{path}: its optimizer does not belong to its network: start anew without --resume"
+                    )
 
     def save(self, path: Path) -> None:
         """Writes the complete checkpoint. Raises UserError where a weight is not a finite number."""
         result: Any = self.stage.result(self.net)
         training: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
+            "moments": len(self.optimizer.state),
             "beside": self.stage.beside.state_dict(),
             "best": self.best,
             "validated": self.validated,

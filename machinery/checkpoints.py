@@ -37,7 +37,7 @@ LARGEST = 4096  # of any number that a network is built with: more is a broken f
 # values, but for what is a Mapping here
 ALWAYS: dict[str, type] = {"step": int, "recipe": dict, "data": list}
 KINDS: dict[str, type] = {"counts": dict, "initialized_from": str, "training": Mapping}
-TRAINING_KINDS: dict[str, type] = {"best": float, "validated": int}
+TRAINING_KINDS: dict[str, type] = {"best": float, "validated": int, "moments": int}
 TRAINING_KINDS |= dict.fromkeys(("optimizer", "beside"), Mapping)
 
 
