@@ -7,13 +7,14 @@ So a run can be taken up again at any step, by any number of processes. `machine
 from __future__ import annotations
 
 import abc
+import bisect
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -25,11 +26,14 @@ from datasets.pairs import (
     ListedPairs,
     Pair,
     check_pairs,
+    merged,
     read_pair,
     read_side,
-    refuse_unless_additive,
+    refuse_unless_layers,
     sample,
+    why_not_recombined,
 )
+from datasets.weather import Weather, turned, window
 from machinery.loading import MOST_FILES, Draw, ImageCache
 from utils import UserError, to_tensor
 
@@ -55,12 +59,12 @@ class Crops(Dataset, abc.ABC):
         mirror: bool = False,
         cache: ImageCache | None = None,
     ) -> None:
-        self.root, self.pairs, self.patch_size, self.seed = found.root, found.pairs, patch_size, seed
+        self.roots, self.pairs, self.patch_size, self.seed = [found.root], found.pairs, patch_size, seed
         self.augment, self.mirror = augment, mirror
         self.read = cache or ImageCache("off")
         self.found_in_words = [found.describe()]
         self.notes: list[str] = []
-        self.counts = {"pairs": _count(self.pairs)}
+        self.counts: dict[str, Any] = {"pairs": _count(self.pairs)}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -79,10 +83,10 @@ class PairCrops(Crops):
     """Crops of pairs: {"rainy", "clean"}.
 
     `augment` flips and rotates, `mirror` flips left to right. `recombine` lays the streaks of pair `index` on
-    the clean side of another pair, or on one of the images `backgrounds`; raises UserError unless the rain is
-    an exact grey addition. Then the background alone is rotated, for rain falls, and the layer is turned by
-    `rotation` degrees at most, enlarged or shrunk `zoom` times, strengthened or weakened `strength` times,
-    and mirrored.
+    the clean side of another pair, or on an image of `backgrounds` (of pairs, their clean sides). Images
+    without a clean side are streak layers themselves. The rain must be an exact grey addition
+    (`refuse_unless_additive`). Then the background alone is rotated, for rain falls, and `weather` says how
+    the layers vary.
     """
 
     tag = Draw.CROP
@@ -93,87 +97,80 @@ class PairCrops(Crops):
         patch_size: int,
         *,
         recombine: bool = False,
-        rotation: float = 0.0,
-        zoom: float = 1.0,
-        strength: float = 1.0,
-        backgrounds: Found | None = None,
+        weather: Weather | None = None,
+        backgrounds: Sequence[Found] = (),
         **common: Any,
     ) -> None:
         super().__init__(found, patch_size, **common)
-        self.recombine, self.rotation, self.zoom, self.strength = recombine, rotation, zoom, strength
-        self.backgrounds: Sequence[Pair] = backgrounds.pairs if backgrounds else ()
-        if recombine:
-            refuse_unless_additive(found)
-        if backgrounds:
-            self.found_in_words.append(f"backgrounds: {backgrounds.describe()}")
-        self.notes = [*self.found_in_words, self.read.keep(_files(self.pairs, self.backgrounds))]
-        self.counts["backgrounds"] = _count(self.backgrounds)
-
-    @classmethod
-    def of(cls, recipe: Training, cache: ImageCache) -> PairCrops:
-        """The training pairs of a recipe's dataset, looked over for what cannot be right."""
-        found = find_pairs(recipe.data_path, "train", recipe.dataset, recipe.rainy_side)
-        suspicions = [f"warning: {each}" for each in check_pairs(found)]
-        found, held_back = split(found, recipe.hold_back)
-        crops = cls(
-            found,
-            recipe.patch_size,
-            seed=recipe.seed,
-            augment=recipe.augment,
-            mirror=recipe.mirror,
-            recombine=recipe.recombine,
-            rotation=recipe.max_streak_rotation,
-            zoom=recipe.streak_zoom,
-            strength=recipe.streak_strength,
-            backgrounds=find_images(recipe.backgrounds, option="--backgrounds")
-            if recipe.backgrounds
-            else None,
-            cache=cache,
-        )
-        crops.notes[1:1], crops.held_back = suspicions, held_back
-        return crops
+        self.recombine, self.weather = recombine, weather or Weather()
+        own = [] if found.pairs[0].clean is None else [self.pairs]
+        self.backgrounds = [*own, *(each.pairs for each in backgrounds)] if recombine else []
+        self.notes = [*self.found_in_words, self.read.keep(_files(self.pairs, *self.backgrounds))]
+        self.counts["backgrounds"] = [_count(each.pairs) for each in backgrounds]
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
         rng = _generator(self.seed, epoch, index, Draw.CROP)
+        turn = self._turn(rng)
+        if self.recombine:
+            clean = turned(self._background(_generator(self.seed, epoch, index, Draw.PARTNER)), turn)
+            rain = self._layer(index, rng, _generator(self.seed, epoch, index, Draw.LAYER))
+            more = _generator(self.seed, epoch, index, Draw.MORE_LAYERS)
+            for _ in range(int(more.integers(self.weather.layers))):
+                rain = rain + self._layer(int(more.integers(len(self.pairs))), more, more)
+            rainy = np.clip(clean + rain, 0, 255).astype(np.uint8)
+        else:
+            sides = window(self._both(index), self.patch_size, rng)
+            rainy, clean = (turned(side, turn) for side in sides)
+        rainy, clean = self.weather.seen(rainy, clean, _generator(self.seed, epoch, index, Draw.WEATHER))
+        return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
+
+    def _both(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         rainy, clean = read_pair(self.pairs[index], self.read)
         if clean is None:
             raise UserError(f"{self.pairs[index].rainy.path} has no clean side to train with")
-        turn = self._turn(rng)
-        if self.recombine:
-            background = turned(self._background(_generator(self.seed, epoch, index, Draw.PARTNER)), turn)
-            layer = self._layer(rainy, clean, rng, _generator(self.seed, epoch, index, Draw.LAYER))
-            rainy, clean = np.clip(background + layer, 0, 255).astype(np.uint8), background
-        else:
-            rainy, clean = (turned(each, turn) for each in _crop((rainy, clean), self.patch_size, rng))
-        return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
+        return rainy, clean
 
-    def _layer(
-        self, rainy: np.ndarray, clean: np.ndarray, place: np.random.Generator, rng: np.random.Generator
-    ) -> np.ndarray:
-        """A window of a pair's streaks, int16 (patch, patch, 1), at a `place`, and what `rng` does to it."""
-        angle = rng.triangular(-self.rotation, 0, self.rotation) if self.rotation else 0.0
-        zoom, strength = (most ** rng.uniform(-1, 1) for most in (self.zoom, self.strength))
-        mirrored = (self.augment or self.mirror) and rng.integers(2)
-        warped = angle or zoom != 1
-        if not warped:
-            rainy, clean = _crop((rainy, clean), self.patch_size, place)
-        # one grey layer for the three channels, of which the darkest is clipped the least
-        layer = (rainy.astype(np.int16) - clean).max(axis=2, keepdims=True)
-        if warped:
-            layer = _window(layer, self.patch_size, angle, zoom, place)
-        if strength != 1:
-            layer = np.round(layer * strength).astype(np.int16)
-        return layer[:, ::-1] if mirrored else layer
+    def _layer(self, index: int, place: np.random.Generator, rng: np.random.Generator) -> np.ndarray:
+        rainy, clean = read_pair(self.pairs[index], self.read)
+        dry = np.zeros_like(rainy) if clean is None else clean
+        return self.weather.streaks(rainy, dry, self.patch_size, place, rng)
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
-        choice = int(rng.integers(len(self.pairs) + len(self.backgrounds)))
-        if choice < len(self.pairs):
-            side = self.pairs[choice].clean
-        else:
-            side = self.backgrounds[choice - len(self.pairs)].rainy  # an unlabelled image: its only side
-        assert side is not None
-        return _crop((read_side(side, self.read),), self.patch_size, rng)[0]
+        choice = int(rng.integers(sum(map(len, self.backgrounds))))
+        for pairs in self.backgrounds:
+            if choice < len(pairs):
+                break
+            choice -= len(pairs)
+        side = pairs[choice].clean or pairs[choice].rainy
+        return window((read_side(side, self.read),), self.patch_size, rng)[0]
+
+
+class MixedCrops(Crops):
+    """Crops of several sets: an epoch has each set's entries once, or as many as its share of all of them."""
+
+    tag = Draw.CROP
+
+    def __init__(self, sets: Sequence[Crops], shares: Sequence[float] = ()) -> None:
+        self.sets = sets
+        self.roots = [root for each in sets for root in each.roots]
+        self.pairs = sets[0].pairs  # which are shown where none are held back
+        self.found_in_words = [line for each in sets for line in each.found_in_words]
+        self.notes = [line for each in sets for line in each.notes]
+        self.counts = {what: [each.counts[what] for each in sets] for what in sets[0].counts}
+        entries, of_one = sum(map(len, sets)), sum(shares)
+        parts = [round(entries * share / of_one) for share in shares] or list(map(len, sets))
+        self.ends = list(itertools.accumulate(parts, initial=0))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        which = bisect.bisect(self.ends, index) - 1
+        crops, first, end = self.sets[which], self.ends[which], self.ends[which + 1]
+        # a set's epochs are its own: all of it is drawn before any of it is drawn again
+        return crops[divmod(epoch * (end - first) + index - first, len(crops))]
 
 
 class RealCrops(Crops):
@@ -190,8 +187,8 @@ class RealCrops(Crops):
     def of(cls, recipe: Student, cache: ImageCache) -> RealCrops:
         """The unlabelled images of a student's recipe; where there are none, those of the released layout."""
         folders = recipe.real_path
-        if not any(path.exists() for path in folders) and (real := released_real_folder(recipe.data_path)):
-            folders = (real,)
+        if not any(path.exists() for path in folders):
+            folders = tuple(filter(None, map(released_real_folder, recipe.data_path))) or folders
         return cls(
             find_images(folders),
             recipe.patch_size,
@@ -204,8 +201,70 @@ class RealCrops(Crops):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
         rng = _generator(self.seed, epoch, index, Draw.REAL)
-        crop = _crop((read_side(self.pairs[index].rainy, self.read),), self.patch_size, rng)[0]
+        crop = window((read_side(self.pairs[index].rainy, self.read),), self.patch_size, rng)[0]
         return {"real_rainy": to_tensor(turned(crop, self._turn(rng)))}
+
+
+def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
+    """The training pairs of a recipe's datasets, looked over for what cannot be right.
+
+    Raises UserError that names the file: nothing recognised, nothing left to train on, `--recombine` where no
+    rain is an exact grey addition.
+    """
+    sets, swapped, held_back, warnings, refusals = [], [], [], [], []
+    for path in recipe.data_path:
+        found = find_pairs(path, "train", recipe.asked_for, recipe.rainy_side)
+        warnings += [f"warning: {each}" for each in check_pairs(found)]
+        refusal = why_not_recombined(found) if recipe.recombine else ""
+        refusals += [refusal] if refusal else []
+        found, held = split(found, recipe.hold_back)
+        held_back += [held] if held else []
+        sets.append(found)
+        swapped.append(recipe.recombine and not refusal)
+    folders = [find_images(recipe.backgrounds, option="--backgrounds")] if recipe.backgrounds else []
+    if recipe.streaks:
+        layers = find_images(recipe.streaks, option="--streaks")
+        refuse_unless_layers(layers)
+        sets.append(layers)
+        swapped.append(True)
+    if recipe.recombine and not any(swapped):
+        raise UserError(refusals[0])
+    parts = []
+    for number, (found, swaps) in enumerate(zip(sets, swapped, strict=True)):
+        others = [each for each in sets if each is not found and each.pairs[0].clean]
+        crops = PairCrops(
+            found,
+            recipe.patch_size,
+            recombine=swaps,
+            weather=weather_of(recipe),
+            backgrounds=[*others, *folders] if swaps else (),
+            seed=recipe.seed + (number << 64),  # each set draws for itself
+            augment=recipe.augment and swaps == recipe.recombine,  # else its rain would rise
+            mirror=recipe.augment or recipe.mirror,
+            cache=cache,
+        )
+        parts.append(crops)
+    mixed = MixedCrops(parts, recipe.shares) if len(parts) > 1 else parts[0]
+    mixed.found_in_words += [f"backgrounds: {each.describe()}" for each in folders]
+    warnings += [f"note: the rain stays on its own images: {refusal}" for refusal in refusals]
+    cached = dict.fromkeys(each.notes[-1] for each in parts)
+    mixed.notes = [*mixed.found_in_words, *warnings, *cached]
+    mixed.held_back = merged(held_back) if held_back else None
+    return mixed
+
+
+def weather_of(recipe: Training) -> Weather:
+    return Weather(
+        rotation=recipe.max_streak_rotation,
+        zoom=recipe.streak_zoom,
+        strength=recipe.streak_strength,
+        blur=recipe.streak_blur,
+        layers=recipe.streak_layers,
+        mirrored=recipe.augment or recipe.mirror,
+        clear=recipe.clear_share,
+        veil=recipe.veil_share,
+        jpeg=recipe.jpeg_share,
+    )
 
 
 def split(found: Found, hold_back: int) -> tuple[Found, Found | None]:
@@ -224,39 +283,6 @@ def split(found: Found, hold_back: int) -> tuple[Found, Found | None]:
 
 def _generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
-
-
-def _crop(images: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One random (size, size, 3) window of images of one size; what is smaller is reflected."""
-    height, width = images[0].shape[:2]
-    top, left = (int(rng.integers(max(1, length - size + 1))) for length in (height, width))
-    return [_extend(image[top : top + size, left : left + size], size) for image in images]
-
-
-def _extend(image: np.ndarray, size: int) -> np.ndarray:
-    for axis in (0, 1):
-        if missing := size - image.shape[axis]:
-            widths = [(0, missing if axis == i else 0) for i in range(3)]
-            image = np.pad(image, widths, mode="reflect" if image.shape[axis] > 1 else "edge")
-    return image
-
-
-def _window(layer: np.ndarray, size: int, angle: float, zoom: float, rng: np.random.Generator) -> np.ndarray:
-    """A random window of a layer (H, W, 1), turned by `angle` degrees and enlarged `zoom` times.
-
-    What lies outside the layer is mirrored, as `_extend` does. (size, size, 1), of the layer's type.
-    """
-    reach = size / zoom  # of the layer's own pixels
-    x, y = (rng.uniform(min(reach, side) / 2, side - min(reach, side) / 2) for side in layer.shape[1::-1])
-    turn = cv2.getRotationMatrix2D((x, y), angle, zoom)
-    turn[:, 2] += size / 2 - x, size / 2 - y
-    return cv2.warpAffine(layer, turn, (size, size), borderMode=cv2.BORDER_REFLECT_101)[..., None]
-
-
-def turned(image: np.ndarray, which: int) -> np.ndarray:
-    """One of the eight flips and rotations of a square; 0 is the image itself, 4 its mirror image."""
-    image = np.rot90(image, which % 4)
-    return image[:, ::-1] if which >= 4 else image
 
 
 def _files(*sets: Sequence[Pair]) -> Iterator[Path] | None:

@@ -40,7 +40,10 @@ class Training(Machine):
 
     preset: str = option("paper", "the recipe: the paper's, or LightNet's own", ("paper", "light"))
 
-    data_path: Path = place(Path(), "the dataset, as unpacked: see datasets/README.md")
+    data_path: tuple[Path, ...] = place((), "the dataset, as unpacked, or several: see datasets/README.md")
+    shares: tuple[float, ...] = extra(
+        (), "of several datasets, and --streaks: how much of an epoch each is; none: by size", above=0
+    )
     patch_size: int = data(120, "side of the square crops, in pixels", least=16, most=4096)
     rainy_side: str = data("auto", "of side-by-side images: the rainy half", ("auto", "left", "right"))
     seed: int = data(0, "of the first weights, the order, the crops", least=0, most=2**63 - 1)
@@ -49,7 +52,9 @@ class Training(Machine):
     epochs: int = length(520, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
     steps: int = length(0, "length in steps, the milestones in proportion; 0: by epochs", least=0, most=10**9)
     lr: float = schedule(5e-4, "learning rate of Adam", above=0, most=1)
-    milestone: tuple[int, ...] = schedule((312, 416), "epochs after which the rate drops", least=1)
+    milestone: tuple[int, ...] = schedule(
+        (312, 416), "epochs after which the rate drops", least=1, most=MOST_EPOCHS
+    )
     lr_factor: float = schedule(0.5, "what a milestone multiplies the rate by", above=0, most=1)
 
     backbone: str = extra("DerainNet", "the network: a name in backbones.BACKBONES", architecture=True)
@@ -71,11 +76,25 @@ class Training(Machine):
     streak_strength: float = extra(
         1.0, "with --recombine: strengthen a layer so many times at most, or weaken it", least=1, most=4
     )
+    streak_blur: float = extra(
+        0.0, "with --recombine: blur a layer by a Gaussian of so many pixels at most", least=0, most=20
+    )
+    streak_layers: int = extra(1, "with --recombine: lay so many layers at most", least=1, most=8)
+    streaks: tuple[Path, ...] = extra(
+        (), "with --recombine: folders of further layers, grey on black", changes_result=False
+    )
     backgrounds: tuple[Path, ...] = extra(
         (), "with --recombine: folders of further clean images", changes_result=False
     )
+    clear_share: float = extra(0.0, "share of the crops that are without rain", least=0, most=1)
+    veil_share: float = extra(
+        0.0, "share of the crops that are seen through haze, which stays", least=0, most=1
+    )
+    jpeg_share: float = extra(0.0, "share of the crops that come out of a JPEG, which stays", least=0, most=1)
     hold_back: int = extra(
-        0, "keep so many training pairs back, spread evenly, and validate on them and no test pair", least=0
+        0,
+        "keep so many pairs of each set back, spread evenly, and validate on them and no test pair",
+        least=0,
     )
     cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, and not at milestones")
     warmup: int = extra(0, "steps in which the rate rises to its full height", least=0, most=10**6)
@@ -104,16 +123,36 @@ class Training(Machine):
     val_images: int = record(0, "validate on so many test pairs, spread evenly; 0: all", least=0)
 
     def with_preset(self, name: str) -> Self:
-        """The same dataset and stage by another recipe. Raises KeyError where there is none of that name."""
-        if name == "paper":
+        """The same dataset and stage by another recipe."""
+        if name == self.preset:
             return self
-        numbers = PRESETS[name][self.dataset, self.stage]
+        numbers = PRESETS[name].get((self.dataset, self.stage))
+        if numbers is None:  # which `contradiction` will say
+            return replace(self, preset=name)
         folder = f"{self.dataset}-{name}"
         moved = self.save_path.with_name(self.save_path.name.replace(self.dataset, folder))
         return replace(self, preset=name, save_path=moved, **numbers)
 
+    @property
+    def asked_for(self) -> str:
+        """The dataset that is looked for in the folder; of several folders none has to be it."""
+        return self.dataset if len(self.data_path) == 1 else ""
+
     def contradiction(self) -> str | None:
-        layers = {"max_streak_rotation": 0, "streak_zoom": 1, "streak_strength": 1, "backgrounds": ()}
+        layers: dict[str, Any] = {
+            "max_streak_rotation": 0,
+            "streak_zoom": 1,
+            "streak_strength": 1,
+            "streak_blur": 0,
+        }
+        layers |= {"streak_layers": 1, "streaks": (), "backgrounds": ()}
+        sets, made = len(self.data_path) + bool(self.streaks), (self.dataset, self.stage)
+        if any(made in of for of in PRESETS.values()) and made not in PRESETS[self.preset]:
+            return f"--preset {self.preset}: there is no such recipe of {self.dataset}"
+        if not self.data_path:
+            return "--data_path names no folder: give that of a dataset"
+        if self.shares and len(self.shares) != sets:
+            return f"--shares takes one number for each set, {sets} with the streaks, not {len(self.shares)}"
         if not self.recombine and (
             given := [name for name, off in layers.items() if getattr(self, name) != off]
         ):
@@ -184,7 +223,7 @@ class Student(Training):
     batchSize: int = schedule(2, "pairs, and as many real images, a step", least=1, most=MOST_IN_A_BATCH)
     epochs: int = length(10, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
     lr: float = schedule(1e-4, "learning rate of Adam", above=0, most=1)
-    milestone: tuple[int, ...] = schedule((), "epochs after which the rate drops", least=1)
+    milestone: tuple[int, ...] = schedule((), "epochs after which the rate drops", least=1, most=MOST_EPOCHS)
     val_every: float = record(1.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
 
     l1_weight: float = loss(20.0, "of L1 to the clean image")
@@ -198,7 +237,7 @@ class Student(Training):
 
     def with_preset(self, name: str) -> Self:
         changed = super().with_preset(name)
-        if changed is self:
+        if changed.save_path == self.save_path:
             return changed
         return replace(changed, teacher=self.teacher.with_name(f"{self.dataset}-{name}"))
 
@@ -244,7 +283,7 @@ class Evaluation(Machine):
 def _teacher(dataset: str, **numbers: Any) -> Teacher:
     return Teacher(
         dataset=dataset,
-        data_path=Path("datasets") / dataset,
+        data_path=(Path("datasets") / dataset,),
         save_path=Path("trained_model") / dataset,
         **numbers,
     )
@@ -253,7 +292,7 @@ def _teacher(dataset: str, **numbers: Any) -> Teacher:
 def _student(dataset: str, **numbers: Any) -> Student:
     return Student(
         dataset=dataset,
-        data_path=Path("datasets") / dataset,
+        data_path=(Path("datasets") / dataset,),
         real_path=(Path("datasets/Real"),),  # SPA-Data and Real-275 [paper]; one folder Real/ [script]
         teacher=Path("trained_model") / dataset,
         save_path=Path("trained_model") / f"{dataset}+Real",
@@ -301,7 +340,7 @@ EVALUATIONS = {
 
 # --------------------------------------------------------------------------- LightNet's recipes, all [ours]
 
-LIGHT = {
+LIGHT: dict[str, Any] = {
     "backbone": "LightNet",
     "channels": (24, 48, 96, 144, 192),
     "units": (1, 2, 2, 2, 2),
@@ -319,9 +358,11 @@ LIGHT = {
     "psnr_weight": 0.1,
     "ssim_weight": 2.0,
 }
-LIGHT_TEACHER = LIGHT | {"lr": 6e-4, "warmup": 200, "steps": 11_000, "val_every": 5.0}
-LIGHT_STUDENT = LIGHT | {"lr": 1e-4, "warmup": 100, "steps": 400, "val_every": 5.0}
-LAYERS = {  # what rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength
+LIGHT_TEACHER: dict[str, Any] = LIGHT | {"lr": 6e-4, "warmup": 200, "steps": 11_000, "val_every": 5.0}
+LIGHT_STUDENT: dict[str, Any] = LIGHT | {"lr": 1e-4, "warmup": 100, "steps": 400, "val_every": 5.0}
+LAYERS: dict[
+    str, Any
+] = {  # what rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength
     "augment": True,
     "mirror": False,
     "recombine": True,
@@ -330,10 +371,44 @@ LAYERS = {  # what rain that is added allows: layers on other backgrounds, turne
     "streak_strength": 1.1,
 }
 
-PRESETS: dict[str, dict[tuple[str, str], dict[str, Any]]] = {
+# One model for photographs: rain of every kind at hand, much of it light, and what is no rain must stay.
+MANY_RAINS: dict[str, Any] = {
+    "preset": "light",
+    "data_path": tuple(Path("datasets") / name for name in ("Rain800", "Rain200H", "Rain200L")),
+    "streaks": (Path("datasets/Streaks"),),  # rendered light streaks, as Garg's
+    "shares": (0.3, 0.1, 0.25, 0.35),
+    "max_streak_rotation": 45.0,
+    "streak_zoom": 1.7,
+    "streak_strength": 1.5,
+    "streak_blur": 1.5,
+    "streak_layers": 2,
+    "clear_share": 0.2,
+    "veil_share": 0.15,
+    "jpeg_share": 0.3,
+    "hold_back": 6,
+}
+PHOTOGRAPHS = {
+    "SID": Teacher(
+        dataset="photographs",
+        save_path=Path("trained_model/photographs"),
+        **LIGHT_TEACHER | LAYERS | MANY_RAINS,
+    ),
+    "SSID-KD": Student(
+        dataset="photographs",
+        real_path=(Path("datasets/Real"), Path("datasets/Rain800_real")),
+        teacher=Path("trained_model/photographs"),
+        save_path=Path("trained_model/photographs+Real"),
+        **LIGHT_STUDENT | LAYERS | MANY_RAINS,
+    ),
+}
+
+Numbers = dict[tuple[str, str], dict[str, Any]]
+PRESETS: dict[str, Numbers] = {
+    "paper": {(name, stage): {} for name in TEACHERS for stage in ("SID", "SSID-KD")},
     "light": {
         (name, stage): numbers | (LAYERS if name.startswith("Rain200") else {})
         for name in TEACHERS
         for stage, numbers in (("SID", LIGHT_TEACHER), ("SSID-KD", LIGHT_STUDENT))
     }
+    | {("photographs", stage): {} for stage in PHOTOGRAPHS},
 }

@@ -31,7 +31,7 @@ from datasets import catalogue
 from datasets.catalogue import is_simulated
 from datasets.layouts import claimed_by, find_images, find_pairs, recognised
 from datasets.names import match
-from datasets.pairs import Found, Pair, check_pairs, read_pair, sample
+from datasets.pairs import Found, Pair, check_pairs, merged, read_pair, sample
 from DerainDataset import Crops
 from inference import Derainer, hardware
 from machinery import distributed
@@ -42,6 +42,7 @@ from metrix_code.metrics import HEADLINE_METRICS, KEYS, METRICS
 from metrix_code.page import FILE as PAGE
 from metrix_code.page import PageWriter
 from metrix_code.scores import FILE, UNKNOWN, average, write_scores
+from metrix_code.tables import published
 from utils import UserError, file_errors, list_images, one_line, printable, read_image, to_tensor, to_uint8
 
 
@@ -184,15 +185,25 @@ def validation_set(recipe: Training, crops: Crops) -> tuple[Found | None, list[s
     """
     if crops.held_back:
         return crops.held_back, [f"validation: {len(crops.held_back.pairs)} training pairs, held back"]
-    try:
-        found = find_pairs(recipe.data_path, "test", recipe.dataset, recipe.rainy_side)
-    except UserError as error:
-        return None, [f"no validation: {error}"]
-    if found.root == crops.root:
-        return None, [f"no validation: {found.root} is not divided into training and test pairs"]
+    sets, notes = [], []
+    for path in recipe.data_path:
+        try:
+            found = find_pairs(path, "test", recipe.asked_for, recipe.rainy_side)
+        except UserError as error:
+            notes.append(f"no validation: {error}")
+            continue
+        if found.root in crops.roots:
+            notes.append(f"no validation: {found.root} is not divided into training and test pairs")
+            continue
+        sets.append(found)
+        if recipe.val_every:
+            notes.append(f"validation: {found.describe()}")
+            notes += [f"warning: {each}" for each in check_pairs(found)]
+    if not sets:
+        return None, notes
+    found = merged(sets)
     if not recipe.val_every:
-        return found, []  # some of them are shown in TensorBoard, and none is scored
-    notes = [f"validation: {found.describe()}", *(f"warning: {each}" for each in check_pairs(found))]
+        return found, notes  # some of them are shown in TensorBoard, and none is scored
     if 0 < recipe.val_images < len(found.pairs):
         found = replace(found, pairs=[found.pairs[i] for i in sample(len(found.pairs), recipe.val_images)])
     return found, notes
@@ -206,7 +217,7 @@ def mean_scores(
     scored = score_pairs(derainer, [found.pairs[i] for i in mine], ("psnr", "ssim"))
     scores = distributed.gathered({i: each.scores for i, each in zip(mine, scored, strict=True)}, world)
     means = average(scores)
-    of = ", simulated rain" if is_simulated(recipe.data_path) else ""
+    of = ", simulated rain" if any(map(is_simulated, recipe.data_path)) else ""
     infinite = means["infinite"].get("psnr", 0)
     besides = f"; {infinite} images without any error are left out" if infinite else ""
     line = f"PSNR {means['psnr']:.3f} dB, SSIM {means['ssim']:.4f} (RGB{of}{besides})"
@@ -238,7 +249,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     for line in (model_in_words(model, labels), found.describe(), *warnings_of(found, labels, options)):
         print(line)
     set_scores_aside(folder)
-    page = PageWriter(folder, title_of(labels), model_in_words(model, labels)) if options.page else None
+    page = PageWriter(folder, title_of(labels), page_note(model, labels)) if options.page else None
     images: list[dict[str, Any]] = []
     failures: list[UserError] = []
 
@@ -397,6 +408,16 @@ def title_of(labels: Mapping[str, Any]) -> str:
     more = [", mean over eight flips and rotations"] * labels["self_ensemble"]
     more += [", simulated rain"] * labels["simulated"]
     return f"{labels['dataset']}: {labels['method']}{''.join(more)}"
+
+
+def page_note(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
+    """What the page says above its images: the model, what is published, and how this was measured."""
+    expected, found = labels["images_expected"], labels["images_found"]
+    count = f"{found} of the test set's {expected} images" if expected else f"{found} images"
+    stage = "" if labels["simulated"] else str(labels["trained_on"]["stage"])
+    hardware = f", {labels['hardware']}, {labels['precision']}" if "hardware" in labels else ""
+    measured = f"measured on {labels['date']}: {count}{hardware}\n{labels['command']}"
+    return "\n".join([model_in_words(model, labels), *published(labels["dataset"], stage), measured])
 
 
 def model_in_words(model: Derainer | Results, labels: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from backbones import AutocastModel, network_from
 from config import Student, Teacher, Training
-from DerainDataset import Crops, PairCrops, RealCrops
+from DerainDataset import Crops, RealCrops, pair_crops
 from losses import dark_channel, distillation, l1, psnr, ssim, total_variation
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from machinery.loading import ImageCache
@@ -96,7 +96,7 @@ class SID(Stage):
     recipe: Teacher
 
     def crops(self, cache: ImageCache) -> list[Crops]:
-        return [PairCrops.of(self.recipe, cache)]
+        return [pair_crops(self.recipe, cache)]
 
     def first_weights(self) -> Path | None:
         return self.recipe.weights if self.recipe.weights != Path() else None
@@ -116,7 +116,7 @@ class SSIDKD(Stage):
     recipe: Student
 
     def crops(self, cache: ImageCache) -> list[Crops]:
-        return [PairCrops.of(self.recipe, cache), RealCrops.of(self.recipe, cache)]
+        return [pair_crops(self.recipe, cache), RealCrops.of(self.recipe, cache)]
 
     def first_weights(self) -> Path:
         return self.recipe.teacher

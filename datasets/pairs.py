@@ -52,6 +52,19 @@ class Found:
         return f"{self.layout}: {len(self.pairs):,} {what} from {self.root}"
 
 
+def merged(sets: Sequence[Found]) -> Found:
+    """Several sets as one; the names of their pairs begin with the number of the set."""
+    if len(sets) == 1:
+        return sets[0]
+    pairs = [
+        pair._replace(name=f"{number}-{pair.name}")
+        for number, found in enumerate(sets, 1)
+        for pair in found.pairs
+    ]
+    warnings = tuple(each for found in sets for each in found.warnings)
+    return Found(", ".join(found.layout for found in sets), sets[0].root, pairs, warnings)
+
+
 class ListedPairs(Sequence[Pair]):
     """The pairs of a list file, 'rainy clean' a line. Neither folders nor images are looked at.
 
@@ -258,20 +271,30 @@ def why_not_additive(rainy: np.ndarray, clean: np.ndarray) -> str:
     return ""
 
 
-def refuse_unless_additive(found: Found, most: int = 16) -> None:
-    """Raises UserError where layers cannot be swapped: rain that is no exact grey addition, as far as known.
+def why_not_recombined(found: Found, most: int = 16) -> str:
+    """Why a set's layers cannot be swapped: rain that is no exact grey addition, as far as known; else "".
 
     What the catalogue says of the set is not taken on trust: a repacked download may be another.
     """
+    needs = "--recombine needs rain that is an exact grey addition;"
     for index in sample(len(found.pairs), most):
         rainy, clean = read_pair(found.pairs[index])
         if clean is None:
-            raise UserError(f"--recombine needs pairs, and {found.root} holds real images")
+            return f"--recombine needs pairs, and {found.root} holds real images"
         if why := why_not_additive(rainy, clean):
-            path = found.pairs[index].rainy.path
-            raise UserError(f"--recombine needs rain that is an exact grey addition; {path} is not: {why}")
+            return f"{needs} {found.pairs[index].rainy.path} is not: {why}"
     if catalogue.get_entry(found.dataset).additive is False:
-        raise UserError(
-            f"--recombine needs rain that is an exact grey addition; {found.dataset}'s is none, "
+        return (
+            f"{needs} {found.dataset}'s is none, "
             f"though nothing in the sampled pairs of {found.root} speaks against it"
         )
+    return ""
+
+
+def refuse_unless_layers(found: Found, most: int = 16) -> None:
+    """Raises UserError where images are no streak layers: grey, on black."""
+    for index in sample(len(found.pairs), most):
+        path = found.pairs[index].rainy.path
+        image = read_image(path)
+        if (image != image[..., :1]).any() or np.median(image) > 127:
+            raise UserError(f"{path} is no streak layer: --streaks takes grey streaks on black")

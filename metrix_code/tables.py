@@ -102,6 +102,15 @@ def from_others(kind: str) -> list[Cell]:
         ]
 
 
+def published(dataset: str, stage: str) -> list[str]:
+    """What the authors print of a stage on a set, a line a table: '28.925 / 0.9079 (RGB, their README)'."""
+    return [
+        f"published for {cell.method}, with the paper's network: {cell} ({cell.protocol}, {cell.source})"
+        for cell in from_others("published")
+        if (cell.dataset, cell.method) == (printed(dataset), stage)
+    ]
+
+
 def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
     """The cells that one scores.json gives: the method in each protocol, and the rainy input beside it."""
     protocols: dict[tuple[str, bool], list[Metric]] = {}

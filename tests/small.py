@@ -49,7 +49,7 @@ def teacher(folder: Path, **changes: Any) -> Teacher:
     data = folder / "data"
     if not data.exists():
         layouts.rain200(data)
-    paths = {"data_path": data, "save_path": folder / "teacher"}
+    paths = {"data_path": (data,), "save_path": folder / "teacher"}
     return dataclasses.replace(TEACHERS["Rain200H"], **{**SMALL, **paths, **changes})
 
 
@@ -59,7 +59,7 @@ def student(folder: Path, **changes: Any) -> Student:
     if not real.exists():
         layouts.real_images(real)
     paths = {
-        "data_path": folder / "data",
+        "data_path": (folder / "data",),
         "real_path": (real,),
         "teacher": folder / "teacher",
         "save_path": folder / "student",

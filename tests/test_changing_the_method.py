@@ -84,7 +84,7 @@ def test_a_dataset_is_an_entry_and_its_recipes(tmp_path, monkeypatch):
         **{
             **vars(teacher(tmp_path)),
             "dataset": "RainNew",
-            "data_path": tmp_path / "RainNew",
+            "data_path": (tmp_path / "RainNew",),
             "val_every": 1,
         },
     )

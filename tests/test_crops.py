@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from datasets.layouts import find_images, find_pairs
-from datasets.pairs import Found, read_pair
-from DerainDataset import Crops, PairCrops, RealCrops
+from datasets.pairs import Found, read_pair, why_not_recombined
+from DerainDataset import Crops, PairCrops, RealCrops, pair_crops
 from machinery import loading
 from machinery.loading import BatchStream, ImageCache, loader
 from tests import layouts
-from tests.small import ROOT, student
+from tests.small import ROOT, student, teacher
 from utils import UserError, write_image
 
 # ------------------------------------------------------------------------------------------------------ crops
@@ -94,7 +94,7 @@ def test_small_images_are_reflected(tmp_path: Path, size: tuple[int, int]) -> No
 def test_cache_and_workers_change_nothing(pairs: Found, tmp_path: Path) -> None:
     real = find_images([layouts.real_images(tmp_path / "real")])
     for make in (
-        lambda cache: PairCrops(pairs, 16, recombine=True, backgrounds=real, cache=ImageCache(cache)),
+        lambda cache: PairCrops(pairs, 16, recombine=True, backgrounds=[real], cache=ImageCache(cache)),
         lambda cache: RealCrops(real, 16, cache=ImageCache(cache)),
     ):
         plain = batches(make("off"), steps=6)
@@ -162,7 +162,7 @@ def test_a_real_folder_beside_the_pairs_is_found_where_none_is_given(tmp_path: P
     with pytest.raises(UserError, match=r"nowhere is not a folder: --real_path takes"):
         RealCrops.of(recipe, ImageCache("off"))
     layouts.real_images(tmp_path / "data/Real")
-    assert RealCrops.of(recipe, ImageCache("off")).root == tmp_path / "data/Real"
+    assert RealCrops.of(recipe, ImageCache("off")).roots == [tmp_path / "data/Real"]
 
 
 # ------------------------------------------------------------------------------------------------------ order
@@ -222,7 +222,7 @@ def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_pa
     for n in range(5):
         write_image(backgrounds / f"{n}.png", layouts.clean_image(100 + n))
     usual = PairCrops(pairs, 24)
-    crops = PairCrops(pairs, 24, recombine=True, backgrounds=find_images([backgrounds]))
+    crops = PairCrops(pairs, 24, recombine=True, backgrounds=[find_images([backgrounds])])
     other_background = 0
     for key in [(epoch, index) for epoch in range(6) for index in range(5)]:
         true = {side: np.round(crop.numpy() * 255).astype(int) for side, crop in usual[key].items()}
@@ -234,9 +234,9 @@ def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_pa
 
 
 def test_recombination_is_refused_where_rain_is_not_additive(tmp_path: Path) -> None:
-    found = find_pairs(layouts.rain800(tmp_path / "Rain800"), "train", "Rain800")
+    layouts.rain800(tmp_path / "Rain800")
+    recipe = teacher(tmp_path, data_path=(tmp_path / "Rain800",), dataset="Rain800", recombine=True)
     with pytest.raises(UserError, match=r"exact grey addition; .*training/1.jpg is not: \d"):
-        PairCrops(found, 16, recombine=True)
+        pair_crops(recipe, ImageCache("off"))
     real = find_images([layouts.real_images(tmp_path / "Real")])
-    with pytest.raises(UserError, match="holds real images"):
-        PairCrops(real, 16, recombine=True)
+    assert "holds real images" in why_not_recombined(real)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import math
 import re
 import subprocess
@@ -17,7 +18,7 @@ import utils
 from backbones import AutocastModel
 from config import EVALUATIONS
 from datasets.layouts import find_pairs
-from evaluation import in_words, left_out, score, score_pairs
+from evaluation import Results, in_words, left_out, page_note, score, score_pairs
 from inference import Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from metrix_code import tables
@@ -148,6 +149,14 @@ def test_the_script_that_makes_a_missing_model_is_there(record, tmp_path):
     assert named and (ROOT / named[1]).is_file()
 
 
+def test_the_page_names_what_is_published_beside_what_is_measured(folder, tmp_path):
+    labels = {"dataset": "Rain200H", "simulated": False, "images_expected": 200, "images_found": 200}
+    labels |= {"trained_on": {"stage": "SSID-KD", "dataset": "Rain200H"}, "date": "today", "command": "c"}
+    note = page_note(Results(tmp_path, {}), {**labels, "method": "SSID-KD-LightNet"})
+    assert "published for SSID-KD, with the paper's network: 28.925 / 0.9079 (RGB, SSID-KD README)" in note
+    assert "published" not in page_note(Results(tmp_path, {}), {**labels, "method": "m", "simulated": True})
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named_in_one_line(folder, tmp_path, workers):
     data = layouts.rain200(tmp_path / "data", test=12)
@@ -160,7 +169,9 @@ def test_an_unreadable_image_is_named_in_one_line(folder, tmp_path, workers):
     scores = read_scores(tmp_path / "results/scores.json")
     assert len(scores["images"]) == 11 and scores["images_found"] == 12
     assert scores["mean"] == average(scores["images"])
-    assert (tmp_path / "results/index.html").is_file()
+    page = html.unescape((tmp_path / "results/index.html").read_text())
+    measured = f"measured on {scores['date']}: 12 of the test set's 200 images, {scores['hardware']}, float32"
+    assert f"{measured}\n{scores['command']}" in page
     assert [row for row in tables.tables(tmp_path, ["measured"])[0].as_text() if "11 of 200" in row[2]]
 
 

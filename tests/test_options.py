@@ -6,6 +6,7 @@ A test that only looks whether an option is accepted would pass if nothing read 
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import engine
 from config import TEACHERS, Schedule
 from datasets.layouts import find_pairs
 from datasets.pairs import sample
-from DerainDataset import PairCrops, RealCrops
+from DerainDataset import Crops, RealCrops, pair_crops
 from engine import optimizer_of, training_step
 from evaluation import score, seen_in_training, validation_set
 from inference import Derainer
@@ -34,8 +35,8 @@ from utils import UserError, to_tensor, write_image
 OFF = ImageCache("off")
 
 
-def crops_of(recipe) -> PairCrops:
-    return PairCrops.of(recipe, OFF)
+def crops_of(recipe) -> Crops:
+    return pair_crops(recipe, OFF)
 
 
 def whole(crop: torch.Tensor) -> np.ndarray:
@@ -64,7 +65,7 @@ def test_patch_size_is_the_side_of_the_crops_and_the_window_of_the_dark_channel(
 def test_rainy_side_says_which_half_is_rainy(tmp_path):
     layouts.rain800(tmp_path / "set")
     sides = {
-        side: crops_of(teacher(tmp_path, data_path=tmp_path / "set", rainy_side=side))[0, 0]
+        side: crops_of(teacher(tmp_path, data_path=(tmp_path / "set",), rainy_side=side))[0, 0]
         for side in ("left", "right")
     }
     assert torch.equal(sides["left"]["rainy"], sides["right"]["clean"])
@@ -93,9 +94,9 @@ def test_crops_are_turned_as_asked_pairs_and_real_ones(tmp_path, option):
     off: dict[str, Any] = {option: False}
     plain = dataclasses.replace(recipe, **off)
     views = {"augment": [(k, f) for f in (1, -1) for k in range(4)], "mirror": [(0, 1), (0, -1)]}[option]
-    for of, key in ((PairCrops, "rainy"), (RealCrops, "real_rainy")):
+    for of, key in ((pair_crops, "rainy"), (RealCrops.of, "real_rainy")):
         seen = set()
-        turned, straight = of.of(recipe, OFF), of.of(plain, OFF)
+        turned, straight = of(recipe, OFF), of(plain, OFF)
         for epoch in range(30):
             crop, before = whole(turned[epoch, 0][key]), whole(straight[epoch, 0][key])
             found = [n for n, (k, f) in enumerate(views) if np.array_equal(np.rot90(before, k)[:, ::f], crop)]
@@ -130,7 +131,7 @@ def slant(layer: np.ndarray) -> float:
 
 
 def test_recombined_streaks_are_turned_to_both_sides_zoomed_and_strengthened(tmp_path):
-    recipe = teacher(tmp_path, data_path=soft_streaks(tmp_path / "set"), recombine=True, patch_size=64)
+    recipe = teacher(tmp_path, data_path=(soft_streaks(tmp_path / "set"),), recombine=True, patch_size=64)
     (straight, *_) = layers(recipe, 1)
     assert abs(slant(straight)) < 1
     turned = [slant(each) for each in layers(dataclasses.replace(recipe, max_streak_rotation=20.0))]
@@ -155,7 +156,7 @@ def test_recombined_layers_are_mirrored_and_never_turned_while_backgrounds_are(t
     write_image(folder / "train/norain/1.png", ramp)
     rain = (60 + 50 * np.sin(np.arange(200) ** 1.3 / 9))[None, :, None].astype(np.uint8)
     write_image(folder / "train/rain/1.png", ramp + np.broadcast_to(rain, ramp.shape))
-    recipe = teacher(tmp_path, data_path=folder, recombine=True, augment=True, patch_size=64)
+    recipe = teacher(tmp_path, data_path=(folder,), recombine=True, augment=True, patch_size=64)
     crops = crops_of(recipe)
     items = [crops[epoch, 0] for epoch in range(40)]
     tilts = {int(np.sign(whole(item["clean"])[-1, 0, 0] - whole(item["clean"])[0, 0, 0])) for item in items}
@@ -172,7 +173,7 @@ def test_backgrounds_are_drawn_as_often_as_there_are_of_them(tmp_path):
     folder = soft_streaks(tmp_path / "set", 2)
     for n in range(6):
         write_image(tmp_path / f"more/{n}.png", np.full((80, 80, 3), 200 + n, np.uint8))
-    recipe = teacher(tmp_path, data_path=folder, recombine=True, backgrounds=(tmp_path / "more",))
+    recipe = teacher(tmp_path, data_path=(folder,), recombine=True, backgrounds=(tmp_path / "more",))
     crops = crops_of(recipe)
     drawn = [int(whole(crops[epoch, index]["clean"]).max()) for epoch in range(100) for index in range(2)]
     assert set(drawn) == {20, 40, *range(200, 206)}
@@ -181,12 +182,144 @@ def test_backgrounds_are_drawn_as_often_as_there_are_of_them(tmp_path):
     assert all(whole(without[epoch, 0]["clean"]).max() <= 40 for epoch in range(20))
 
 
+def test_layers_are_blurred_and_several_laid_as_asked(tmp_path):
+    recipe = teacher(tmp_path, data_path=(soft_streaks(tmp_path / "set"),), recombine=True, patch_size=64)
+    (plain, *_) = layers(recipe, 1)
+    contrast = [np.ptp(each) for each in layers(dataclasses.replace(recipe, streak_blur=6.0))]
+    assert max(contrast) == np.ptp(plain) and min(contrast) < np.ptp(plain) / 2
+    sums = [each.mean() / plain.mean() for each in layers(dataclasses.replace(recipe, streak_layers=3))]
+    assert {round(each) for each in sums} == {1, 2, 3}
+
+
+def test_streaks_are_layers_of_their_own_on_the_pairs_clean_sides(tmp_path):
+    streaks = np.zeros((80, 80, 3), np.uint8)
+    streaks[:, ::7] = 33
+    write_image(tmp_path / "streaks/1.png", streaks)
+    recipe = teacher(
+        tmp_path,
+        data_path=(soft_streaks(tmp_path / "set"),),
+        recombine=True,
+        streaks=(tmp_path / "streaks",),
+    )
+    crops = crops_of(recipe)
+    assert len(crops) == 2
+    crop = crops[0, 1]
+    assert set(np.unique(whole(crop["rainy"] - crop["clean"]))) == {0, 33}
+    assert (whole(crop["clean"]) == 20).all()
+    write_image(tmp_path / "streaks/2.png", np.full((80, 80, 3), (9, 8, 7), np.uint8))
+    with pytest.raises(UserError, match=r"2\.png is no streak layer: --streaks takes grey streaks on black"):
+        crops_of(recipe)
+
+
+def test_clear_haze_and_jpeg_come_as_often_as_asked_and_on_both_sides(tmp_path):
+    plain = teacher(tmp_path, patch_size=24)
+    expected = [crops_of(plain)[epoch, 0] for epoch in range(200)]
+
+    def items(**share):
+        crops = crops_of(dataclasses.replace(plain, **share))
+        return [crops[epoch, 0] for epoch in range(200)]
+
+    clear = [torch.equal(item["rainy"], item["clean"]) for item in items(clear_share=0.25)]
+    assert 0.15 < np.mean(clear) < 0.35
+    for share in ("veil_share", "jpeg_share"):
+        changed = []
+        for item, before in zip(items(**{share: 0.25}), expected, strict=True):
+            both = [not torch.equal(item[side], before[side]) for side in ("rainy", "clean")]
+            assert both[0] == both[1]
+            changed.append(both[0])
+        assert 0.15 < np.mean(changed) < 0.35
+    for item, before in zip(items(veil_share=1.0), expected, strict=True):
+        for side in ("rainy", "clean"):  # less contrast, on both sides
+            assert np.ptp(whole(item[side])) <= 0.95 * np.ptp(whole(before[side])) + 1
+    for item, before in zip(items(jpeg_share=1.0), expected, strict=True):
+        error = np.abs(whole(item["clean"]) - whole(before["clean"])).mean()
+        assert 0 < error < 30
+        assert abs(whole(item["clean"]).mean() - whole(before["clean"]).mean()) < 3  # its colours in order
+
+
 def test_without_recombine_the_layer_options_are_refused():
-    for name, value in (("max_streak_rotation", 5.0), ("streak_zoom", 1.2), ("streak_strength", 1.2)):
+    for name, value in (
+        ("max_streak_rotation", 5.0),
+        ("streak_zoom", 1.2),
+        ("streak_strength", 1.2),
+        ("streak_blur", 1.0),
+        ("streak_layers", 2),
+        ("streaks", (Path("x"),)),
+    ):
         given: dict[str, Any] = {name: value}
         recipe = dataclasses.replace(TEACHERS["Rain200H"], **given)
         assert f"--{name}" in (recipe.contradiction() or "")
         assert dataclasses.replace(recipe, recombine=True).contradiction() is None
+
+
+# ---------------------------------------------------------------------------------------------- several sets
+
+
+def flat(folder, grey, count, streak):
+    """Pairs of plain `grey`; the rain is one streak, added, or of another colour."""
+    for n in range(count):
+        clean = np.full((60, 60, 3), grey + n, np.uint8)
+        rainy = clean.copy()
+        rainy[:, 30] += np.array(streak, np.uint8)
+        write_image(folder / f"train/norain/{n}.png", clean)
+        write_image(folder / f"train/rain/{n}.png", rainy)
+    return folder
+
+
+def test_several_sets_are_mixed_by_size_or_by_shares(tmp_path):
+    one, two = flat(tmp_path / "one", 20, 4, (50, 50, 50)), flat(tmp_path / "two", 120, 8, (40, 40, 40))
+    recipe = teacher(tmp_path, data_path=(one, two), patch_size=16)
+    crops = crops_of(recipe)
+    assert len(crops) == 12 and crops.counts["pairs"][0][0] == 4
+    greys = [int(whole(crops[0, index]["clean"]).max()) for index in range(12)]
+    assert greys == [*range(20, 24), *range(120, 128)]
+    shared = crops_of(dataclasses.replace(recipe, shares=(3.0, 1.0)))
+    drawn = [int(whole(shared[e, index]["clean"]).max()) for e in range(4) for index in range(len(shared))]
+    assert len(shared) == 12
+    assert {grey: drawn.count(grey) for grey in set(drawn)} == {
+        **dict.fromkeys(range(20, 24), 9),
+        **{grey: 2 if grey < 124 else 1 for grey in range(120, 128)},
+    }  # of each set every pair comes before any comes again
+    refused = dataclasses.replace(recipe, shares=(1.0,)).contradiction()
+    assert refused == "--shares takes one number for each set, 2 with the streaks, not 1"
+    assert "--data_path names no folder" in (dataclasses.replace(recipe, data_path=()).contradiction() or "")
+
+
+def test_layers_fall_on_every_sets_backgrounds_and_other_rain_stays_where_it_is(tmp_path):
+    added, coloured = (
+        flat(tmp_path / "one", 20, 3, (50, 50, 50)),
+        flat(tmp_path / "two", 120, 3, (60, 20, 90)),
+    )
+    recipe = teacher(tmp_path, data_path=(added, coloured), recombine=True, augment=True, patch_size=60)
+    crops = crops_of(recipe)
+    assert any("the rain stays on its own images" in note and "two" in note for note in crops.notes)
+    on = {int(whole(crops[epoch, 0]["clean"]).max()) for epoch in range(100)}
+    assert on == {20, 21, 22, 120, 121, 122}
+    for epoch in range(30):
+        item = crops[epoch, 4]
+        layer = whole(item["rainy"]) - whole(item["clean"])
+        assert whole(item["clean"]).max() == 121
+        assert {tuple(colour) for colour in layer[:, 30 if layer[0, 30, 0] else 29]} == {
+            (60, 20, 90)
+        }  # upright
+    with pytest.raises(UserError, match="--recombine needs rain that is an exact grey addition"):
+        crops_of(dataclasses.replace(recipe, data_path=(coloured, coloured)))
+
+
+def test_of_several_sets_each_has_pairs_held_back(tmp_path):
+    folders = tuple(flat(tmp_path / name, 20, 5, (9, 9, 9)) for name in ("one", "two"))
+    crops = crops_of(teacher(tmp_path, data_path=folders, hold_back=2))
+    assert crops.held_back and len(crops) == 6
+    assert [pair.name for pair in crops.held_back.pairs] == ["1-0", "1-4", "2-0", "2-4"]
+
+
+def test_several_sets_are_validated_on_the_test_pairs_of_those_that_have_any(tmp_path):
+    layouts.rain200(tmp_path / "data", test=3)
+    other = flat(tmp_path / "two", 120, 3, (40, 40, 40))
+    recipe = teacher(tmp_path, data_path=(tmp_path / "data", other), val_every=1.0)
+    found, notes = validation_set(recipe, crops_of(recipe))
+    assert found and len(found.pairs) == 3
+    assert any(note.startswith("no validation") and "two" in note for note in notes)
 
 
 # --------------------------------------------------------------------------------- what it is validated on
@@ -208,7 +341,9 @@ def test_pairs_that_are_held_back_are_validated_on_and_not_trained_on(tmp_path):
 def test_a_scene_is_held_back_with_all_its_rains(tmp_path):
     """Of Rain1400 fourteen rainy images go with one clean one, which must not be trained on."""
     layouts.rain1400(tmp_path / "set")
-    recipe = dataclasses.replace(TEACHERS["Rain1400"], data_path=tmp_path / "set", hold_back=1, patch_size=16)
+    recipe = dataclasses.replace(
+        TEACHERS["Rain1400"], data_path=(tmp_path / "set",), hold_back=1, patch_size=16
+    )
     crops = crops_of(recipe)
     assert crops.held_back
     held = {pair.clean for pair in crops.held_back.pairs}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from config import EVALUATIONS, PRESETS, STUDENTS, TEACHERS, Schedule
+from config import EVALUATIONS, PHOTOGRAPHS, PRESETS, STUDENTS, TEACHERS, Schedule
 from machinery.options import parse
 from tests.small import ROOT
 
@@ -31,7 +31,7 @@ def table() -> dict[tuple[str, str, str], str]:
             assert row["source"]
             stage, _, preset = row["stage"].partition(" ")
             for one in STAGES if stage == "*" else (stage,):
-                for dataset in DATASETS if row["dataset"] == "*" else (row["dataset"],):
+                for dataset in (*DATASETS, "photographs") if row["dataset"] == "*" else (row["dataset"],):
                     key = (f"{one} {preset}".strip(), dataset, row["option"])
                     assert key not in numbers, key
                     numbers[key] = row["value"]
@@ -61,7 +61,11 @@ def same(one: str, other: str) -> bool:
 @pytest.mark.parametrize("key", RECORDS)
 def test_every_number_of_a_recipe_is_that_of_the_table(key, preset):
     words = ["--preset", preset] if preset else []
-    recipe = parse(RECORDS[key], "", words)  # as its script has it without another word
+    # as its script has it without another word
+    assert_as_in_the_table(parse(RECORDS[key], "", words), key, preset)
+
+
+def assert_as_in_the_table(recipe, key, preset):
     assert (recipe.stage, recipe.dataset) == key
     expected = expected_of(key[0], key[1], preset)
     options = {each.name for each in dataclasses.fields(recipe) if "help" in each.metadata}
@@ -78,10 +82,22 @@ def test_there_are_no_others():
     }
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_recipe_for_photographs_is_that_of_the_table_and_there_is_one(stage, capsys):
+    for words in ([], ["--preset", "light"]):
+        recipe = parse(PHOTOGRAPHS[stage], "", words)
+        assert recipe == PHOTOGRAPHS[stage]
+        assert_as_in_the_table(recipe, (stage, "photographs"), "light")
+    assert [path.name for path in recipe.data_path] == ["Rain800", "Rain200H", "Rain200L"]
+    with pytest.raises(SystemExit):
+        parse(PHOTOGRAPHS[stage], "", ["--preset", "paper"])
+    assert "--preset paper: there is no such recipe of photographs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", DATASETS)
 def test_places_are_the_datasets_own(name):
     teacher, student = TEACHERS[name], STUDENTS[name]
-    assert teacher.data_path == student.data_path == Path("datasets") / name
+    assert teacher.data_path == student.data_path == (Path("datasets") / name,)
     assert student.teacher == teacher.save_path == Path("trained_model") / name
     assert student.save_path == Path(f"trained_model/{name}+Real")
     assert EVALUATIONS[name, "SID"].logdir == teacher.save_path
@@ -146,7 +162,8 @@ def test_one_word_picks_lightnets_recipe_and_what_is_given_wins(key):
     assert parse(paper, "", ["--preset", "paper"]) == paper
     given = parse(paper, "", ["--lr", "0.01", "--preset", "light", "--steps", "7", "--save_path", "there"])
     assert (given.lr, given.steps, given.save_path, given.ema) == (0.01, 7, Path("there"), light.ema)
-    assert set(PRESETS["light"]) == {(dataset, stage) for stage, dataset in RECORDS}
+    photographs = {("photographs", stage) for stage in STAGES}
+    assert set(PRESETS["light"]) == {(dataset, stage) for stage, dataset in RECORDS} | photographs
 
 
 @pytest.mark.parametrize(

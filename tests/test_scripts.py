@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config import EVALUATIONS, STUDENTS, TEACHERS
+from config import EVALUATIONS, PHOTOGRAPHS, STUDENTS, TEACHERS
 from machinery.checkpoints import load_checkpoint
 from metrix_code.scores import read_scores
 from tests import layouts
@@ -18,6 +18,14 @@ SCRIPTS = sorted([*ROOT.glob("train_*.py"), *ROOT.glob("eval_*.py")])
 EXPECTED = {
     **{f"train_{name}.py": ("engine", "train", f"TEACHERS['{name}']") for name in TEACHERS},
     **{f"train_{name}_real.py": ("engine", "train", f"STUDENTS['{name}']") for name in STUDENTS},
+    **{
+        f"train_photographs{'_real' * (stage == 'SSID-KD')}.py": (
+            "engine",
+            "train",
+            f"PHOTOGRAPHS['{stage}']",
+        )
+        for stage in PHOTOGRAPHS
+    },
     **{f"eval_{name}.py": ("evaluation", "evaluate", f"EVALUATIONS['{name}', 'SID']") for name in TEACHERS},
     **{
         f"eval_{name}{'_real' if name in STUDENTS else ''}.py": (
@@ -43,6 +51,7 @@ def test_a_script_is_a_docstring_its_imports_and_one_call(path):
     assert isinstance(docstring, ast.Expr)
     module, function, record = EXPECTED[path.name]
     stage = {"TEACHERS": "SID", "STUDENTS": "SSIDKD"}.get(record.split("[")[0])
+    stage = {"PHOTOGRAPHS['SID']": "SID", "PHOTOGRAPHS['SSID-KD']": "SSIDKD"}.get(record, stage)
     expected = [f"from config import {record.split('[')[0]}", f"from {module} import {function}"]
     assert [ast.unparse(each) for each in imports] == expected + (
         [f"from stages import {stage}"] if stage else []

@@ -1,6 +1,7 @@
 """The scripts beside training and evaluation: the study, the small checkpoint, the contact sheet."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from inference import Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from tests import layouts, small
 from tests.small import SMALL, arguments
-from tools import export
+from tools import changes, export
 from tools.contact_sheet import CAPTION, GAP
 from utils import UserError, read_image, write_image
 
@@ -119,3 +120,22 @@ def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, 
     with pytest.raises(UserError, match="differs from PyTorch's"):
         export.to_onnx(tmp_path / "teacher/net_latest", tmp_path / "it.onnx")
     assert (tmp_path / "it.onnx").read_bytes() == before
+
+
+def test_changes_tell_what_is_kept_of_images_and_how_they_darken(tmp_path, run_here, capsys):
+    image = np.random.default_rng(0).integers(40, 200, (200, 220, 3), dtype=np.uint8)
+    for by in (2, 4):
+        darker: Any = lambda each, by=by: each - np.uint8(by)  # noqa: E731
+        to_input, brighter, before, after = changes.changes(darker, image)
+        assert to_input == pytest.approx(20 * np.log10(255 / by)) and brighter == pytest.approx(-by)
+        assert before > 0 and after == pytest.approx(before, rel=0.05)
+    told = changes.row("folder", [(42.11, -2.0, 3.0, 4.0), (36.09, -4.0, 5.0, 4.0)])
+    assert told == "| folder | 2 | 39.10 dB, lowest 36.09 | -3.00, at most -4.00 | 4.000 to 4.000 |"
+    small.trained(small.teacher(tmp_path, steps=1))
+    write_image(tmp_path / "photographs/1.png", image)
+    write_image(tmp_path / "photographs/large.png", np.zeros((16, 300, 3), np.uint8))
+    words = ("--logdir", str(tmp_path / "teacher"), "--images", str(tmp_path / "photographs"))
+    assert run_here("tools/changes.py", *words, "--most", "250", "--use_GPU", "False") == 0
+    assert "| photographs | 1 | " in capsys.readouterr().out
+    assert run_here("tools/changes.py", *words, "--most", "20", "--use_GPU", "False") == 2
+    assert "every image is longer than 20 pixels: give more by --most" in capsys.readouterr().err

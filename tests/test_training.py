@@ -312,7 +312,7 @@ def test_a_resumed_run_knows_what_there_is_to_beat(tmp_path):
 def test_what_is_validated_on_is_told(tmp_path, capsys):
     recipe = teacher(tmp_path)
     simulated = (tmp_path / "data").rename(tmp_path / "Simulated200H")
-    trained(dataclasses.replace(recipe, data_path=simulated, val_every=1.0))
+    trained(dataclasses.replace(recipe, data_path=(simulated,), val_every=1.0))
     told = capsys.readouterr().out
     assert "rain/X2/ + norain/: 2 pairs" in told
     assert told.count("(RGB, simulated rain)") == 3  # six steps of two of four pairs

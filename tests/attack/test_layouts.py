@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from datasets.catalogue import CATALOGUE
 from datasets.check import Check, check_split
 from datasets.layouts import find_images, find_pairs, released_real_folder
-from datasets.pairs import Found, ListedPairs, check_pairs, read_pair, refuse_unless_additive
+from datasets.pairs import Found, ListedPairs, check_pairs, read_pair, why_not_recombined
 from tests import layouts
 from tests.attack.conftest import Budget
 from tests.attack.test_names import NAMES
@@ -135,7 +135,7 @@ def test_any_tree_is_read_or_told_and_left_as_it_is(budget: Budget, tmp_path: Pa
                     found.describe()
                     check_pairs(found)
                     assert_sound(found)
-                    refuse_unless_additive(found)
+                    why_not_recombined(found)
             except UserError as error:
                 assert str(error)
         assert tree(root) == before

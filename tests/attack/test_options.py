@@ -68,7 +68,7 @@ def test_options_are_sound_or_refused_by_name(budget: Budget) -> None:
         assert as_plain(made).keys() == vars(made).keys()
         if isinstance(made, Training):  # what the loop makes of them, before it creates anything
             schedule = Schedule.of(made, 1800)
-            assert schedule.steps > 0 and all(0 <= drop <= schedule.steps for drop in schedule.drops)
+            assert schedule.steps > 0 and all(drop >= 0 for drop in schedule.drops)
             assert schedule.validates(schedule.steps) and bool(schedule.validations) == bool(made.val_every)
             stream = BatchStream(1800, made.batchSize, seed=made.seed, steps=range(schedule.steps))
             assert len(stream) == schedule.steps and len(next(iter(stream))) == made.batchSize
