@@ -2,6 +2,8 @@
 # Both set everything up first, in .venv. Without make: the lines of the recipes, by hand.
 PYTHON ?= python3
 PY := .venv/bin/python
+# by which Python would not find a script's own modules
+unexport PYTHONSAFEPATH
 
 .PHONY: demo test attack check mutants bench clean
 

@@ -376,7 +376,7 @@ MANY_RAINS: dict[str, Any] = {
     "preset": "light",
     "data_path": tuple(Path("datasets") / name for name in ("Rain800", "Rain200H", "Rain200L")),
     "streaks": (Path("datasets/Streaks"),),  # rendered light streaks, as Garg's
-    "shares": (0.3, 0.1, 0.25, 0.35),
+    "shares": (0.25, 0.2, 0.2, 0.35),
     "max_streak_rotation": 45.0,
     "streak_zoom": 1.7,
     "streak_strength": 1.5,

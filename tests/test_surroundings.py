@@ -43,6 +43,13 @@ def test_a_closed_stream_is_no_reason_to_die(tmp_path, closed):
     assert load_checkpoint(tmp_path / "teacher/net_latest")["step"] == 1
 
 
+def test_make_hides_no_module_from_its_scripts():
+    """Python, told so by PYTHONSAFEPATH, would not search a script's own folder."""
+    told = 'told: ; @echo "[$(origin PYTHONSAFEPATH) $$PYTHONSAFEPATH]"'
+    done = run_in(["make", "--eval", told, "told"], env={"PYTHONSAFEPATH": "1"})
+    assert done.stdout == "[environment ]\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
