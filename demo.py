@@ -19,13 +19,17 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from inference import SHIPPED_MODELS
+from machinery.checkpoints import LATEST, SHIPPED
 from machinery.options import Options, option, parse
 from metrix_code.scores import FILE, read_scores
 from tools.contact_sheet import from_folders
 from utils import UserError, run, write_image
 
 DATA, MODELS, RESULTS = Path("datasets/simulated"), Path("trained_model/demo"), Path("results/demo")
+COME_WITH = {  # the project: LightNet's, for photographs
+    "shipped teacher": Path("trained_model/photographs") / SHIPPED / LATEST,
+    "shipped student": Path("trained_model/photographs+Real") / SHIPPED / LATEST,
+}
 SETS = {"pairs": DATA / "Simulated200H", "real": DATA / "SimulatedReal"}
 TEST = {"pairs": "rain_data_test_Heavy/rain/X2", "real": "test/rain"}
 CLEAN = {"pairs": "rain_data_test_Heavy/norain", "real": "test/norain"}
@@ -56,7 +60,7 @@ def main() -> None:
         f"train_Rain200H_real.py --data_path {pairs} --real_path {real} --teacher {own['teacher']} "
         f"--save_path {own['student']} --steps {max(1, steps // 4)} {SMALL}"
     )
-    models = own | {f"shipped {role}": folder for role, folder in SHIPPED_MODELS.items() if folder.exists()}
+    models = own | {name: file for name, file in COME_WITH.items() if file.exists()}
     for data in SETS:
         for two in (list(models)[:2], list(models)[2:]):  # side by side
             score(data, {name: models[name] for name in two})

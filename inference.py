@@ -18,14 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from backbones import AutocastModel, network_from
-from machinery.checkpoints import LATEST, SHIPPED, find_checkpoint, load_checkpoint
+from machinery.checkpoints import find_checkpoint, load_checkpoint
 from utils import UserError, to_tensor, to_uint8
 
 CPU = torch.device("cpu")
-SHIPPED_MODELS = {  # of the demo
-    "teacher": Path("trained_model/Rain200H") / SHIPPED / LATEST,
-    "student": Path("trained_model/Rain200H+Real") / SHIPPED / LATEST,
-}
 DEFAULT_MODEL = Path("trained_model/Rain800-light+Real")  # of photographs and tools
 OVERLAP = 64  # of two tiles, in pixels
 # What a tile may take on a CPU, however much is free: with torch itself and a photograph of 3840x2160 less

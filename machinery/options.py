@@ -154,7 +154,8 @@ def _add_option(parser: Any, each: dataclasses.Field, kind: Any, default: Any) -
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     if shown in ("", Path()):
         shown = "none"
-    how: dict[str, Any] = {"help": f"{each.metadata['help']} (default: {shown})", "default": default}
+    text = f"{each.metadata['help']} (default: {shown})".replace("%", "%%")  # which argparse would fill in
+    how: dict[str, Any] = {"help": text, "default": default}
     if get_origin(kind) is tuple:
         inner, choices = get_args(kind)[0], each.metadata["choices"]
         how |= {"type": _several(inner, choices), "nargs": "*", "metavar": inner.__name__.upper()}

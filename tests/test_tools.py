@@ -8,48 +8,77 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from engine import Run
 from inference import Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from tests import layouts, small
 from tests.small import SMALL, arguments
-from tools import changes, export
+from tools import changes, export, study
+from tools.adaptation import Adapted, Adapting, statistics_gap
 from tools.contact_sheet import CAPTION, GAP
 from utils import UserError, read_image, write_image
 
 
-def test_a_study_tells_every_weighting_by_scores_and_differences(tmp_path, run_here, capsys):
+def test_a_study_tells_every_variation_by_scores_and_differences(tmp_path, run_here, capsys):
     small.trained(small.teacher(tmp_path, steps=1))
     layouts.real_images(tmp_path / "real")
+    layouts.rain200(tmp_path / "target")
     given = {
         "teacher": tmp_path / "teacher",
         "data_path": tmp_path / "data",
         "real_path": tmp_path / "real",
+        "labelled": tmp_path / "target",
         "save_path": tmp_path / "study",
         "tests": tmp_path / "data",
         "seeds": (0,),
     }
-    words = arguments({**SMALL, "steps": 1, **given})
+    some = (study.BASE, "KL at 10 %", "mean teacher and streaks", "KL alone", study.LABELLED)
+    words = [*arguments({**SMALL, "steps": 1, **given}), "--variations", *some]
     assert run_here("tools/study.py", *words) == 0
     text = (tmp_path / "study/study.md").read_text()
     scores, differences = text.split("Differences")
-    for name in ("no real terms", "as released", "KL at 1 %", "KL at 10 %", "KL alone"):
+    assert set(some) < set(study.VARIATIONS)
+    for name in some:
         assert scores.count(f"| {name} |") == 1
         assert differences.count(f"| {name} |") == (name != "no real terms")
+
+    def recipe(name):
+        return load_checkpoint(tmp_path / "study" / name / "0/net_latest")["recipe"]
+
     # the weights do what their names say: KL alone follows no clean image, and KL at a tenth is a tenth
-    alone = load_checkpoint(tmp_path / "study/KL_alone/0/net_latest")["recipe"]
-    assert alone["l1_weight"] == alone["tv_real_weight"] == 0 < alone["kl_weight"]
-    first = json.loads((tmp_path / "study/KL_at_10_percent/0/log.jsonl").read_text().splitlines()[0])
-    weight = load_checkpoint(tmp_path / "study/KL_at_10_percent/0/net_latest")["recipe"]["kl_weight"]
-    assert (
-        0.02 < weight * first["loss/kl"] / first["loss/total"] < 0.5
-    )  # on one batch, near what it is on average
+    assert recipe("KL_alone")["l1_weight"] == recipe("KL_alone")["tv_real_weight"] == 0
+    assert recipe("target_with_labels")["data_path"] == [str(tmp_path / "data"), str(tmp_path / "target")]
+    for term in ("kl", "consistency", "transplant"):
+        name = "KL_at_10_percent" if term == "kl" else "mean_teacher_and_streaks"
+        first = json.loads((tmp_path / "study" / name / "0/log.jsonl").read_text().splitlines()[0])
+        share = recipe(name)[f"{term}_weight"] * first[f"loss/{term}"] / first["loss/total"]
+        assert 0.02 < share < 0.5  # on one batch, near what it is on average
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("net_latest")}
-    assert len(before) == 6  # five weightings, and the run that measures the share of KL
+    assert len(before) == 1 + len(some)  # and the run that measures the shares
     capsys.readouterr()
     assert run_here("tools/study.py", *words) == 0  # all is done already
     assert capsys.readouterr().out.endswith(text + "\n")
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_what_a_student_may_learn_besides_from_real_rain(tmp_path):
+    small.trained(small.teacher(tmp_path, steps=1))
+    weights = {"align_weight": 1.0, "consistency_weight": 1.0, "transplant_weight": 1.0}
+    recipe = Adapting(**{**vars(small.student(tmp_path, steps=1)), **weights})
+    run = Run(Adapted, recipe, small.ALONE)
+    (batch,) = next(iter(run.batches))
+    terms = run.stage.terms(run.state.net, batch)
+    first = run.state.net.net.head1.weight
+    for term in ("align", "consistency", "transplant"):
+        assert 0 < terms[term] < 1
+        assert torch.autograd.grad(terms[term], first, retain_graph=True)[0].any()
+    assert set(run.stage.beside) == {"teacher"}
+    code = torch.rand(2, 3, 4, 4)
+    assert statistics_gap(code, code) == 0 and statistics_gap(code, code + 1) == pytest.approx(1)
+    off = Run(Adapted, Adapting(**vars(small.student(tmp_path, steps=1))), small.ALONE)
+    terms = off.stage.terms(off.state.net, batch)
+    assert terms["consistency"] == terms["transplant"] == 0  # nor computed
 
 
 def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp_path, run_here):

@@ -1,10 +1,14 @@
-"""Does the distillation do anything? Students of one teacher, with and without the terms on real rain.
+"""Does unlabelled rain help? Students of one teacher, with and without what they can learn from real rain.
 
     python tools/study.py --teacher trained_model/Rain200H --tests PAIRS MORE_PAIRS --photographs FOLDER
+    python tools/study.py --preset light --teacher trained_model/Rain200H-light --real_path TARGET/rainy \
+        --labelled TARGET --tests TARGET SOURCE OTHER --variations "no real terms" "mean teacher"
 
-Five weightings of the losses, each with several seeds and equal steps; every student is scored on every test
-set, and on photographs by NIQE. Students of one seed see the same crops, so their differences tell more than
-their means do. What is done already is not done again. The tables are also a file: study.md.
+Variations of the student's losses: the released terms, each real term alone at a share of the loss, and ways
+that the paper does not have (tools/adaptation.py); each with several seeds and equal steps. `--labelled` is
+the ceiling: the target's own pairs. Every student is scored on every test set, and on photographs by NIQE.
+Students of one seed see the same crops, so their differences tell more than their means do. What is done
+already is not done again. The tables are also a file: study.md.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 import utils
-from config import EVALUATIONS, STUDENTS, Evaluation, Schedule, Student
+from config import EVALUATIONS, STUDENTS, Evaluation, Schedule
 from engine import Run
 from evaluation import score
 from machinery import distributed
@@ -30,20 +34,40 @@ from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint
 from machinery.distributed import World
 from machinery.options import as_plain, binding, option, parse
 from metrix_code.scores import FILE, read_scores
-from stages import SSIDKD
+from tools.adaptation import Adapted, Adapting
 from utils import UserError
 
 BASE = "no real terms"  # plain fine-tuning: what the others are compared to
 NO_REAL_TERMS = {"dark_real_weight": 0.0, "tv_real_weight": 0.0, "kl_weight": 0.0}
+# what each adds to BASE: a term, and its share of the loss on the teacher's first batches
+SHARES: dict[str, dict[str, float]] = {
+    **{
+        f"{name} at {100 * share:g} %": {term: share}
+        for name, term in {
+            "dark channel": "dark_real",
+            "total variation": "tv_real",
+            "KL": "kl",
+            "statistics": "align",
+        }.items()
+        for share in (0.01, 0.1)
+    },
+    "mean teacher": {"consistency": 0.1},
+    "transplanted streaks": {"transplant": 0.1},
+    "mean teacher and streaks": {"consistency": 0.1, "transplant": 0.1},
+}
+LABELLED = "target with labels"
+VARIATIONS = (BASE, "as released", *SHARES, "KL alone", LABELLED)
 
 
 @dataclass(frozen=True)
-class Study(Student):
-    """A student's options, and what it is scored on."""
+class Study(Adapting):
+    """A student's options, what it is compared with, and what it is scored on."""
 
     dataset: str = "Rain200H"
     save_path: Path = option(Path("results/study"), "where students, scores and study.md go")
-    seeds: tuple[int, ...] = option((0, 1, 2), "of each weighting's students")
+    seeds: tuple[int, ...] = option((0, 1, 2), "of each variation's students")
+    variations: tuple[str, ...] = option(VARIATIONS, "what is compared", VARIATIONS)
+    labelled: tuple[Path, ...] = option((), f"pairs of the target, for '{LABELLED}' alone")
     tests: tuple[Path, ...] = option((), "test sets with clean images, scored by PSNR and SSIM")
     photographs: tuple[Path, ...] = option((), "folders of real photographs, scored by NIQE")
 
@@ -54,16 +78,15 @@ def main() -> None:
     if doubled := [name for name in folders if folders.count(name) > 1]:
         raise UserError(f"two sets are called {doubled[0]}, and a column is a set's name: rename one")
     device = distributed.device(study)
-    weightings = weightings_of(study, device)
+    variations = variations_of(study, device)
     found: dict[str, list[dict[str, float]]] = {"teacher": [scored(study, study.teacher, "teacher", device)]}
-    for name, weights in weightings.items():
-        for seed in study.seeds:
+    for seed in study.seeds:  # all of a seed first: a study that is cut short compares what it has
+        for name, changes in variations.items():
             folder = study.save_path / name.replace(" ", "_").replace("%", "percent") / str(seed)
-            student = dataclasses.replace(study, save_path=folder, seed=seed, **weights)
-            if not finished(student):
-                Run(SSIDKD, student, World(0, 1, device)).run()
+            student = dataclasses.replace(study, save_path=folder, seed=seed, **changes)
+            train_unless_finished(student, device)
             found.setdefault(name, []).append(scored(study, folder, f"{name}, seed {seed}", device))
-    text = table(study, found, weightings)
+    text = table(study, found)
     utils.write_text(study.save_path / "study.md", text)
     print(text)
 
@@ -74,24 +97,46 @@ def defaults() -> dict[str, Any]:
     return {name: value for name, value in released.items() if name != "save_path"}
 
 
-def weightings_of(study: Study, device: torch.device) -> dict[str, dict[str, Any]]:
-    """The losses' weights by name; KL's share of the loss is what it has on the teacher's first batches."""
-    folder = study.save_path / "shares"
-    first = dataclasses.replace(study, save_path=folder, steps=8, log_every=1, val_every=0, lr=1e-12)
-    if not finished(first):
-        Run(SSIDKD, first, World(0, 1, device)).run()
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    others = {name: 0.0 for name in vars(study) if name.endswith("_weight") and name != "kl_weight"}
-    total, kl = (float(np.mean([line[f"loss/{term}"] for line in lines])) for term in ("total", "kl"))
-    total = abs(total)  # of LightNet's recipe it is negative
-    return {
+def variations_of(study: Study, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Those asked for, as changes of the student's recipe. A share is that on the teacher's first batches."""
+    measured = dataclasses.replace(
+        study,
+        save_path=study.save_path / "shares",
+        steps=8,
+        log_every=1,
+        val_every=0,
+        lr=1e-12,
+        consistency_weight=1e-12,  # a term without a weight is not computed
+        transplant_weight=1e-12,
+    )
+    train_unless_finished(measured, device)
+    lines = [json.loads(line) for line in (measured.save_path / "log.jsonl").read_text().splitlines()]
+
+    def mean(term: str) -> float:
+        return abs(float(np.mean([line[f"loss/{term}"] for line in lines])))
+
+    def weights(shares: dict[str, float]) -> dict[str, float]:
+        # a share s of the loss with it: w * term = s * (total + w * term)
+        return {
+            f"{term}_weight": mean("total") / max(mean(term), 1e-12) * share / (1 - share)
+            for term, share in shares.items()
+        }
+
+    none = {name: 0.0 for name in vars(study) if name.endswith("_weight")}
+    every: dict[str, dict[str, Any]] = {
         BASE: NO_REAL_TERMS,
         "as released": {},
-        # a share s of the loss with it: w * kl = s * (total + w * kl)
-        "KL at 1 %": {"kl_weight": total / kl * 0.01 / 0.99},
-        "KL at 10 %": {"kl_weight": total / kl * 0.1 / 0.9},
-        "KL alone": {**others, "kl_weight": total / kl},
+        **{name: NO_REAL_TERMS | weights(shares) for name, shares in SHARES.items()},
+        "KL alone": none | weights({"kl": 0.5}),
     }
+    if study.labelled:
+        every[LABELLED] = NO_REAL_TERMS | {"data_path": (*study.data_path, *study.labelled)}
+    return {name: changes for name, changes in every.items() if name in study.variations}
+
+
+def train_unless_finished(student: Study, device: torch.device) -> None:
+    if not finished(student):
+        Run(Adapted, student, World(0, 1, device)).run()
 
 
 def finished(student: Study) -> bool:
@@ -100,10 +145,11 @@ def finished(student: Study) -> bool:
     if not path.exists():
         return False
     content = load_checkpoint(path)
-    steps = Schedule.of(student, content["counts"]["pairs"][0]).steps
     made_of, given = content["recipe"], as_plain(student)
-    same = all(made_of.get(name) == given[name] for name in (*binding(student), "teacher"))
-    return same and content["step"] == steps
+    same = all(made_of.get(name) == given[name] for name in (*binding(student), "teacher", "data_path"))
+    sets = content["counts"]["pairs"]
+    pairs = sum(count for count, _ in sets) if isinstance(sets[0], list) else sets[0]
+    return same and content["step"] == Schedule.of(student, pairs).steps
 
 
 def scored(study: Study, logdir: Path, name: str, device: torch.device) -> dict[str, float]:
@@ -138,21 +184,18 @@ def known(results: Path, options: Evaluation) -> dict[str, float] | None:
     return scores["mean"] if fresh and scores["data_path"] == str(options.data_path) else None
 
 
-def table(
-    study: Study, found: dict[str, list[dict[str, float]]], weightings: dict[str, dict[str, Any]]
-) -> str:
-    """Markdown, a row a weighting, a column a score: the scores, then their differences to no real terms."""
+def table(study: Study, found: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown, a row a variation, a column a score: the scores, then their differences to no real terms."""
     names = list(found["teacher"][0])
-    head = ["| weighting | KL weight | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    head = ["| variation | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     scores, differences = [*head], [*head]
     for name, rows in found.items():
-        weight = "" if name == "teacher" else f"{weightings[name].get('kl_weight', study.kl_weight):.3g}"
         cells = [cell([row[column] for row in rows]) for column in names]
-        scores.append(f"| {name} | {weight} | " + " | ".join(cells) + " |")
-        if name not in ("teacher", BASE):
+        scores.append(f"| {name} | " + " | ".join(cells) + " |")
+        if name not in ("teacher", BASE) and BASE in found:
             pairs = list(zip(rows, found[BASE], strict=True))
             cells = [cell([row[column] - base[column] for row, base in pairs], "+") for column in names]
-            differences.append(f"| {name} | {weight} | " + " | ".join(cells) + " |")
+            differences.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(
         [
             f"{study.steps or 'all'} steps, {len(study.seeds)} seeds; mean (standard deviation over them). "
