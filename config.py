@@ -277,6 +277,11 @@ class Evaluation(Machine):
         return replace(self, preset=name, logdir=self.logdir.with_name(folder))
 
 
+def preset_words(preset: str) -> str:
+    """What a command line has of it."""
+    return "" if preset == "paper" else f" --preset {preset}"
+
+
 # ---------------------------------------------------------------------------------------- the paper's recipes
 
 

@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 import utils
 from backbones import AutocastModel, architecture_of, build, for_training
-from config import Schedule, Training
+from config import Schedule, Training, preset_words
 from datasets.pairs import read_pair, sample
 from DerainDataset import Crops
-from evaluation import mean_scores, preset_words, validation_set
 from inference import Derainer, hardware
 from machinery import distributed
 from machinery.arithmetic import many_sizes
@@ -41,6 +40,7 @@ from machinery.distributed import World
 from machinery.loading import Batches, ImageCache
 from machinery.options import as_plain, binding, parse
 from machinery.runlog import RunFolder, RunLog
+from scoring import mean_scores, validation_set
 from stages import Stage
 from utils import UserError, file_errors
 

@@ -18,12 +18,13 @@ import utils
 from backbones import AutocastModel
 from config import EVALUATIONS
 from datasets.layouts import find_pairs
-from evaluation import Results, in_words, left_out, page_note, score, score_pairs
+from evaluation import in_words, left_out, page_note, score
 from inference import Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from metrix_code import tables
 from metrix_code.psnr import psnr
 from metrix_code.scores import average, read_scores
+from scoring import Results, score_pairs
 from tests import layouts
 from tests.small import CPU, evaluation, teacher, trained
 from tests.test_golden import NETWORK, released_weights, swapped

@@ -20,13 +20,14 @@ from datasets.layouts import find_pairs
 from datasets.pairs import sample
 from DerainDataset import Crops, RealCrops, pair_crops
 from engine import optimizer_of, training_step
-from evaluation import score, seen_in_training, validation_set
+from evaluation import score, seen_in_training
 from inference import Derainer
 from lightnet import LightNet
 from losses import l1, psnr, ssim
 from machinery.checkpoints import load_checkpoint
 from machinery.loading import ImageCache
 from networks import Derained, DerainNet
+from scoring import validation_set
 from stages import SID, average_of, frozen
 from tests import layouts
 from tests.small import CPU, LIGHT, a_run, evaluation, lines, student, teacher, trained

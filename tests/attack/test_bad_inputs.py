@@ -432,10 +432,10 @@ def test_an_eval_whose_reader_is_killed_keeps_its_scores(here: Path) -> None:
 
 def second_image_kills() -> None:
     """The process that reads the second image dies, as by the kernel where memory is short."""
-    import evaluation
+    import scoring
 
     with_one_convolution()
-    true_image = evaluation.Images.__getitem__
+    true_image = scoring.Images.__getitem__
 
     def image(self: Any, index: int) -> Any:
         if index == 1:
@@ -443,4 +443,4 @@ def second_image_kills() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return true_image(self, index)
 
-    evaluation.Images.__getitem__ = image  # type: ignore[method-assign]
+    scoring.Images.__getitem__ = image  # type: ignore[method-assign]
