@@ -13,14 +13,21 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from config import Student, Training
-from datasets.layouts import find_images, find_pairs, released_real_folder
+from datasets.layouts import (
+    find_backgrounds,
+    find_images,
+    find_layers,
+    find_pairs,
+    recognised,
+    released_real_folder,
+)
 from datasets.pairs import (
     Found,
     ListedPairs,
@@ -29,25 +36,40 @@ from datasets.pairs import (
     merged,
     read_pair,
     read_side,
-    refuse_unless_layers,
     sample,
     why_not_recombined,
 )
 from datasets.weather import Weather, turned, window
 from machinery.loading import MOST_FILES, Draw, ImageCache
-from utils import UserError, to_tensor
+from utils import UserError, is_file, to_tensor
 
 
 class Crops(Dataset, abc.ABC):
     """Entries (epoch, index) -> {name: float32 (3, patch, patch) in [0, 1]}.
 
-    `found_in_words` says what it is drawn from; `notes` are those lines and others for the user. `counts` is
-    what of it a resumed run must find again: how many images, and a checksum of their names, wherever they
-    lie. `held_back` are training pairs that no crop is drawn from, for validation.
+    `found_in_words` says what it is drawn from, below `roots`; `notes` are those lines and others for the
+    user. `counts` is what a resumed run must find again: how many images, and a checksum of their names,
+    wherever they lie. `pairs` are some of them, to be shown. `held_back` are pairs that no crop is drawn
+    from, for validation.
     """
 
     tag: Draw
+    roots: list[Path]
+    pairs: Sequence[Pair]
+    found_in_words: list[str]
+    notes: list[str]
+    counts: dict[str, list[int]]
     held_back: Found | None = None
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
+
+
+class SetCrops(Crops):
+    """Of one set, an entry a pair. `augment` flips and rotates, `mirror` flips left to right."""
 
     def __init__(
         self,
@@ -63,14 +85,12 @@ class Crops(Dataset, abc.ABC):
         self.augment, self.mirror = augment, mirror
         self.read = cache or ImageCache("off")
         self.found_in_words = [found.describe()]
-        self.notes: list[str] = []
-        self.counts: dict[str, Any] = {"pairs": _count(self.pairs)}
+        self.cached = self.read.keep(_files(self.pairs))
+        self.notes = [*self.found_in_words, self.cached]
+        self.counts = {"pairs": _count(self.pairs)}
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-    @abc.abstractmethod
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
 
     def _turn(self, rng: np.random.Generator) -> int:
         turn = int(rng.integers(8))  # drawn in any case: the options must not shift each other's draws
@@ -79,14 +99,13 @@ class Crops(Dataset, abc.ABC):
         return turn // 4 * 4 if self.mirror else 0
 
 
-class PairCrops(Crops):
+class PairCrops(SetCrops):
     """Crops of pairs: {"rainy", "clean"}.
 
-    `augment` flips and rotates, `mirror` flips left to right. `recombine` lays the streaks of pair `index` on
-    the clean side of another pair, or on an image of `backgrounds` (of pairs, their clean sides). Images
-    without a clean side are streak layers themselves. The rain must be an exact grey addition
-    (`refuse_unless_additive`). Then the background alone is rotated, for rain falls, and `weather` says how
-    the layers vary.
+    `recombine` lays the streaks of pair `index` on the clean side of another pair, or on an image of
+    `backgrounds` (of pairs, their clean sides). Images without a clean side are streak layers themselves. The
+    rain must be an exact grey addition (`why_not_recombined`). Then the background alone is rotated, for rain
+    falls, and `weather` says how the layers vary.
     """
 
     tag = Draw.CROP
@@ -105,8 +124,6 @@ class PairCrops(Crops):
         self.recombine, self.weather = recombine, weather or Weather()
         own = [] if found.pairs[0].clean is None else [self.pairs]
         self.backgrounds = [*own, *(each.pairs for each in backgrounds)] if recombine else []
-        self.notes = [*self.found_in_words, self.read.keep(_files(self.pairs, *self.backgrounds))]
-        self.counts["backgrounds"] = [_count(each.pairs) for each in backgrounds]
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
@@ -147,20 +164,30 @@ class PairCrops(Crops):
 
 
 class MixedCrops(Crops):
-    """Crops of several sets: an epoch has each set's entries once, or as many as its share of all of them."""
+    """Crops of several sets: an epoch has each set's entries once, or as many as its share of all of them.
+
+    Raises UserError where a share is of less than one entry.
+    """
 
     tag = Draw.CROP
 
-    def __init__(self, sets: Sequence[Crops], shares: Sequence[float] = ()) -> None:
-        self.sets = sets
+    def __init__(self, sets: Sequence[SetCrops], shares: Sequence[float] = (), seed: int = 0) -> None:
+        self.sets, self.pairs = sets, sets[0].pairs
         self.roots = [root for each in sets for root in each.roots]
-        self.pairs = sets[0].pairs  # which are shown where none are held back
         self.found_in_words = [line for each in sets for line in each.found_in_words]
         self.notes = [line for each in sets for line in each.notes]
-        self.counts = {what: [each.counts[what] for each in sets] for what in sets[0].counts}
-        entries, of_one = sum(map(len, sets)), sum(shares)
-        parts = [round(entries * share / of_one) for share in shares] or list(map(len, sets))
+        self.counts = {f"{what} {n}": c for n, each in enumerate(sets, 1) for what, c in each.counts.items()}
+        entries = sum(map(len, sets))
+        parts = list(map(len, sets))
+        if shares:
+            parts = [round(entries * share / sum(shares)) for _, share in zip(sets, shares, strict=True)]
+        for crops, part in zip(sets, parts, strict=True):
+            if not part:
+                raise UserError(f"--shares leaves {crops.roots[0]} none of {entries} crops: give it more")
         self.ends = list(itertools.accumulate(parts, initial=0))
+        # a share may be a part of a set: not its first files
+        orders = (_generator(seed, number, Draw.SHARE) for number in range(len(sets)))
+        self.orders = [rng.permutation(len(each)) for rng, each in zip(orders, sets, strict=True)]
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -170,17 +197,18 @@ class MixedCrops(Crops):
         which = bisect.bisect(self.ends, index) - 1
         crops, first, end = self.sets[which], self.ends[which], self.ends[which + 1]
         # a set's epochs are its own: all of it is drawn before any of it is drawn again
-        return crops[divmod(epoch * (end - first) + index - first, len(crops))]
+        round_, place = divmod(epoch * (end - first) + index - first, len(crops))
+        return crops[round_, int(self.orders[which][place])]
 
 
-class RealCrops(Crops):
+class RealCrops(SetCrops):
     """Crops of unlabelled images: {"real_rainy"}."""
 
     tag = Draw.REAL
 
     def __init__(self, found: Found, patch_size: int, **common: Any) -> None:
         super().__init__(found, patch_size, **common)
-        self.notes = [*self.found_in_words, f"real {self.read.keep(_files(self.pairs))}"]
+        self.notes = [*self.found_in_words, f"real {self.cached}"]
         self.counts = {"real images": self.counts["pairs"]}
 
     @classmethod
@@ -205,52 +233,69 @@ class RealCrops(Crops):
         return {"real_rainy": to_tensor(turned(crop, self._turn(rng)))}
 
 
+class Source(NamedTuple):
+    """A set to draw from, and whether its streaks are laid on other backgrounds."""
+
+    found: Found
+    swaps: bool
+
+
 def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
     """The training pairs of a recipe's datasets, looked over for what cannot be right.
 
     Raises UserError that names the file: nothing recognised, nothing left to train on, `--recombine` where no
     rain is an exact grey addition.
     """
-    sets, swapped, held_back, warnings, refusals = [], [], [], [], []
+    sources, held_back, warnings, why_not = [], [], [], ""
     for path in recipe.data_path:
-        found = find_pairs(path, "train", recipe.asked_for, recipe.rainy_side)
+        found = find_set(recipe, path, "train")
         warnings += [f"warning: {each}" for each in check_pairs(found)]
-        refusal = why_not_recombined(found) if recipe.recombine else ""
-        refusals += [refusal] if refusal else []
-        found, held = split(found, recipe.hold_back)
+        if recipe.recombine and (why_not := why_not_recombined(found)):
+            warnings.append(f"note: the rain stays on its own images: {why_not}")
+        kept, held = split(found, recipe.hold_back)
+        sources.append(Source(kept, recipe.recombine and not why_not))
         held_back += [held] if held else []
-        sets.append(found)
-        swapped.append(recipe.recombine and not refusal)
-    folders = [find_images(recipe.backgrounds, option="--backgrounds")] if recipe.backgrounds else []
     if recipe.streaks:
-        layers = find_images(recipe.streaks, option="--streaks")
-        refuse_unless_layers(layers)
-        sets.append(layers)
-        swapped.append(True)
-    if recipe.recombine and not any(swapped):
-        raise UserError(refusals[0])
-    parts = []
-    for number, (found, swaps) in enumerate(zip(sets, swapped, strict=True)):
-        others = [each for each in sets if each is not found and each.pairs[0].clean]
-        crops = PairCrops(
-            found,
-            recipe.patch_size,
-            recombine=swaps,
-            weather=weather_of(recipe),
-            backgrounds=[*others, *folders] if swaps else (),
-            seed=recipe.seed + (number << 64),  # each set draws for itself
-            augment=recipe.augment and swaps == recipe.recombine,  # else its rain would rise
-            mirror=recipe.augment or recipe.mirror,
-            cache=cache,
-        )
-        parts.append(crops)
-    mixed = MixedCrops(parts, recipe.shares) if len(parts) > 1 else parts[0]
-    mixed.found_in_words += [f"backgrounds: {each.describe()}" for each in folders]
-    warnings += [f"note: the rain stays on its own images: {refusal}" for refusal in refusals]
-    cached = dict.fromkeys(each.notes[-1] for each in parts)
-    mixed.notes = [*mixed.found_in_words, *warnings, *cached]
-    mixed.held_back = merged(held_back) if held_back else None
-    return mixed
+        sources.append(Source(find_layers(recipe.streaks), True))
+    if recipe.recombine and not any(source.swaps for source in sources):
+        raise UserError(why_not)
+    grounds = [find_backgrounds(path) for path in recipe.backgrounds]
+    parts = [_part(recipe, number, sources, grounds, cache) for number in range(len(sources))]
+    crops = MixedCrops(parts, recipe.shares, recipe.seed) if len(parts) > 1 else parts[0]
+    crops.found_in_words += [each.describe() for each in grounds]
+    kept_in_memory = [f"{each.roots[0]}: {each.cached}" for each in parts]
+    kept_in_memory += [f"{each.root}: {cache.keep(_files(each.pairs))}" for each in grounds]
+    crops.notes = [*crops.found_in_words, *warnings, *kept_in_memory]
+    crops.counts |= {f"backgrounds {n}": _count(each.pairs) for n, each in enumerate(grounds, 1)}
+    crops.held_back = merged(held_back) if held_back else None
+    return crops
+
+
+def find_set(recipe: Training, path: Path, split: str) -> Found:
+    """A recipe's set; of several each is what its folders call it."""
+    if len(recipe.data_path) == 1:
+        return find_pairs(path, split, recipe.dataset, recipe.rainy_side)
+    found = find_pairs(path, split, "", recipe.rainy_side)
+    told = recognised(found)
+    return find_pairs(path, split, told, recipe.rainy_side) if told else found
+
+
+def _part(
+    recipe: Training, number: int, sources: Sequence[Source], grounds: Sequence[Found], cache: ImageCache
+) -> PairCrops:
+    found, swaps = sources[number]
+    others = [each.found for each in sources if each.found is not found and each.found.pairs[0].clean]
+    return PairCrops(
+        found,
+        recipe.patch_size,
+        recombine=swaps,
+        weather=weather_of(recipe),
+        backgrounds=[*others, *grounds],
+        seed=recipe.seed + (number << 64),  # each set draws for itself
+        augment=recipe.augment and swaps == recipe.recombine,  # else its rain would rise
+        mirror=recipe.augment or recipe.mirror,
+        cache=cache,
+    )
 
 
 def weather_of(recipe: Training) -> Weather:
@@ -285,17 +330,22 @@ def _generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def _files(*sets: Sequence[Pair]) -> Iterator[Path] | None:
-    """Every file of the sets; None for a list that must not be walked through."""
-    if any(_is_long_list(pairs) for pairs in sets):
+def _files(pairs: Sequence[Pair]) -> Iterator[Path] | None:
+    """Every file of a set; None for a list that must not be walked through."""
+    if _is_long_list(pairs):
         return None
-    return (side.path for pairs in sets for pair in pairs for side in (pair.rainy, pair.clean) if side)
+    return (side.path for pair in pairs for side in (pair.rainy, pair.clean) if side)
 
 
 def _count(pairs: Sequence[Pair]) -> list[int]:
-    """How many, and a checksum of their names; of a long list only how many."""
-    names = () if _is_long_list(pairs) else sorted(pair.name for pair in pairs)
-    return [len(pairs), zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape"))]
+    """How many, and a checksum of their names, in order, and of the first file's size.
+
+    Two of the sets have the same names. Of a long list the names are left out.
+    """
+    names = () if _is_long_list(pairs) else (pair.name for pair in pairs)
+    first = pairs[0].rainy.path
+    size = str(first.stat().st_size) if is_file(first) else ""
+    return [len(pairs), zlib.crc32("\n".join([size, *names]).encode("utf-8", "surrogateescape"))]
 
 
 def _is_long_list(pairs: Sequence[Pair]) -> bool:

@@ -4,7 +4,8 @@ A record's fields are its script's options (machinery/options.py), in the groups
 that end in _weight are the weights of the stage's terms (stages.py). Sources: [readme] the authors' README,
 [script] their released scripts, [paper] the paper, [ours] chosen here, with the reason in REPRODUCTION.md.
 
-Without a word on the command line every record is the paper's recipe. `--preset light` is LightNet's own.
+Without a word on the command line every dataset's record is the paper's recipe. `--preset light` is
+LightNet's, and so is the recipe for photographs, which the paper does not have.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Training(Machine):
     )
     augment: bool = extra(False, "flip and rotate the crops")
     mirror: bool = extra(False, "mirror the crops left to right: the rain still falls down")
-    recombine: bool = extra(False, "swap streak layers between pairs (Rain200H/L only)")
+    recombine: bool = extra(
+        False, "swap streak layers between images, of rain that is an exact grey addition"
+    )
     max_streak_rotation: float = extra(
         0.0, "with --recombine: turn a layer by so many degrees at most", least=0, most=90, also="slant"
     )
@@ -133,11 +136,6 @@ class Training(Machine):
         moved = self.save_path.with_name(self.save_path.name.replace(self.dataset, folder))
         return replace(self, preset=name, save_path=moved, **numbers)
 
-    @property
-    def asked_for(self) -> str:
-        """The dataset that is looked for in the folder; of several folders none has to be it."""
-        return self.dataset if len(self.data_path) == 1 else ""
-
     def contradiction(self) -> str | None:
         layers: dict[str, Any] = {
             "max_streak_rotation": 0,
@@ -147,12 +145,14 @@ class Training(Machine):
         }
         layers |= {"streak_layers": 1, "streaks": (), "backgrounds": ()}
         sets, made = len(self.data_path) + bool(self.streaks), (self.dataset, self.stage)
-        if any(made in of for of in PRESETS.values()) and made not in PRESETS[self.preset]:
-            return f"--preset {self.preset}: there is no such recipe of {self.dataset}"
+        papers_own = self.preset == "paper" and not any(made in of for of in PRESETS.values())
+        if made not in PRESETS[self.preset] and not papers_own:  # a dataset of the user's has no preset
+            return f"--preset {self.preset}: there is no such recipe of {self.dataset} in config.PRESETS"
         if not self.data_path:
             return "--data_path names no folder: give that of a dataset"
         if self.shares and len(self.shares) != sets:
-            return f"--shares takes one number for each set, {sets} with the streaks, not {len(self.shares)}"
+            streaks = ", with the streaks" if self.streaks else ""
+            return f"--shares takes a number a set, {sets}{streaks}, not {len(self.shares)}"
         if not self.recombine and (
             given := [name for name, off in layers.items() if getattr(self, name) != off]
         ):
@@ -400,7 +400,7 @@ PHOTOGRAPHS = {
     ),
     "SSID-KD": Student(
         dataset="photographs",
-        real_path=(Path("datasets/Real"), Path("datasets/Rain800_real")),
+        real_path=(Path("datasets/Real"),),
         teacher=Path("trained_model/photographs"),
         save_path=Path("trained_model/photographs+Real"),
         **LIGHT_STUDENT | LAYERS | MANY_RAINS,

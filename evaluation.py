@@ -166,8 +166,11 @@ def labels_of(model: Derainer | Results, found: Found, options: Evaluation) -> d
     backbone = content.get("network", {}).get("backbone", "DerainNet")
     if not options.method and backbone != "DerainNet":
         method += f"-{backbone}"  # no score of another network passes for the paper's
+    mixed = content.get("recipe", {}).get("data_path")
+    several = isinstance(mixed, list) and len(mixed) > 1 and recipe.get("dataset") in catalogue.CATALOGUE
+    names = " + ".join(printable(Path(str(each)).name) for each in mixed) if several else UNKNOWN
     trained_on = {
-        "dataset": options.trained_on or str(recipe.get("dataset", UNKNOWN)),
+        "dataset": options.trained_on or (names if several else str(recipe.get("dataset", UNKNOWN))),
         "stage": recipe.get("stage"),
         "data": list(map(printable, content.get("data", []))),
         "real_path": list(map(printable, real_path if isinstance(real_path, list) else [])),
@@ -200,8 +203,13 @@ def name_of_set(found: Found, options: Evaluation) -> str:
 def seen_in_training(dataset: str, root: Path, trained_on: Mapping[str, Any], method: str) -> str:
     """Why the images below `root` are not new to a model, as far as its checkpoint tells; "" if they are."""
     place = root.resolve()
-    if any(place == Path(line.rpartition(" from ")[2]).resolve() for line in trained_on["data"]):
-        return f"it was trained on the images in {root}"
+    for line in trained_on["data"]:
+        what, _, folder = line.rpartition(" from ")
+        used = Path(folder).resolve()
+        # backgrounds may be a part of the set, or have it in them
+        near = place.is_relative_to(used) or used.is_relative_to(place)
+        if place == used or (what.startswith("backgrounds:") and near):
+            return f"it was trained on the images in {folder}"
     for path in map(Path, trained_on["real_path"]):
         # of a set with a list file or a training part, only that is taken
         divided = "train" in catalogue.get_entry(dataset).counts
@@ -235,7 +243,7 @@ def page_note(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
     """What the page says above its images: the model, what is published, and how this was measured."""
     expected, found = labels["images_expected"], labels["images_found"]
     count = f"{found} of the test set's {expected} images" if expected else f"{found} images"
-    stage = "" if labels["simulated"] else str(labels["trained_on"]["stage"])
+    stage = "" if labels["simulated"] else str(labels["trained_on"]["stage"] or labels["method"])
     hardware = f", {labels['hardware']}, {labels['precision']}" if "hardware" in labels else ""
     measured = f"measured on {labels['date']}: {count}{hardware}\n{labels['command']}"
     return "\n".join([model_in_words(model, labels), *published(labels["dataset"], stage), measured])

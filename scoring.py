@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 
 from config import Training
 from datasets.catalogue import is_simulated
-from datasets.layouts import find_pairs
 from datasets.pairs import Found, Pair, check_pairs, merged, read_pair, sample
-from DerainDataset import Crops
+from DerainDataset import Crops, find_set
 from inference import Derainer
 from machinery import distributed
 from machinery.distributed import World
@@ -156,12 +155,12 @@ def validation_set(recipe: Training, crops: Crops) -> tuple[Found | None, list[s
     sets, notes = [], []
     for path in recipe.data_path:
         try:
-            found = find_pairs(path, "test", recipe.asked_for, recipe.rainy_side)
+            found = find_set(recipe, path, "test")
         except UserError as error:
-            notes.append(f"no validation: {error}")
+            notes.append(f"not validated on: {error}")
             continue
         if found.root in crops.roots:
-            notes.append(f"no validation: {found.root} is not divided into training and test pairs")
+            notes.append(f"not validated on: {found.root} is not divided into training and test pairs")
             continue
         sets.append(found)
         if recipe.val_every:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,16 @@ from typing import NamedTuple
 from datasets import catalogue
 from datasets.catalogue import CATALOGUE, Entry
 from datasets.names import below, distinct_names, match
-from datasets.pairs import OTHER_HALF, Found, ListedPairs, Pair, Side, halves_agree, looks_swapped
+from datasets.pairs import (
+    OTHER_HALF,
+    Found,
+    ListedPairs,
+    Pair,
+    Side,
+    halves_agree,
+    looks_swapped,
+    refuse_unless_layers,
+)
 from utils import UserError, file_errors, is_file, is_folder, list_images, natural_key, one_line
 
 OTHER_SPLIT = {"train": "test", "test": "train"}
@@ -425,6 +434,21 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
         warnings.append(f"{root} holds {len(files):,} images; {dataset} officially has {expected:,}")
     pairs = [Pair(name, Side(path), None) for name, path in zip(names, files, strict=True)]
     return Found("unlabelled", root, pairs, tuple(warnings), dataset)
+
+
+def find_layers(folders: Sequence[Path]) -> Found:
+    """Streak layers alone: grey streaks on black. Raises UserError where an image is none."""
+    found = find_images(folders, option="--streaks")
+    refuse_unless_layers(found)
+    return replace(found, layout="streaks")
+
+
+def find_backgrounds(folder: Path) -> Found:
+    """Clean images. Raises UserError for a folder of pairs, of which nobody knows which side is meant."""
+    found = find_images([folder], option="--backgrounds")
+    if found.warnings or isinstance(found.pairs, ListedPairs):
+        raise UserError(f"{folder} holds pairs: --backgrounds takes the folder of their clean images")
+    return replace(found, layout="backgrounds")
 
 
 def _there(folder: Path, option: str) -> Path:

@@ -19,6 +19,8 @@ from datasets import catalogue
 from utils import UserError, file_errors, is_file, read_image
 
 OTHER_HALF = {"left": "right", "right": "left"}
+NOUNS = {"streaks": "layers", "backgrounds": "clean images"}  # what unlabelled images may be
+DARK = 16  # the median level of a streak layer, at most: it is black but for the streaks
 
 
 class Side(NamedTuple):
@@ -48,7 +50,7 @@ class Found:
 
     def describe(self) -> str:
         """One line: the layout, how many, from where."""
-        what = "real images" if self.pairs[0].clean is None else "pairs"
+        what = "pairs" if self.pairs[0].clean else NOUNS.get(self.layout, "real images")
         return f"{self.layout}: {len(self.pairs):,} {what} from {self.root}"
 
 
@@ -296,5 +298,5 @@ def refuse_unless_layers(found: Found, most: int = 16) -> None:
     for index in sample(len(found.pairs), most):
         path = found.pairs[index].rainy.path
         image = read_image(path)
-        if (image != image[..., :1]).any() or np.median(image) > 127:
+        if (image != image[..., :1]).any() or np.median(image) > DARK:
             raise UserError(f"{path} is no streak layer: --streaks takes grey streaks on black")

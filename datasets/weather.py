@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 VEIL, HAZE_LIGHT = (0.1, 0.5), (150, 240)  # the share of the light that haze takes, and gives: its grey level
-JPEG_QUALITY = (50, 95)  # what cameras and web pages save by
+JPEG_QUALITY = (50, 96)  # what cameras and web pages save by
 
 
 @dataclass(frozen=True)

@@ -102,12 +102,13 @@ def from_others(kind: str) -> list[Cell]:
         ]
 
 
-def published(dataset: str, stage: str) -> list[str]:
-    """What the authors print of a stage on a set, a line a table: '28.925 / 0.9079 (RGB, their README)'."""
+def published(dataset: str, method: str) -> list[str]:
+    """What is published of a method on a set, a line a table: 'published for PReNet: 27.640 / ...'."""
+    whose = ", with the paper's network" if method in ("SID", "SSID-KD") else ""
     return [
-        f"published for {cell.method}, with the paper's network: {cell} ({cell.protocol}, {cell.source})"
+        f"published for {cell.method}{whose}: {cell} ({cell.protocol}, {cell.source})"
         for cell in from_others("published")
-        if (cell.dataset, cell.method) == (printed(dataset), stage)
+        if (cell.dataset, cell.method) == (printed(dataset), method)
     ]
 
 

@@ -20,7 +20,7 @@ from config import EVALUATIONS
 from datasets.layouts import find_pairs
 from evaluation import in_words, left_out, page_note, score
 from inference import Derainer
-from machinery.checkpoints import find_checkpoint, load_checkpoint
+from machinery.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from metrix_code import tables
 from metrix_code.psnr import psnr
 from metrix_code.scores import average, read_scores
@@ -148,6 +148,14 @@ def test_the_script_that_makes_a_missing_model_is_there(record, tmp_path):
         score(dataclasses.replace(record, logdir=tmp_path), CPU)
     named = re.search(r"train one with (\S+),", str(refused.value))
     assert named and (ROOT / named[1]).is_file()
+
+
+def test_a_model_of_several_sets_is_not_called_by_one_of_them(folder, tmp_path):
+    content = load_checkpoint(folder / "teacher/net_latest")
+    content["recipe"]["data_path"] = ["datasets/Rain800", "datasets/Rain200H"]
+    save_checkpoint(tmp_path / "net_latest", content)
+    scores = score(evaluation(folder, logdir=tmp_path, save_path=tmp_path / "results", page=False), CPU)
+    assert scores["trained_on"]["dataset"] == "Rain800 + Rain200H"
 
 
 def test_the_page_names_what_is_published_beside_what_is_measured(folder, tmp_path):

@@ -185,6 +185,15 @@ def test_an_evaluation_of_the_light_models_is_one_word_too():
         assert parse(record, "", ["--preset", "light"]).logdir == Path(f"trained_model/{of}-light{end}")
 
 
+def test_a_preset_is_no_recipe_of_a_dataset_that_it_does_not_know(capsys):
+    """A user's own: it would be trained by the paper's recipe, and called by the preset's name."""
+    own = dataclasses.replace(TEACHERS["Rain200H"], dataset="RainNew")
+    assert parse(own, "", []).preset == "paper"
+    with pytest.raises(SystemExit):
+        parse(own, "", ["--preset", "light"])
+    assert "--preset light: there is no such recipe of RainNew" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--preset", "heavy"], ["--pres", "light"], ["--preset"]])
 def test_half_a_preset_is_refused(capsys, words):
     with pytest.raises(SystemExit):

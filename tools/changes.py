@@ -10,6 +10,7 @@ change of the mean brightness, in levels of 255: the mean, and the largest fall.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def main() -> None:
     derainer = Derainer.open(options.logdir, device, precision=options.precision)
     print(f"| {derainer.path} | images | PSNR to the input | brightness | NIQE |\n|---|---|---|---|---|")
     for name, images in sets(options):
-        print(row(name, [changes(derainer, image) for image in tqdm(list(images), desc=name, leave=False)]))
+        print(row(name, [changes(derainer, image) for image in tqdm(images, desc=name, leave=False)]))
 
 
 def sets(options: Changes) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
@@ -70,19 +71,28 @@ def changes(derainer: Derainer, image: np.ndarray) -> tuple[float, float, float,
     return (
         psnr(derained, image),
         float(derained.mean(dtype=float) - image.mean(dtype=float)),
-        niqe(image),
-        niqe(derained),
+        _niqe(image),
+        _niqe(derained),
     )
 
 
+def _niqe(image: np.ndarray) -> float:
+    try:
+        return niqe(image)
+    except UserError:  # too small for it
+        return math.nan
+
+
 def row(name: str, changed: list[tuple[float, float, float, float]]) -> str:
-    to_input, brighter, before, after = np.array(changed).T
+    to_input, brighter, *both = np.array(changed).T
+    measured = ~np.isnan(both).any(0)  # images that are too small have no NIQE
+    before, after = (each[measured] for each in both)
     cells = (
         name,
         str(len(changed)),
         f"{to_input.mean():.2f} dB, lowest {to_input.min():.2f}",
         f"{brighter.mean():+.2f}, at most {brighter.min():+.2f}",
-        f"{before.mean():.3f} to {after.mean():.3f}",
+        f"{before.mean():.3f} to {after.mean():.3f}" if measured.any() else "",
     )
     return f"| {' | '.join(cells)} |"
 

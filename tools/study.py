@@ -147,8 +147,7 @@ def finished(student: Study) -> bool:
     content = load_checkpoint(path)
     made_of, given = content["recipe"], as_plain(student)
     same = all(made_of.get(name) == given[name] for name in (*binding(student), "teacher", "data_path"))
-    sets = content["counts"]["pairs"]
-    pairs = sum(count for count, _ in sets) if isinstance(sets[0], list) else sets[0]
+    pairs = sum(count for what, (count, _) in content["counts"].items() if what.startswith("pairs"))
     return same and content["step"] == Schedule.of(student, pairs).steps
 
 
