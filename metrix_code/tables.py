@@ -252,7 +252,7 @@ def _source(path: Path, scores: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------- printing
 
 
-def as_plain(table: Table) -> str:
+def as_columns(table: Table) -> str:
     rows = [[cell.split("\n") for cell in row] for row in table.as_text()]
     widths = [max(len(line) for cell in column for line in cell) for column in zip(*rows, strict=True)]
     rule = "-" * (sum(widths) + 2 * len(widths) - 2)
@@ -364,7 +364,7 @@ def _footnotes(table: Table) -> list[str]:
     return [" ".join(note.split()) for note in (*notes, *table.notes)]
 
 
-PRINTED = {"plain": as_plain, "markdown": as_markdown, "latex": as_latex}
+PRINTED = {"plain": as_columns, "markdown": as_markdown, "latex": as_latex}
 
 
 @dataclass(frozen=True)

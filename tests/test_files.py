@@ -411,7 +411,7 @@ def test_a_reader_that_has_gone_and_a_full_disk_behind_standard_output() -> None
 
 def test_a_model_that_comes_with_the_project_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shipped = Path("trained_model/Rain200L+Real")
+    shipped = Path("trained_model/Rain800-light+Real")
     assert find_checkpoint(shipped, "").samefile(ROOT / shipped / "pretrained/net_latest")
     (tmp_path / shipped).mkdir(parents=True)  # one's own comes first, even where it is empty
     with pytest.raises(UserError, match=r"net_latest does not exist: train one"):
