@@ -396,7 +396,7 @@ def test_scores_of_any_content_are_printed_or_named(tmp_path, capsys, place):
             (tmp_path / "odd" / FILE).write_text(json.dumps(broken))
             cells, simulated = tables.gather(tmp_path / "odd")
             table = tables.Table("t", sorted({cell.dataset for cell in cells}), cells)
-            printed = tables.as_plain(table) + tables.as_latex(table) + tables.as_csv([table])
+            printed = tables.as_columns(table) + tables.as_latex(table) + tables.as_csv([table])
             error = capsys.readouterr().err
             assert cells or simulated or (error.count("\n") == 1 and str(tmp_path / "odd" / FILE) in error)
             assert "nan" not in printed
@@ -416,7 +416,7 @@ def test_the_rows_of_others_alone_have_blanks_and_nothing_measured(tmp_path, cap
     assert rows["PReNet, reproduced, RGB"][:3] == ["28.01 / 0.891", "36.92 / 0.981", "25.18 / 0.850"]
     assert rows["PMG, reproduced, RGB"][3] == ""
     assert texts(quality_of_real)["SSID-KD, published, tool not known"] == ["7.0006", "3.4739"]
-    printed = tables.as_plain(quality) + tables.as_plain(quality_of_real)
+    printed = tables.as_columns(quality) + tables.as_columns(quality_of_real)
     assert "measured, " not in printed and "3.66" in printed
     assert "configs/prenet/README.md" in printed and "SSID-KD README" in printed
 
@@ -494,7 +494,7 @@ def test_a_set_that_was_trained_on_is_marked_and_the_rainy_input_is_not(tmp_path
     rows = texts(table)
     assert rows["SSID-KD (ours), measured, LIVE, Y"][1] == "3.4000\n1 images\nTRAINED ON"
     assert rows["rainy input, measured, LIVE, Y"][1] == "3.6000\n1 images"
-    assert "TRAINED ON: --real_path held Real275" in tables.as_plain(table)
+    assert "TRAINED ON: --real_path held Real275" in tables.as_columns(table)
 
 
 def test_a_self_ensemble_and_a_foreign_method_have_rows_of_their_own(tmp_path):
@@ -507,7 +507,7 @@ def test_a_self_ensemble_and_a_foreign_method_have_rows_of_their_own(tmp_path):
     (table,) = tables.tables(tmp_path, ["measured"])
     rows = [row[0] for row in table.rows()]
     assert rows == ["SID (ours)", "SID (ours) + self-ensemble", "Restormer", "SID (released)"]
-    assert "at step 7, training unknown, bfloat16, tiles of 256" in tables.as_plain(table)
+    assert "at step 7, training unknown, bfloat16, tiles of 256" in tables.as_columns(table)
 
 
 def test_two_evaluations_of_one_method_both_stay(tmp_path):

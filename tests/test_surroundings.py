@@ -114,7 +114,7 @@ def test_no_scores_steer_a_terminal_or_a_browser(tmp_path, capsys):
     assert ESCAPE not in read_scores(tmp_path / "a/scores.json")["method"]
     for table in tables.tables(tmp_path, ["measured"]):
         assert "<script>" not in tables.as_markdown(table)
-        assert "\x1b" not in tables.as_plain(table) + tables.as_latex(table) + tables.as_csv([table])
+        assert "\x1b" not in tables.as_columns(table) + tables.as_latex(table) + tables.as_csv([table])
 
 
 # --------------------------------------------------------------------- what is read is never written over
