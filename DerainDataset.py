@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from config import Student, Training
+from config import REAL, Student, Training
 from datasets.layouts import (
     find_backgrounds,
     find_images,
@@ -215,7 +215,7 @@ class RealCrops(SetCrops):
     def of(cls, recipe: Student, cache: ImageCache) -> RealCrops:
         """The unlabelled images of a student's recipe; where there are none, those of the released layout."""
         folders = recipe.real_path
-        if not any(path.exists() for path in folders):
+        if folders == REAL and not any(path.exists() for path in folders):
             folders = tuple(filter(None, map(released_real_folder, recipe.data_path))) or folders
         return cls(
             find_images(folders),

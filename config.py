@@ -26,7 +26,7 @@ length = partial(option, group="schedule")  # the learning rate follows the new 
 loss = partial(option, group="loss: the weight", changes_result=True, least=0)
 machine = partial(option, group="machine")
 record = partial(option, group="checkpoints and logs")
-extra = partial(option, group="not in the paper, and off", changes_result=True)
+extra = partial(option, group="beyond the paper's recipe", changes_result=True)
 
 MOST_IN_A_BATCH, MOST_EPOCHS = 1 << 16, 10**6  # beyond any use: a slip of the finger, told before it is tried
 COSINE_END = 0.01  # what a cosine schedule leaves of the learning rate
@@ -50,13 +50,17 @@ class Training(Machine):
     seed: int = data(0, "of the first weights, the order, the crops", least=0, most=2**63 - 1)
 
     batchSize: int = schedule(12, "pairs a step, over all processes", least=1, most=MOST_IN_A_BATCH)
-    epochs: int = length(520, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
+    epochs: int = length(
+        520, "a run is epochs * pairs / batchSize steps, unless --steps is given", least=1, most=MOST_EPOCHS
+    )
     steps: int = length(0, "length in steps, the milestones in proportion; 0: by epochs", least=0, most=10**9)
     lr: float = schedule(5e-4, "learning rate of Adam", above=0, most=1)
     milestone: tuple[int, ...] = schedule(
-        (312, 416), "epochs after which the rate drops", least=1, most=MOST_EPOCHS
+        (312, 416), "epochs after which the rate drops; not with --cosine", least=1, most=MOST_EPOCHS
     )
-    lr_factor: float = schedule(0.5, "what a milestone multiplies the rate by", above=0, most=1)
+    lr_factor: float = schedule(
+        0.5, "what a milestone multiplies the rate by; not with --cosine", above=0, most=1
+    )
 
     backbone: str = extra("DerainNet", "the network: a name in backbones.BACKBONES", architecture=True)
     channels: tuple[int, ...] = extra(
@@ -65,7 +69,9 @@ class Training(Machine):
     units: tuple[int, ...] = extra(
         (10, 4, 2), "unit applications a stage at each resolution", least=1, most=64, architecture=True
     )
-    augment: bool = extra(False, "flip and rotate the crops")
+    augment: bool = extra(
+        False, "flip and rotate the crops; with --recombine the backgrounds alone, for rain falls"
+    )
     mirror: bool = extra(False, "mirror the crops left to right: the rain still falls down")
     recombine: bool = extra(
         False, "swap streak layers between images, of rain that is an exact grey addition"
@@ -96,16 +102,19 @@ class Training(Machine):
     jpeg_share: float = extra(0.0, "share of the crops that come out of a JPEG, which stays", least=0, most=1)
     hold_back: int = extra(
         0,
-        "keep so many pairs of each set back, spread evenly, and validate on them and no test pair",
+        "hold out so many pairs of each set, spread evenly, to validate on, and no test pair",
         least=0,
     )
-    cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, and not at milestones")
-    warmup: int = extra(0, "steps in which the rate rises to its full height", least=0, most=10**6)
+    cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, without milestones")
+    warmup: int = extra(0, "steps in which the rate rises linearly to --lr", least=0, most=10**6)
     beta2: float = extra(0.999, "of Adam: how long it remembers squared gradients", above=0, most=0.99999)
     weight_decay: float = extra(0.0, "of Adam, decoupled", least=0, most=1)
     clip: float = extra(0.0, "largest norm of the gradient; 0: any", least=0, most=10**6)
     ema: float = extra(
-        0.0, "validate and keep an average of the weights: its share of itself", least=0, most=0.99999
+        0.0,
+        "decay of a moving average of the weights, which is validated and saved; 0: none",
+        least=0,
+        most=0.99999,
     )
 
     workers: int = machine(2, "loader processes for each training process; 0: none", least=0, most=256)
@@ -118,12 +127,16 @@ class Training(Machine):
     deterministic: bool = machine(False, "the same numbers in every run on CUDA too; slower")
 
     save_path: Path = record(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
-    resume: bool = record(False, "go on from save_path/net_latest, as if never stopped")
+    resume: bool = record(
+        False, "go on from save_path/net_latest, as if never stopped (on CUDA: with --deterministic)"
+    )
     log_every: int = record(10, "steps between log lines", least=1)
     save_every: int = record(200, "steps between checkpoints; Ctrl-C saves too", least=1)
     keep_every: int = record(0, "steps between checkpoints kept for good, as net_STEP; 0: none", least=0)
     val_every: float = record(10.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
-    val_images: int = record(0, "validate on so many test pairs, spread evenly; 0: all", least=0)
+    val_images: int = record(
+        0, "validate on so many test pairs, spread evenly; 0: all; not with --hold_back", least=0
+    )
 
     def with_preset(self, name: str) -> Self:
         """The same dataset and stage by another recipe."""
@@ -221,9 +234,13 @@ class Student(Training):
     patch_size: int = data(128, "side of the crops and window of the dark channel", least=16, most=4096)
 
     batchSize: int = schedule(2, "pairs, and as many real images, a step", least=1, most=MOST_IN_A_BATCH)
-    epochs: int = length(10, "a run is epochs * pairs / batchSize steps", least=1, most=MOST_EPOCHS)
+    epochs: int = length(
+        10, "a run is epochs * pairs / batchSize steps, unless --steps is given", least=1, most=MOST_EPOCHS
+    )
     lr: float = schedule(1e-4, "learning rate of Adam", above=0, most=1)
-    milestone: tuple[int, ...] = schedule((), "epochs after which the rate drops", least=1, most=MOST_EPOCHS)
+    milestone: tuple[int, ...] = schedule(
+        (), "epochs after which the rate drops; not with --cosine", least=1, most=MOST_EPOCHS
+    )
     val_every: float = record(1.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
 
     l1_weight: float = loss(20.0, "of L1 to the clean image")
@@ -285,6 +302,9 @@ def preset_words(preset: str) -> str:
 # ---------------------------------------------------------------------------------------- the paper's recipes
 
 
+REAL = (Path("datasets/Real"),)  # SPA-Data and Real-275 [paper]; one folder Real/, beside the pairs [script]
+
+
 def _teacher(dataset: str, **numbers: Any) -> Teacher:
     return Teacher(
         dataset=dataset,
@@ -298,7 +318,7 @@ def _student(dataset: str, **numbers: Any) -> Student:
     return Student(
         dataset=dataset,
         data_path=(Path("datasets") / dataset,),
-        real_path=(Path("datasets/Real"),),  # SPA-Data and Real-275 [paper]; one folder Real/ [script]
+        real_path=REAL,
         teacher=Path("trained_model") / dataset,
         save_path=Path("trained_model") / f"{dataset}+Real",
         **numbers,
@@ -400,7 +420,7 @@ PHOTOGRAPHS = {
     ),
     "SSID-KD": Student(
         dataset="photographs",
-        real_path=(Path("datasets/Real"),),
+        real_path=REAL,
         teacher=Path("trained_model/photographs"),
         save_path=Path("trained_model/photographs+Real"),
         **LIGHT_STUDENT | LAYERS | MANY_RAINS,

@@ -3,8 +3,8 @@
     python derain.py photo.jpg holiday/ clip.mp4
     python derain.py --serve                        # in your browser
 
-Results lie in --save_path under their input's name, with its colour profile, EXIF, 16 bits and transparency.
-What lies there already is skipped; --again makes it anew.
+Results lie in --save_path (results/derained) under their input's name; colour profile, EXIF, 16 bits and
+transparency are kept as far as the format holds them. What lies there is skipped; --again makes it anew.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LightNet: a backbone at a fraction of the cost of the paper's, for the same two stages. Not in the paper.
 
 A plain residual U-Net: no normalisation, no attention, nothing that looks further than its convolutions do
-(187 pixels each way), so that a tile gives nearly what the whole image gives there.
+(197 pixels at most), so that a tile gives close to what the whole image gives there.
 
     head            3x3 convolution
     level 1 ... 5   `units` residual blocks each; a 2x2 convolution of stride 2 leads down to the next

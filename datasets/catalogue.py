@@ -1,6 +1,6 @@
 """What is known of each dataset, one record a set. Everything else about a set is read from here.
 
-A new set is one `Entry` in CATALOGUE (and its scripts: README.md, 'Changing the method').
+A new set is one `Entry` in CATALOGUE (and its scripts: docs/changing_the_method.md).
 """
 
 from __future__ import annotations

@@ -68,7 +68,10 @@ class Machine(Options):
 
     use_GPU: bool = option(True, "use CUDA where there is any; False: the CPU", group="machine")
     gpu_id: tuple[int, ...] = option(
-        (0, 1), "CUDA devices, one process each; those that are absent are left out", group="machine", least=0
+        (0, 1),
+        "CUDA devices: a process on each trains, other scripts take the first; absent: left out",
+        group="machine",
+        least=0,
     )
     precision: str = option(
         "float32",

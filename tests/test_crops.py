@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from config import REAL
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import Found, read_pair, why_not_recombined
 from DerainDataset import Crops, PairCrops, RealCrops, pair_crops
@@ -156,12 +157,17 @@ def test_crops_survive_pickling_without_their_cache(pairs: Found) -> None:
     assert same(pickle.loads(packed)[(1, 2)], crops[(1, 2)])
 
 
-def test_a_real_folder_beside_the_pairs_is_found_where_none_is_given(tmp_path: Path) -> None:
+def test_a_real_folder_beside_the_pairs_is_found_where_none_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layouts.rain200(tmp_path / "data")
-    recipe = student(tmp_path, real_path=(tmp_path / "nowhere",))
-    with pytest.raises(UserError, match=r"nowhere is not a folder: --real_path takes"):
+    monkeypatch.chdir(tmp_path)
+    recipe = student(tmp_path, real_path=REAL)
+    with pytest.raises(UserError, match=r"datasets/Real is not a folder: --real_path takes"):
         RealCrops.of(recipe, ImageCache("off"))
     layouts.real_images(tmp_path / "data/Real")
+    with pytest.raises(UserError, match=r"nowhere is not a folder"):  # given: nothing stands in for it
+        RealCrops.of(student(tmp_path, real_path=(tmp_path / "nowhere",)), ImageCache("off"))
     assert RealCrops.of(recipe, ImageCache("off")).roots == [tmp_path / "data/Real"]
 
 

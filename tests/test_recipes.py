@@ -174,7 +174,7 @@ def test_help_shows_the_defaults_that_hold_in_groups(capsys, words, backbone, lr
         parse(TEACHERS["Rain800"], "", [*words, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert f"(default: {backbone})" in shown and f"learning rate of Adam (default: {lr})" in shown
-    titles = ("data:", "schedule:", "not in the paper, and off:", "loss: the weight:", "machine:")
+    titles = ("data:", "schedule:", "beyond the paper's recipe:", "loss: the weight:", "machine:")
     assert all(f" {title} --" in shown for title in titles)
 
 

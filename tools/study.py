@@ -1,14 +1,14 @@
 """Does unlabelled rain help? Students of one teacher, with and without what they can learn from real rain.
 
     python tools/study.py --teacher trained_model/Rain200H --tests PAIRS MORE_PAIRS --photographs FOLDER
-    python tools/study.py --preset light --teacher trained_model/Rain200H-light --real_path TARGET/rainy \
-        --labelled TARGET --tests TARGET SOURCE OTHER --variations "no real terms" "mean teacher"
+    python tools/study.py --preset light --teacher trained_model/Rain200H-light --real_path TARGET/rainy \\
+        --labelled TARGET --tests TARGET SOURCE
 
 Variations of the student's losses: the released terms, each real term alone at a share of the loss, and ways
 that the paper does not have (tools/adaptation.py); each with several seeds and equal steps. `--labelled` is
-the ceiling: the target's own pairs. Every student is scored on every test set, and on photographs by NIQE.
-Students of one seed see the same crops, so their differences tell more than their means do. What is done
-already is not done again. The tables are also a file: study.md.
+the ceiling, the variation 'target with labels': the target's own pairs. Every student is scored on every test
+set, and on photographs by NIQE. Students of one seed see the same crops, so their differences tell more than
+their means do. What is done already is not done again. The tables are also a file: study.md.
 """
 
 from __future__ import annotations
