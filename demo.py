@@ -13,11 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 from machinery.checkpoints import LATEST, SHIPPED
 from machinery.options import Options, option, parse
@@ -62,8 +60,11 @@ def main() -> None:
     )
     models = own | {name: file for name, file in COME_WITH.items() if file.exists()}
     for data in SETS:
-        for two in (list(models)[:2], list(models)[2:]):  # side by side
-            score(data, {name: models[name] for name in two})
+        for name, model in models.items():
+            call(
+                f"eval_Rain200H{'_real' * ('student' in name)}.py --logdir {model} --data_path {SETS[data]} "
+                f"--save_path {place(data, name)} --use_GPU False"
+            )
     print(table(list(models)))
     print(in_plain_words())
     sheets = [picture(data, [name for name in models if "student" in name]) for data in SETS]
@@ -72,46 +73,17 @@ def main() -> None:
     print(f"{time.perf_counter() - began:.0f} s")
 
 
-def score(data: str, models: dict[str, Path]) -> None:
-    """Derains the test photographs of a set with each model into results/demo/`data`."""
-    call(
-        *(
-            f"eval_Rain200H{'_real' * ('student' in name)}.py --logdir {folder} --data_path {SETS[data]} "
-            f"--save_path {place(data, name)} --use_GPU False"
-            for name, folder in models.items()
-        )
-    )
-
-
 def place(data: str, name: str) -> Path:
     return RESULTS / data / name.replace(" ", "_")
 
 
-def call(*commands: str) -> None:
-    """Runs scripts' command lines side by side and shows each with its output, in the order given.
-
-    Raises UserError where one fails.
-    """
-    # A thread each: small networks gain little from a second, and two that spin for each other on a machine
-    # that somebody else uses too are several times slower. The second core is for the second script.
+def call(command: str) -> None:
+    """Runs a script's command line. Raises UserError where it fails."""
+    print(f"\n$ python {command}", flush=True)
+    # small networks gain little from a second thread, and two that spin for each other may lose much
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    with ExitStack() as opened:
-        started: list[tuple[str, subprocess.Popen, IO[str] | None]] = []
-        for command in commands:
-            # the first one's output is seen as it comes, the others' when it is their turn
-            held = opened.enter_context(TemporaryFile("w+")) if started else None
-            arguments = [sys.executable, *shlex.split(command)]
-            process = subprocess.Popen(arguments, env=environment, stdout=held, stderr=held)
-            opened.callback(process.kill)  # none outlives the demo; no effect on one that has ended
-            started.append((command, process, held))
-        for command, process, output in started:
-            print(f"\n$ python {command}", flush=True)
-            failed = process.wait()
-            if output:
-                output.seek(0)
-                print(output.read(), end="", flush=True)
-            if failed:
-                raise UserError(f"{command.split()[0]} ended with exit code {failed}: see above")
+    if failed := subprocess.run([sys.executable, *shlex.split(command)], env=environment).returncode:
+        raise UserError(f"{command.split()[0]} ended with exit code {failed}: see above")
 
 
 def mean(data: str, name: str) -> dict[str, Any]:

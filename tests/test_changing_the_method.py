@@ -1,7 +1,6 @@
 """Four people want to change something: each finds one place, as docs/changing_the_method.md says."""
 
 import dataclasses
-import importlib.util
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from torch import nn
 
 import backbones
 import networks
-import stages
 from config import TEACHERS, Teacher
 from datasets import catalogue
 from engine import Run
@@ -22,7 +20,6 @@ from tests import layouts
 from tests.small import (
     ALONE,
     CPU,
-    ROOT,
     a_run,
     assert_same_weights,
     evaluation,
@@ -32,6 +29,7 @@ from tests.small import (
     trained,
 )
 from tests.test_training import StopsAfterThree
+from tools.adaptation import Adapted, Adapting
 from utils import UserError
 
 # ---------------------------------------------------------------------------------------- a new loss term
@@ -131,21 +129,16 @@ def test_a_backbone_of_five_lines_trains_resumes_and_is_evaluated(tmp_path, monk
 # ----------------------------------------------------------------------------------- another distillation
 
 
-def test_a_mean_teacher_in_a_file_of_its_own_resumes_bit_for_bit(tmp_path):
-    spec = importlib.util.spec_from_file_location("mean_teacher", ROOT / "docs/mean_teacher.py")
-    assert spec and spec.loader
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+def test_a_stage_in_a_file_of_its_own_resumes_bit_for_bit(tmp_path):
     trained(teacher(tmp_path))
-    few = {**vars(student(tmp_path)), "momentum": 0.5}
-    straight = example.MeanTeacherRecipe(**{**few, "save_path": tmp_path / "straight"})
-    Run(example.MeanTeacher, straight, ALONE).run()
+    given = {**vars(student(tmp_path)), "momentum": 0.5, "consistency_weight": 1.0}
+    straight = Adapting(**{**given, "save_path": tmp_path / "straight"})
+    Run(Adapted, straight, ALONE).run()
     stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
-    assert not StopsAfterThree(example.MeanTeacher, stopped, ALONE).run()
-    Run(example.MeanTeacher, dataclasses.replace(stopped, resume=True), ALONE).run()
+    assert not StopsAfterThree(Adapted, stopped, ALONE).run()
+    Run(Adapted, dataclasses.replace(stopped, resume=True), ALONE).run()
     assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
     assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
-    assert all(line["loss/consistency"] >= 0 for line in lines(tmp_path / "straight"))
     ends = [load_checkpoint(tmp_path / each / "net_latest") for each in ("straight", "stopped")]
     beside = [end["training"]["beside"] for end in ends]
     assert all(torch.equal(value, beside[1][key]) for key, value in beside[0].items())
@@ -154,17 +147,6 @@ def test_a_mean_teacher_in_a_file_of_its_own_resumes_bit_for_bit(tmp_path):
 
 
 # ---------------------------------------------------------------------------------- averages and parts
-
-
-def test_an_average_of_the_weights_is_kept_and_resumed(tmp_path):
-    straight = teacher(tmp_path, ema=0.5, save_path=tmp_path / "straight", val_every=1)
-    trained(straight)
-    stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
-    assert not a_run(stopped, StopsAfterThree).run()
-    trained(dataclasses.replace(stopped, resume=True))
-    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
-    content = load_checkpoint(tmp_path / "straight/net_latest")
-    assert any(not torch.equal(v, content["training"]["net"][k]) for k, v in content["net"].items())
 
 
 @pytest.mark.parametrize("stage", [teacher, student])
@@ -177,7 +159,3 @@ def test_a_batch_in_parts_moves_the_weights_alike(tmp_path, stage):
     assert_same_weights(tmp_path / "1", tmp_path / "4", within=2e-5)
     for one, other in zip(lines(tmp_path / "1"), lines(tmp_path / "4"), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
-
-
-def test_stages_know_their_terms_by_the_recipe():
-    assert set(stages.SID(TEACHERS["Rain200H"]).weights) == {"ssim", "l1", "psnr"}

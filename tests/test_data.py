@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import pickle
 import shutil
-import sys
 import tracemalloc
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from datasets import check, simulate
 from datasets.catalogue import CATALOGUE
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import (
@@ -28,19 +26,9 @@ from datasets.pairs import (
     why_not_recombined,
 )
 from DerainDataset import PairCrops, RealCrops
-from machinery.loading import BatchStream, ImageCache, loader
+from machinery.loading import ImageCache
 from tests import layouts
 from utils import UserError, read_image, write_image
-
-
-def script(name: str) -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "datasets" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def assert_clean_is_clean(found: Found) -> None:
@@ -325,21 +313,6 @@ def test_a_broken_image_among_others_does_not_hide_a_layout(tmp_path: Path) -> N
         check_pairs(found)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_names_the_file_in_one_line(tmp_path: Path, workers: int) -> None:
-    root = layouts.plain(tmp_path / "set", "rain", "norain")
-    whole = (root / "rain/2.png").read_bytes()
-    (root / "rain/2.png").write_bytes(whole[:20])
-    crops = PairCrops(find_pairs(root, "train"), 16)
-    message = ""
-    try:
-        list(loader(crops, BatchStream(len(crops), 3, steps=range(1)), workers=workers))
-    except UserError as error:  # pytest.raises would keep the loader, and its worker, alive
-        message = str(error)
-    assert message.startswith(f"{root / 'rain/2.png'} is not an image")
-    assert "\n" not in message
-
-
 def test_odd_width_names_the_file(tmp_path: Path) -> None:
     root = layouts.rain800(tmp_path / "Rain800")
     odd = root / "training/3.jpg"
@@ -465,7 +438,7 @@ def tree(root: Path) -> dict[Path, bytes]:
 def run_check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["check.py", *words])
     with pytest.raises(SystemExit) as exit_:
-        script("check").main()
+        check.main()
     return int(exit_.value.code or 0), capsys.readouterr().out
 
 
@@ -495,7 +468,7 @@ def test_check_names_what_is_missing_and_changes_nothing(
 
 
 def test_check_knows_each_numbering(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = script("check").missing_names
+    missing = check.missing_names
     monkeypatch.setitem(CATALOGUE, "Rain1400", dataclasses.replace(CATALOGUE["Rain1400"], train=28, test=42))
     names = [f"{scene}_{k}" for scene in (901, 902, 903) for k in range(1, 15)]
     assert missing("Rain1400", "test", names) == []
@@ -521,7 +494,6 @@ def test_check_of_a_list_names_absent_files(
 
 
 def test_simulated_sets(tmp_path: Path) -> None:
-    simulate = script("simulate")
     few = [dataclasses.replace(made, count={"train": 2, "test": 2}) for made in simulate.SETS]
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
         simulate.simulate(tmp_path / name, seed, few)

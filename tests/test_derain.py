@@ -1,11 +1,9 @@
 """One's own photographs, folders and videos."""
 
-import importlib.util
 import itertools
 import os
 import re
 import shutil
-import types
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from inference import CPU, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fi
 from machinery.pictures import Picture, encoded, read_picture
 from networks import Derained, DerainNet
 from tests import layouts
-from tests.small import ROOT, evaluation, teacher, trained
+from tests.small import evaluation, teacher, trained
 from tests.test_networks import small_network
 from tests.test_pictures import SRGB, noise, photograph
 from utils import HERE, UserError, read_image, write_image
@@ -311,23 +309,3 @@ def test_what_a_folder_holds_of_other_kinds_is_told(tmp_path, monkeypatch, model
     assert "IMG_1.HEIC" in told and "clip.mp4" in told and "notes.txt" not in told
     with pytest.raises(UserError, match=r"IMG_1\.HEIC is of a kind that is not read: save it as JPEG"):
         call(monkeypatch, tmp_path, model, folder / "IMG_1.HEIC")
-
-
-def test_the_example_from_python_shows_the_difference(tmp_path, monkeypatch, model, capsys):
-    spec = importlib.util.spec_from_file_location("from_python", ROOT / "docs/from_python.py")
-    assert spec and spec.loader
-    from_python = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(from_python)
-    rainy = layouts.pair(1, (40, 48))[0]
-    write_image(tmp_path / "x.png", rainy)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["from_python.py", "x.png"])
-    monkeypatch.setattr(
-        from_python, "Derainer", types.SimpleNamespace(open=lambda *_, **how: Derainer.open(model))
-    )
-    from_python.main()
-    shown = read_image(tmp_path / "from_python.png")
-    derained = Derainer.open(model)(rainy)
-    rain = np.clip(4 * (rainy.astype(int) - derained), 0, 255)
-    assert np.array_equal(shown, np.hstack([rainy, derained, rain]))
-    assert "of 255 on the mean" in capsys.readouterr().out
