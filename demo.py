@@ -24,9 +24,9 @@ from tools.contact_sheet import from_folders
 from utils import UserError, run, write_image
 
 DATA, MODELS, RESULTS = Path("datasets/simulated"), Path("trained_model/demo"), Path("results/demo")
-COME_WITH = {  # the project: LightNet's, for photographs
-    "shipped teacher": Path("trained_model/photographs") / SHIPPED / LATEST,
-    "shipped student": Path("trained_model/photographs+Real") / SHIPPED / LATEST,
+COME_WITH = {  # the project: LightNet's
+    "shipped teacher": Path("trained_model/Rain200H-light") / SHIPPED / LATEST,
+    "shipped student": Path("trained_model/Rain200H-light+Real") / SHIPPED / LATEST,
 }
 SETS = {"pairs": DATA / "Simulated200H", "real": DATA / "SimulatedReal"}
 TEST = {"pairs": "rain_data_test_Heavy/rain/X2", "real": "test/rain"}
