@@ -1,6 +1,6 @@
 """A network and how it is run: what training, scoring and one's own photographs all go through.
 
-derain = Derainer.open("trained_model/Rain800-light+Real")
+derain = Derainer.open("trained_model/photographs")
 derained = derain(rainy)        # NumPy, uint8 RGB (H, W, 3): both
 """
 
@@ -22,7 +22,7 @@ from machinery.checkpoints import find_checkpoint, load_checkpoint
 from utils import UserError, to_tensor, to_uint8
 
 CPU = torch.device("cpu")
-DEFAULT_MODEL = Path("trained_model/Rain800-light+Real")  # of photographs and tools
+DEFAULT_MODEL = Path("trained_model/photographs")  # of photographs and tools
 OVERLAP = 64  # of two tiles, in pixels
 # What a tile may take on a CPU, however much is free: with torch itself and a photograph of 3840x2160 less
 # than 2.5 GB, and larger tiles are hardly faster.
