@@ -101,17 +101,12 @@ def test_a_network_kept_in_float16_loads_into_float32(folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "is no checkpoint, or is cut short"),
-        (b"not a checkpoint", "is no checkpoint, or is cut short"),
-        ({"model": {}}, "holds no network under 'net'"),
-        ({"net": torch.zeros(1)}, "holds no network under 'net'"),
         ({"net": {"head1.bias": [1.0]}}, "'head1.bias' of its network is no weight"),
         (
             {"net": {"head1.bias": torch.zeros(4, dtype=torch.int64)}},
             "'head1.bias' of its network is no weight",
         ),
         ({"net": {"head1.bias": torch.zeros(4).to_sparse()}}, "'head1.bias' of its network is no weight"),
-        ({"net": {"head1.bias": torch.full((4,), torch.nan)}}, "1 of its 1 weights are no finite numbers"),
         ({"net": {"encoder_decoder_1.a": torch.zeros(1)}}, r"has no head1\.weight: fetch it again"),
         (
             {"net": {"layer.weight": torch.zeros(1)}},

@@ -311,3 +311,17 @@ def test_equal_runs_leave_equal_files(tmp_path):
         trained(teacher(tmp_path, steps=2, ema=0.9, save_path=tmp_path / "run"))
         (tmp_path / "run/net_latest").rename(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_a_run_that_is_resumed_at_its_end_ends_as_one_never_stopped(tmp_path):
+    """Killed in its last validation: no step is left, and the optimizer's rate is the last step's."""
+    recipe = teacher(tmp_path, steps=4, milestone=(2, 3), epochs=4)
+    trained(recipe)
+    before = load_checkpoint(tmp_path / "teacher/net_latest")["training"]["optimizer"]["param_groups"]
+    assert before[0]["lr"] == recipe.lr / 4
+    path = tmp_path / "teacher/net_latest"
+    content = load_checkpoint(path)
+    content["training"]["validated"] = 0  # as of a run that was killed there
+    save_checkpoint(path, content)
+    trained(dataclasses.replace(recipe, resume=True))
+    assert load_checkpoint(path)["training"]["optimizer"]["param_groups"] == before
