@@ -46,8 +46,8 @@ def test_a_closed_stream_is_no_reason_to_die(tmp_path, closed):
 def test_make_hides_no_module_from_its_scripts():
     """Python, told so by PYTHONSAFEPATH, would not search a script's own folder."""
     told = 'told: ; @echo "[$(origin PYTHONSAFEPATH) $$PYTHONSAFEPATH]"'
-    done = run_in(["make", "--eval", told, "told"], env={"PYTHONSAFEPATH": "1"})
-    assert done.stdout == "[environment ]\n", done.stderr
+    done = run_in(["make", "--eval", told, "told"], env={"PYTHONSAFEPATH": "1", "MAKEFLAGS": ""})
+    assert "[environment ]\n" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
