@@ -197,10 +197,13 @@ class TrainState:
         """That the moments are those of these weights, finite, and each number at a place of its own."""
         for group in self.optimizer.param_groups:
             for weight in group["params"]:
-                if not (moments := self.optimizer.state.get(weight)):
+                if (moments := self.optimizer.state.get(weight)) in (None, {}):
                     continue  # it has had no gradient yet: no term of the loss reaches it
                 averages = [moments["exp_avg"], moments["exp_avg_sq"]]
-                alike = all(each.shape == weight.shape and each.isfinite().all() for each in averages)
+                alike = all(
+                    (each.shape, each.dtype) == (weight.shape, weight.dtype) and each.isfinite().all()
+                    for each in averages
+                )
                 overlap = any(each.stride() != weight.stride() for each in averages)
                 if not alike or overlap or not 0 <= moments["step"] < math.inf:
                     raise UserError(

@@ -208,7 +208,7 @@ def problem(record: Options) -> str | None:
         for number in values:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
-            if not math.isfinite(number):
+            if isinstance(number, float) and not math.isfinite(number):
                 return f"--{each.name} {number} is no finite number"
             for limit, broken, words in (
                 (limits.get("least"), operator.lt, "at least"),
