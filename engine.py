@@ -205,7 +205,8 @@ class TrainState:
                     for each in averages
                 )
                 overlap = any(each.stride() != weight.stride() for each in averages)
-                if not alike or overlap or not 0 <= moments["step"] < math.inf:
+                counted = moments["step"].dtype == torch.float32 and 0 <= moments["step"] < math.inf
+                if not alike or overlap or not counted:
                     raise UserError(
                         f"{path}: its optimizer does not belong to its network: start anew without --resume"
                     )
