@@ -175,12 +175,10 @@ class MixedCrops(Crops):
         self.sets, self.pairs = sets, sets[0].pairs
         self.roots = [root for each in sets for root in each.roots]
         self.found_in_words = [line for each in sets for line in each.found_in_words]
-        self.notes = [line for each in sets for line in each.notes]
+        self.notes = []
         self.counts = {f"{what} {n}": c for n, each in enumerate(sets, 1) for what, c in each.counts.items()}
-        entries = sum(map(len, sets))
-        parts = list(map(len, sets))
-        if shares:
-            parts = [round(entries * share / sum(shares)) for _, share in zip(sets, shares, strict=True)]
+        entries, of_one = sum(map(len, sets)), sum(shares)
+        parts = [round(entries * share / of_one) for share in shares] or list(map(len, sets))
         for crops, part in zip(sets, parts, strict=True):
             if not part:
                 raise UserError(f"--shares leaves {crops.roots[0]} none of {entries} crops: give it more")

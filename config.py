@@ -419,14 +419,15 @@ PHOTOGRAPHS = {
     "SID": Teacher(
         dataset="photographs",
         save_path=Path("trained_model/photographs"),
-        **LIGHT_TEACHER | LAYERS | MANY_RAINS,
+        weights=Path("trained_model/Rain800-light"),  # what has learnt to take rain away has less to learn
+        **LIGHT_TEACHER | LAYERS | MANY_RAINS | {"steps": 4_500},
     ),
     "SSID-KD": Student(
         dataset="photographs",
         real_path=REAL,
         teacher=Path("trained_model/photographs"),
         save_path=Path("trained_model/photographs+Real"),
-        **LIGHT_STUDENT | LAYERS | MANY_RAINS,
+        **LIGHT_STUDENT | LAYERS | MANY_RAINS | {"steps": 300},
     ),
 }
 

@@ -113,9 +113,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
     ways = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     # before loading: a fused optimizer's count of steps must come to the card, by what it is told here
     # the rate is the last step's: a run that has no step left to set it ends as one never stopped
-    own = ("params", "lr")
     groups = [
-        {**way, **{name: g[name] for name in own}} for g, way in zip(saved["param_groups"], ways, strict=True)
+        {**way, "params": group["params"], "lr": group["lr"]}
+        for group, way in zip(saved["param_groups"], ways, strict=True)
     ]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 

@@ -166,11 +166,11 @@ def labels_of(model: Derainer | Results, found: Found, options: Evaluation) -> d
     backbone = content.get("network", {}).get("backbone", "DerainNet")
     if not options.method and backbone != "DerainNet":
         method += f"-{backbone}"  # no score of another network passes for the paper's
-    mixed = content.get("recipe", {}).get("data_path")
-    several = isinstance(mixed, list) and len(mixed) > 1 and recipe.get("dataset") in catalogue.CATALOGUE
-    names = " + ".join(printable(Path(str(each)).name) for each in mixed) if several else UNKNOWN
+    dataset_of_it, sets = str(recipe.get("dataset", UNKNOWN)), content.get("recipe", {}).get("data_path")
+    if isinstance(sets, list) and len(sets) > 1 and dataset_of_it in catalogue.CATALOGUE:
+        dataset_of_it = " + ".join(printable(Path(str(each)).name) for each in sets)
     trained_on = {
-        "dataset": options.trained_on or (names if several else str(recipe.get("dataset", UNKNOWN))),
+        "dataset": options.trained_on or dataset_of_it,
         "stage": recipe.get("stage"),
         "data": list(map(printable, content.get("data", []))),
         "real_path": list(map(printable, real_path if isinstance(real_path, list) else [])),

@@ -106,8 +106,9 @@ class RunLog:
         ]
         text = "".join(f"{json.dumps(line)}\n" for line in kept)
         write_text(path, text)
-        self.lines = path.open("a")
-        self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        with file_errors(folder, done="written to"):
+            self.lines = path.open("a")
+            self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def __enter__(self) -> RunLog:
         return self

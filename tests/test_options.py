@@ -29,18 +29,8 @@ from machinery.loading import ImageCache
 from networks import Derained, DerainNet
 from scoring import validation_set
 from stages import SID, average_of, frozen
-from tests import layouts
-from tests.small import (
-    CPU,
-    LIGHT,
-    a_run,
-    assert_same_weights,
-    evaluation,
-    lines,
-    student,
-    teacher,
-    trained,
-)
+from tests import layouts, small
+from tests.small import CPU, LIGHT, a_run, evaluation, lines, student, teacher, trained
 from utils import UserError, to_tensor, write_image
 
 OFF = ImageCache("off")
@@ -358,7 +348,7 @@ def test_a_run_on_several_sets_goes_on_where_it_was_stopped(tmp_path, monkeypatc
         with pytest.raises(UserError, match=r"was begun on .* (pairs|backgrounds) 1, and here are"):
             trained(dataclasses.replace(stopped, resume=True, **other))
     trained(dataclasses.replace(stopped, resume=True))
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    small.assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_backgrounds_are_clean_images_alone_and_seen(tmp_path):

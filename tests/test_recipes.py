@@ -85,10 +85,12 @@ def test_there_are_no_others():
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_recipe_for_photographs_is_that_of_the_table_and_there_is_one(stage, capsys):
     for words in ([], ["--preset", "light"]):
-        recipe = parse(PHOTOGRAPHS[stage], "", words)
+        recipe: Any = parse(PHOTOGRAPHS[stage], "", words)
         assert recipe == PHOTOGRAPHS[stage]
         assert_as_in_the_table(recipe, (stage, "photographs"), "light")
     assert [path.name for path in recipe.data_path] == ["Rain800", "Rain200H", "Rain200L"]
+    begins = recipe.weights if stage == "SID" else recipe.teacher
+    assert begins.name == {"SID": "Rain800-light", "SSID-KD": "photographs"}[stage]
     with pytest.raises(SystemExit):
         parse(PHOTOGRAPHS[stage], "", ["--preset", "paper"])
     assert "--preset paper: there is no such recipe of photographs" in capsys.readouterr().err

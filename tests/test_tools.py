@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from engine import Run
 from inference import Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
+from networks import Derained
 from tests import layouts, small
 from tests.small import SMALL, arguments
 from tools import changes, export, study
@@ -76,9 +77,46 @@ def test_what_a_student_may_learn_besides_from_real_rain(tmp_path):
     assert set(run.stage.beside) == {"teacher"}
     code = torch.rand(2, 3, 4, 4)
     assert statistics_gap(code, code) == 0 and statistics_gap(code, code + 1) == pytest.approx(1)
+    centred = code - code.mean((0, 2, 3), keepdim=True)  # then the deviations alone can differ
+    deviations = float(centred.std((0, 2, 3)).mean())
+    assert statistics_gap(centred, 3 * centred) == pytest.approx(2 * deviations, rel=1e-4)
     off = Run(Adapted, Adapting(**vars(small.student(tmp_path, steps=1))), small.ALONE)
     terms = off.stage.terms(off.state.net, batch)
     assert terms["consistency"] == terms["transplant"] == 0  # nor computed
+
+
+def test_a_network_that_changes_nothing_agrees_with_its_teacher_in_any_view(tmp_path):
+    """Both views must be turned and lit alike; and streaks that are none fall on the clean image."""
+
+    class Unchanged(torch.nn.Module):
+        def forward(self, rainy):
+            return Derained(rainy, 0 * rainy, rainy)
+
+    batch = {name: torch.rand(2, 3, 16, 16) for name in ("rainy", "clean", "real_rainy")}
+    weights = {"consistency_weight": 1.0, "transplant_weight": 1.0}
+    stage = Adapted(Adapting(**{**vars(small.student(tmp_path)), **weights}))
+    stage.beside["teacher"] = Unchanged()
+    terms = stage.terms(Unchanged(), batch)
+    assert terms["consistency"] == pytest.approx(0, abs=1e-7) and terms["transplant"] == 0
+    seen = []
+
+    def darkened(rainy):
+        seen.append(rainy)
+        return Derained(rainy - 0.1, 0 * rainy + 0.1, rainy)
+
+    terms = stage.terms(darkened, batch)
+    assert terms["consistency"] > 0.05
+    view, light = seen[1].flip(3), torch.tensor([0.8, 1.2]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(view, batch["real_rainy"] * light)
+
+    class Halving(torch.nn.Module):
+        def forward(self, rainy):
+            return Derained(rainy / 2, rainy / 2, rainy)
+
+    stage.beside["teacher"], seen = Halving(), []
+    stage.terms(darkened, batch)
+    streaks = (batch["real_rainy"] / 2).mean(1, keepdim=True)
+    torch.testing.assert_close(seen[2], (batch["clean"] + streaks).clamp(max=1))
 
 
 def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp_path, run_here):

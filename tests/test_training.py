@@ -116,6 +116,20 @@ def test_a_resumed_run_ends_at_the_same_weights(tmp_path, stage):
     assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
 
 
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    recipe = teacher(tmp_path, save_path=tmp_path / "killed", steps=12, workers=1)
+    with subprocess.Popen(
+        command("train_Rain200H.py", recipe), cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_for(recipe.save_path / "net_latest")
+        os.kill(process.pid, signal.SIGKILL)
+    assert load_checkpoint(recipe.save_path / "net_latest")["step"] < 12
+    trained(dataclasses.replace(recipe, resume=True, workers=0))
+    trained(dataclasses.replace(recipe, save_path=tmp_path / "straight"))
+    assert_same_weights(tmp_path / "straight", tmp_path / "killed")
+    assert lines(tmp_path / "straight") == lines(tmp_path / "killed")
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     recipe = teacher(tmp_path, steps=100_000, workers=1)
     with subprocess.Popen(
