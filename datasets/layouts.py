@@ -403,7 +403,8 @@ def _inside_out(folder: Path) -> list[Path]:
 def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--real_path") -> Found:
     """Unlabelled real images of any size: files, folders with all below them, or a list file's rainy column.
 
-    Of a folder of pairs only the rainy side is taken. `option` is the one by which the folders were given.
+    Of a folder of pairs only the rainy side is taken, and of images that are a pair side by side the rainy
+    half. `option` is the one by which the folders were given.
     Raises UserError for a folder without images.
     """
     if not folders:
@@ -413,26 +414,26 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     lists = {path: ListedPairs(path, labelled=False) for path in paths if path.suffix == ".txt"}
     if len(paths) == len(lists) == 1:
         return Found(f"rainy images of {paths[0].name}", paths[0].parent, lists[paths[0]], (), dataset)
-    files: list[Path] = []
+    sides: list[Side] = []
     for path in paths:
         if path in lists:
-            found = [pair.rainy.path for pair in lists[path]]
+            found = [pair.rainy for pair in lists[path]]
         elif is_file(path):
-            found = [path]
+            found = [Side(path)]
         else:
             found = _images_below(_there(path, option), warnings)
         if not found:
             raise UserError(f"{path} holds no images: {option} takes folders of images; {WHERE}")
-        files += found
-    if len({path.is_absolute() for path in files}) > 1:
-        files = [path.absolute() for path in files]
-    files = list(dict.fromkeys(files))  # a folder given twice, or inside another
-    root = Path(os.path.commonpath([path.parent for path in files]))
-    names = distinct_names(files, root)
+        sides += found
+    if len({side.path.is_absolute() for side in sides}) > 1:
+        sides = [Side(side.path.absolute(), side.half) for side in sides]
+    sides = list(dict.fromkeys(sides))  # a folder given twice, or inside another
+    root = Path(os.path.commonpath([side.path.parent for side in sides]))
+    names = distinct_names([side.path for side in sides], root)
     expected = sum(catalogue.get_entry(dataset).counts.values())
-    if expected and len(files) != expected:
-        warnings.append(f"{root} holds {len(files):,} images; {dataset} officially has {expected:,}")
-    pairs = [Pair(name, Side(path), None) for name, path in zip(names, files, strict=True)]
+    if expected and len(sides) != expected:
+        warnings.append(f"{root} holds {len(sides):,} images; {dataset} officially has {expected:,}")
+    pairs = [Pair(name, side, None) for name, side in zip(names, sides, strict=True)]
     return Found("unlabelled", root, pairs, tuple(warnings), dataset)
 
 
@@ -458,22 +459,32 @@ def _there(folder: Path, option: str) -> Path:
     raise UserError(f"{folder} is not a folder: {option} takes that of a dataset; {WHERE}")
 
 
-def _images_below(top: Path, warnings: list[str]) -> list[Path]:
+def _images_below(top: Path, warnings: list[str]) -> list[Side]:
     """Every image below `top`, each folder's own before its children's."""
-    files: list[Path] = []
+    sides: list[Side] = []
     waiting, seen = [top], set()
     while waiting:
         folder = Folder(waiting.pop())
         if (real := os.path.realpath(folder.path)) in seen:  # a link may lead back up
             continue
         seen.add(real)
-        files += folder.images
+        half = _half_by_name(folder)
+        if half:
+            warnings.append(f"{folder.path} holds pairs side by side: took the {half} halves, the rainy ones")
+        sides += [Side(path, half) for path in folder.images]
         children, clean = folder.folders, folder.named(clean_folders())
         if clean and folder.named(rainy_folders()):
             warnings += [f"{path} is the clean side of pairs: not taken as rainy images" for path in clean]
             children = [child for child in children if child not in clean]
         waiting += reversed(children)
-    return files
+    return sides
+
+
+def _half_by_name(folder: Folder) -> str:
+    """The rainy half of its images, where its name says whose they are, and they are pairs side by side."""
+    names = f"{folder.path.parent.name}/{folder.path.name}"
+    halves = [each.rainy_half for each in CATALOGUE.values() if each.rainy_half and each.claims(names)]
+    return halves[0] if len(set(halves)) == 1 and folder.halved else ""
 
 
 def released_real_folder(data_path: Path) -> Path | None:

@@ -164,6 +164,9 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path: Path) -> None:
     found = find_images([root])
     assert {pair.rainy.path.parent.name for pair in found.pairs} == {"rain"}
     assert "not taken as rainy" in found.warnings[0]
+    halved = find_images([layouts.rain800(tmp_path / "Rain800") / "training"])
+    assert {pair.rainy.half for pair in halved.pairs} == {"right"}
+    assert "took the right halves" in halved.warnings[0]
     listed = find_images([layouts.spa(tmp_path / "SPA")])
     assert len(listed.pairs) == 3
     assert listed.pairs[0].clean is None

@@ -23,12 +23,13 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 from datasets.layouts import find_images
+from datasets.pairs import read_side
 from inference import DEFAULT_MODEL, Derainer
 from machinery import distributed
 from machinery.options import Machine, option, parse
 from metrix_code.niqe import niqe
 from metrix_code.psnr import psnr
-from utils import UserError, image_size, read_image, run
+from utils import UserError, image_size, run
 
 WITHOUT_RAIN = ("astronaut", "chelsea", "coffee", "rocket")  # public domain or CC0
 
@@ -56,13 +57,13 @@ def sets(options: Changes) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
     if not options.images:
         yield "without rain", (np.ascontiguousarray(getattr(skimage.data, name)()) for name in WITHOUT_RAIN)
     for folder in options.images:
-        paths = [pair.rainy.path for pair in find_images([folder], option="--images").pairs]
-        paths = [path for path in paths if max(image_size(path)) <= options.most]
-        if not paths:
+        sides = [pair.rainy for pair in find_images([folder], option="--images").pairs]
+        sides = [side for side in sides if max(image_size(side.path)) <= options.most]
+        if not sides:
             raise UserError(
                 f"{folder}: every image is longer than {options.most} pixels: give more by --most"
             )
-        yield folder.name, map(read_image, paths)
+        yield folder.name, map(read_side, sides)
 
 
 def changes(derainer: Derainer, image: np.ndarray) -> tuple[float, float, float, float]:
