@@ -17,6 +17,7 @@ import torch
 from config import REAL
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import Found, read_pair, why_not_recombined
+from datasets.weather import _warped_window
 from DerainDataset import Crops, PairCrops, RealCrops, pair_crops
 from machinery import loading
 from machinery.loading import BatchStream, ImageCache, loader
@@ -237,6 +238,17 @@ def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_pa
         assert np.array_equal(made["rainy"], np.minimum(255, made["clean"] + layer))
         other_background += not np.array_equal(made["clean"], true["clean"])
     assert other_background > 20
+
+
+@pytest.mark.parametrize("zoom", [1.001, 1.5, 0.8])
+def test_an_enlarged_window_lies_within_its_layer_and_reaches_all_of_it(zoom: float) -> None:
+    across, down = np.meshgrid(np.arange(100, dtype=np.float32), np.arange(70, dtype=np.float32))
+    for ramp, axis, length in ((across, 1, 100), (down, 0, 70)):
+        rngs = map(np.random.default_rng, range(200))
+        windows = [_warped_window(ramp[..., None], 32, 0.0, zoom, rng) for rng in rngs]
+        for each in windows:  # beyond its edge, by half a pixel at most, a layer is mirrored
+            assert np.allclose(np.diff(each[:-1, :-1], axis=axis), 1 / zoom, atol=0.05)
+        assert np.min(windows) < 3 and np.max(windows) > length - 4
 
 
 def test_recombination_is_refused_where_rain_is_not_additive(tmp_path: Path) -> None:
