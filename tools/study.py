@@ -35,7 +35,7 @@ from machinery.distributed import World
 from machinery.options import as_plain, binding, option, parse
 from metrix_code.scores import FILE, read_scores
 from tools.adaptation import Adapted, Adapting
-from utils import UserError
+from utils import UserError, one_line
 
 BASE = "no real terms"  # plain fine-tuning: what the others are compared to
 NO_REAL_TERMS = {"dark_real_weight": 0.0, "tv_real_weight": 0.0, "kl_weight": 0.0}
@@ -197,7 +197,7 @@ def table(study: Study, found: dict[str, list[dict[str, float]]]) -> str:
             differences.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(
         [
-            f"{study.steps or 'all'} steps, {len(study.seeds)} seeds; mean (standard deviation over them). "
+            f"{study.steps or 'all'} steps, seeds {one_line(study.seeds)}; mean (standard deviation). "
             "PSNR in dB and SSIM: RGB, 8 bits; NIQE: LIVE parameters.",
             "",
             *scores,
