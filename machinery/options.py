@@ -210,6 +210,8 @@ def problem(record: Options) -> str | None:
                 continue
             if isinstance(number, float) and not math.isfinite(number):
                 return f"--{each.name} {number} is no finite number"
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:  # which no checkpoint could hold
+                return f"--{each.name} takes no number of {len(str(abs(number)))} digits"
             for limit, broken, words in (
                 (limits.get("least"), operator.lt, "at least"),
                 (limits.get("above"), operator.le, "above"),

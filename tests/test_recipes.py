@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from config import EVALUATIONS, PHOTOGRAPHS, PRESETS, STUDENTS, TEACHERS, Schedule
-from machinery.options import parse
+from machinery.options import binding, parse
 from tests.small import ROOT
 
 RECORDS: dict[tuple[str, str], Any] = {("SID", name): each for name, each in TEACHERS.items()}
@@ -18,7 +18,9 @@ DATASETS = ("Rain200H", "Rain200L", "Rain800", "Rain1200", "Rain1400")
 # what a place, a log or a machine is told, which changes no result
 OTHERS = {"data_path", "save_path", "resume", "workers", "cache", "weights", "teacher", "real_path"}
 OTHERS |= {"log_every", "save_every", "keep_every", "val_every", "val_images"}
-
+# which a resumed run may have anew: where it is computed, how long it is to be, and where images lie
+MAY_CHANGE = {"use_GPU", "gpu_id", "precision", "deterministic", "compile", "recompute", "accumulate"}
+MAY_CHANGE |= {"epochs", "steps", "preset", "streaks", "backgrounds"}
 
 STAGES = ("SID", "SSID-KD")
 
@@ -72,6 +74,11 @@ def assert_as_in_the_table(recipe, key, preset):
     assert options == expected.keys() | OTHERS & options
     wrong = [name for name, value in expected.items() if not same(as_text(getattr(recipe, name)), value)]
     assert not wrong
+
+
+@pytest.mark.parametrize("key", RECORDS)
+def test_a_resumed_run_has_every_number_of_its_recipe_again(key):
+    assert set(binding(RECORDS[key])) == set(expected_of(*key)) - MAY_CHANGE
 
 
 def test_there_are_no_others():
