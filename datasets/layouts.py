@@ -419,7 +419,7 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
         if path in lists:
             found = [pair.rainy for pair in lists[path]]
         elif is_file(path):
-            found = [Side(path)]
+            found = [Side(path, _half_by_name(Folder(path.parent)))]
         else:
             found = _images_below(_there(path, option), warnings)
         if not found:
@@ -481,10 +481,18 @@ def _images_below(top: Path, warnings: list[str]) -> list[Side]:
 
 
 def _half_by_name(folder: Folder) -> str:
-    """The rainy half of its images, where its name says whose they are, and they are pairs side by side."""
-    names = f"{folder.path.parent.name}/{folder.path.name}"
-    halves = [each.rainy_half for each in CATALOGUE.values() if each.rainy_half and each.claims(names)]
-    return halves[0] if len(set(halves)) == 1 and folder.halved else ""
+    """The rainy half of its images, where they are a set's training or test pairs, side by side.
+
+    Names must say so too: one photograph in seven has halves that look alike.
+    """
+    if folder.images and all(path.name.lower().startswith("norain") for path in folder.images):
+        return "right" if folder.halved else ""  # the released merged layout
+    place = folder.path.resolve()
+    if not _split_of(place) or place.name in {entry.photographs for entry in CATALOGUE.values()}:
+        return ""
+    names = f"{place.parent.name}/{place.name}"
+    halves = {each.rainy_half for each in CATALOGUE.values() if each.rainy_half and each.claims(names)}
+    return halves.pop() if len(halves) == 1 and folder.halved else ""
 
 
 def released_real_folder(data_path: Path) -> Path | None:

@@ -167,10 +167,20 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path: Path) -> None:
     halved = find_images([layouts.rain800(tmp_path / "Rain800") / "training"])
     assert {pair.rainy.half for pair in halved.pairs} == {"right"}
     assert "took the right halves" in halved.warnings[0]
+    one = find_images([tmp_path / "Rain800/training", tmp_path / "Rain800/training/1.jpg"])
+    assert one.pairs == halved.pairs
     listed = find_images([layouts.spa(tmp_path / "SPA")])
     assert len(listed.pairs) == 3
     assert listed.pairs[0].clean is None
     assert {tuple(RealCrops(listed, 16)[(0, i)]["real_rainy"].shape) for i in range(3)} == {(3, 16, 16)}
+
+
+@pytest.mark.parametrize("folder", ["Rain800_real", "Rain800/Real", "Rain800/test_nature", "Rain12/photos"])
+def test_photographs_are_never_halved_whatever_they_show(tmp_path: Path, folder: str) -> None:
+    alike = np.hstack([layouts.pair(1)[1]] * 2)
+    write_image(tmp_path / folder / "1.png", alike)
+    (pair,) = find_images([tmp_path / folder]).pairs
+    assert read_pair(pair)[0].shape == alike.shape
 
 
 def test_real_images_by_a_relative_and_an_absolute_path(

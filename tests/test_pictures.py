@@ -173,6 +173,21 @@ def test_broken_exif_is_left_out_and_told(tmp_path):
     assert picture.pixels.shape == (40, 64, 3)
 
 
+def test_whatever_byte_of_its_exif_is_wrong_a_photograph_is_read(tmp_path):
+    whole = photograph(tmp_path / "x.jpg").read_bytes()
+    start = whole.index(b"Exif\0\0") + 6
+    lost = set()
+    for place in range(start, start + len(Image.open(tmp_path / "x.jpg").getexif().tobytes()) - 6):
+        for change in (1, 7):  # 7 makes of text, type 2, fractions, type 5
+            data = bytearray(whole)
+            data[place] ^= change
+            (tmp_path / "x.jpg").write_bytes(data)
+            picture = read_picture(tmp_path / "x.jpg")
+            assert picture.pixels.shape[2] == 3 and encoded(picture, ".jpg")
+            lost |= set(picture.lost)
+    assert "its EXIF, which is broken" in lost
+
+
 def test_other_pictures_of_a_file_are_told(tmp_path):
     first, second = (Image.fromarray(noise((20, 30, 3), seed=seed)) for seed in (0, 1))
     first.save(tmp_path / "x.tif", save_all=True, append_images=[second])

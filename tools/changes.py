@@ -23,7 +23,7 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 from datasets.layouts import find_images
-from datasets.pairs import read_side
+from datasets.pairs import Side, read_side
 from inference import DEFAULT_MODEL, Derainer
 from machinery import distributed
 from machinery.options import Machine, option, parse
@@ -58,12 +58,17 @@ def sets(options: Changes) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
         yield "without rain", (np.ascontiguousarray(getattr(skimage.data, name)()) for name in WITHOUT_RAIN)
     for folder in options.images:
         sides = [pair.rainy for pair in find_images([folder], option="--images").pairs]
-        sides = [side for side in sides if max(image_size(side.path)) <= options.most]
+        sides = [side for side in sides if longest(side) <= options.most]
         if not sides:
             raise UserError(
                 f"{folder}: every image is longer than {options.most} pixels: give more by --most"
             )
         yield folder.name, map(read_side, sides)
+
+
+def longest(side: Side) -> int:
+    height, width = image_size(side.path)
+    return max(height, width // 2 if side.half else width)
 
 
 def changes(derainer: Derainer, image: np.ndarray) -> tuple[float, float, float, float]:
