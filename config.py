@@ -419,7 +419,7 @@ PHOTOGRAPHS = {
     "SID": Teacher(
         dataset="photographs",
         save_path=Path("trained_model/photographs"),
-        weights=Path("trained_model/Rain800-light"),  # what has learnt to take rain away has less to learn
+        weights=Path("trained_model/Rain800-light"),  # a model that removes rain already
         **LIGHT_TEACHER | LAYERS | MANY_RAINS | {"steps": 4_500},
     ),
     "SSID-KD": Student(
