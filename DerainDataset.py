@@ -340,11 +340,7 @@ def _count(pairs: Sequence[Pair]) -> list[int]:
 
     Two of the sets have the same names. Of a long list the names are left out.
     """
-    names = (
-        ()
-        if _is_long_list(pairs)
-        else (pair.name + ("" if pair.clean else pair.rainy.half) for pair in pairs)
-    )
+    names = () if _is_long_list(pairs) else (f"{p.name}{'' if p.clean else p.rainy.half}" for p in pairs)
     first = pairs[0].rainy.path
     size = str(first.stat().st_size) if is_file(first) else ""
     return [len(pairs), zlib.crc32("\n".join([size, *names]).encode("utf-8", "surrogateescape"))]

@@ -415,11 +415,13 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     if len(paths) == len(lists) == 1:
         return Found(f"rainy images of {paths[0].name}", paths[0].parent, lists[paths[0]], (), dataset)
     sides: list[Side] = []
+    around = dict.fromkeys(path.parent for path in paths if path not in lists and is_file(path))
+    halves = {folder: _rainy_half_of(Folder(folder), warnings) for folder in around}
     for path in paths:
         if path in lists:
             found = [pair.rainy for pair in lists[path]]
         elif is_file(path):
-            found = [Side(path, _half_by_name(Folder(path.parent)))]
+            found = [Side(path, halves[path.parent])]
         else:
             found = _images_below(_there(path, option), warnings)
         if not found:
@@ -468,9 +470,7 @@ def _images_below(top: Path, warnings: list[str]) -> list[Side]:
         if (real := os.path.realpath(folder.path)) in seen:  # a link may lead back up
             continue
         seen.add(real)
-        half = _half_by_name(folder)
-        if half:
-            warnings.append(f"{folder.path} holds pairs side by side: took the {half} halves, the rainy ones")
+        half = _rainy_half_of(folder, warnings)
         sides += [Side(path, half) for path in folder.images]
         children, clean = folder.folders, folder.named(clean_folders())
         if clean and folder.named(rainy_folders()):
@@ -478,6 +478,13 @@ def _images_below(top: Path, warnings: list[str]) -> list[Side]:
             children = [child for child in children if child not in clean]
         waiting += reversed(children)
     return sides
+
+
+def _rainy_half_of(folder: Folder, warnings: list[str]) -> str:
+    half = _half_by_name(folder)
+    if half:
+        warnings.append(f"{folder.path} holds pairs side by side: took the {half} halves, the rainy ones")
+    return half
 
 
 def _half_by_name(folder: Folder) -> str:

@@ -169,6 +169,8 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path: Path) -> None:
     assert "took the right halves" in halved.warnings[0]
     one = find_images([tmp_path / "Rain800/training", tmp_path / "Rain800/training/1.jpg"])
     assert one.pairs == halved.pairs
+    (alone,) = find_images([tmp_path / "Rain800/training/1.jpg"]).pairs
+    assert alone.rainy.half == "right"
     listed = find_images([layouts.spa(tmp_path / "SPA")])
     assert len(listed.pairs) == 3
     assert listed.pairs[0].clean is None
