@@ -19,7 +19,7 @@ from typing import Any
 
 from machinery.checkpoints import LATEST, SHIPPED
 from machinery.options import Options, option, parse
-from metrix_code.scores import FILE, read_scores
+from metrix_code.scores import SCORES, read_scores
 from tools.contact_sheet import from_folders
 from utils import UserError, run, write_image
 
@@ -87,7 +87,7 @@ def call(command: str) -> None:
 
 
 def mean(data: str, name: str) -> dict[str, Any]:
-    return read_scores(place(data, name) / FILE)["mean"]
+    return read_scores(place(data, name) / SCORES)["mean"]
 
 
 def table(names: list[str]) -> str:

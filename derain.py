@@ -25,8 +25,7 @@ from inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, blended,
 from machinery import distributed, videos
 from machinery.options import Machine, option, parse
 from machinery.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
-from metrix_code.page import FILE as PAGE
-from metrix_code.page import PageWriter
+from metrix_code.page import PAGE, PageWriter
 from utils import (
     IMAGE_SUFFIXES,
     UserError,

@@ -31,9 +31,8 @@ from inference import Derainer, hardware
 from machinery import distributed
 from machinery.options import parse
 from metrix_code.metrics import HEADLINE_METRICS, KEYS, METRICS
-from metrix_code.page import FILE as PAGE
-from metrix_code.page import PageWriter
-from metrix_code.scores import FILE, UNKNOWN, average, write_scores
+from metrix_code.page import PAGE, PageWriter
+from metrix_code.scores import SCORES, UNKNOWN, average, write_scores
 from metrix_code.tables import published
 from scoring import Results, score_pairs
 from utils import UserError, file_errors, list_images, one_line, printable
@@ -61,14 +60,14 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     measured by then are written.
     """
     derainer = None if options.derained != Path() else open_model(options, device)
-    found = find_set(options)
+    found = find_test_set(options)
     model = derainer or results_in(options.derained, found)
     labels = labels_of(model, found, options)
     if isinstance(model, Derainer):
         labels |= {"precision": options.precision, "tile": options.tile, "hardware": hardware(device)}
         print(f"on {device}: {labels['hardware']}, {options.precision}")
     folder = place_for(options.save_path, labels)
-    refuse_inputs(folder, [found.root, *inputs_of(found), *([] if derainer else [options.derained])])
+    refuse_to_lie_around(folder, [found.root, *inputs_of(found), *([] if derainer else [options.derained])])
     pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model.files]
     files = dict(zip(pairs, result_names(pairs, options.clean_names), strict=True))
     for line in (model_in_words(model, labels), found.describe(), *warnings_of(found, labels, options)):
@@ -117,14 +116,14 @@ def open_model(options: Evaluation, device: torch.device) -> Derainer:
     )
 
 
-def find_set(options: Evaluation, dataset: str = "") -> Found:
+def find_test_set(options: Evaluation, dataset: str = "") -> Found:
     """The images, held to the counts of the set that they turn out to be, not to those of the script's."""
     if options.labelled:
         found = find_pairs(options.data_path, "test", dataset or options.dataset, options.rainy_side)
     else:
         found = find_images([options.data_path], dataset or options.dataset, "--data_path")
     told = recognised(found)
-    return found if dataset or told in ("", options.dataset) else find_set(options, told)
+    return found if dataset or told in ("", options.dataset) else find_test_set(options, told)
 
 
 def results_in(folder: Path, found: Found) -> Results:
@@ -290,7 +289,7 @@ def inputs_of(found: Found) -> set[Path]:
     return {side.path.parent for side in sides}
 
 
-def refuse_inputs(folder: Path, inputs: Iterable[Path]) -> None:
+def refuse_to_lie_around(folder: Path, inputs: Iterable[Path]) -> None:
     """Raises UserError where results would lie among the images that are read, or around them."""
     place = folder.resolve()
     for path in inputs:
@@ -302,11 +301,11 @@ def set_scores_aside(folder: Path) -> None:
     """An earlier evaluation's scores go, for its images will: no old score stands beside a new picture."""
     with file_errors(folder, done="made"):
         folder.mkdir(parents=True, exist_ok=True)  # first: of new/../old nothing is seen before new is there
-    with file_errors(folder / FILE, done="moved away"):
-        if not (folder / FILE).exists():
+    with file_errors(folder / SCORES, done="moved away"):
+        if not (folder / SCORES).exists():
             return
-        aside = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}-{FILE}").exists())
-        (folder / FILE).rename(aside)
+        aside = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}-{SCORES}").exists())
+        (folder / SCORES).rename(aside)
         print(f"the earlier scores in {folder} are now {aside}; its images are written anew")
         (folder / PAGE).unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from torch.utils.tensorboard.summary import hparams
 from machinery.checkpoints import BEST, LATEST
 from utils import UserError, content_of, file_errors, sweep, to_tensor, write_text
 
-FILE = "log.jsonl"
+LOG = "log.jsonl"
 
 
 def _told_by_the_next(failure: threading.ExceptHookArgs) -> None:
@@ -73,7 +73,7 @@ class RunFolder:
 
     def _set_earlier_run_aside(self, log: Callable[[str], None]) -> None:
         """Moves what an earlier run left to the first free earlier-N: nothing written is lost."""
-        patterns = (LATEST, BEST, "net_[0-9]*", FILE, "events.out.tfevents.*")
+        patterns = (LATEST, BEST, "net_[0-9]*", LOG, "events.out.tfevents.*")
         files = [path for pattern in patterns for path in self.path.glob(pattern)]
         if not files:
             return
@@ -98,7 +98,7 @@ class RunLog:
         self.watch(step)
         if silent:
             return
-        path = folder / FILE
+        path = folder / LOG
         kept = [
             line
             for line in logged(path)

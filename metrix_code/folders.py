@@ -21,9 +21,7 @@ from tqdm import tqdm
 
 from datasets.names import match
 from machinery.options import Options, option, parse
-from metrix_code.metrics import METRICS, Metric
-from metrix_code.protocol import PROTOCOLS, size
-from metrix_code.scores import mean
+from metrix_code.protocol import PROTOCOLS, mean, size
 from utils import UserError, list_images, printable, read_image, refuse_inputs, write_text
 
 
@@ -64,39 +62,38 @@ def clean_images(folder: Path) -> list[Path]:
     return [path for path in paths if not (path.stem.startswith("rain") and "no" + path.stem in stems)]
 
 
-# ----------------------------------------------------------------------------------------------- scoring
-
-
-def main(title: str, about: str | None) -> None:
-    """Each metric's script part: the metric of this `title`, in the protocol that the command line asks for.
+def main(
+    function: Callable[..., float], title: str, about: str | None, *, digits: int = 4, of_one: str = ""
+) -> None:
+    """Each metric's script part. `of_one`: the protocol of a metric that needs no clean images.
 
     Raises UserError at the end where an image could not be scored: the others are.
     """
-    choices = {m.protocol: m for m in METRICS.values() if m.title == title and not m.of_output}
-    metric = next(iter(choices.values()))
-    options = parse(PairedMetricOptions() if metric.paired else MetricOptions(), about)
-    if isinstance(options, PairedMetricOptions):
-        metric = choices[options.protocol]
+    options = parse(MetricOptions() if of_one else PairedMetricOptions(), about)
     derained = list_images(options.res_path)
     if not derained:
         raise UserError(
             f"{options.res_path} holds no images: give the folder of derained images as --res_path"
         )
     pairs: list[tuple[Path, Path | None]] = [(path, None) for path in derained]
-    half = ""
-    given = [options.res_path, *([options.gt_path] if isinstance(options, PairedMetricOptions) else [])]
-    refuse_inputs(options.csv, [path for folder in given for path in list_images(folder)], "--csv")
+    folders, protocol, measure = [options.res_path], of_one, partial(_score, function)
     if isinstance(options, PairedMetricOptions):
-        pairs, half = _pairs(derained, options.res_path, options.gt_path), options.gt_half
-    scores = _in_parallel(partial(_score, metric, half), pairs, title, options.workers)
+        folders, protocol = [options.res_path, options.gt_path], options.protocol
+        pairs = _pairs(derained, options.res_path, options.gt_path)
+        measure = partial(_score, partial(function, protocol=protocol), half=options.gt_half)
+    refuse_inputs(options.csv, [path for folder in folders for path in list_images(folder)], "--csv")
+    # threads, since OpenCV and NumPy let go of the interpreter's lock while they compute
+    with ThreadPoolExecutor(options.workers) as pool:
+        done = pool.map(lambda pair: measure(*pair), pairs)
+        scores = list(tqdm(done, title, len(pairs), unit="image"))
     for score in scores:
         if score.value is None:
             print(f"{printable(score.derained.name)}  not scored: {printable(score.why)}", file=sys.stderr)
         else:
-            print(f"{printable(score.derained.name)}  {metric.text(score.value)}")
-    print(_summary(scores, metric))
+            print(f"{printable(score.derained.name)}  {score.value:.{digits}f}")
+    print(_summary([score.value for score in scores], f"{title} ({protocol})", digits))
     if options.csv != Path():
-        _write_csv(options.csv, scores, metric)
+        _write_csv(options.csv, scores, protocol, title.lower())
     if failed := [score for score in scores if score.value is None]:
         raise UserError(f"{len(failed)} of {len(scores)} images were not scored: {failed[0].why}")
 
@@ -116,73 +113,62 @@ def _pairs(derained: list[Path], res_path: Path, gt_path: Path) -> list[tuple[Pa
         (unused, "clean images not derained"),
     ):
         if paths:
-            print(
-                f"{what}, not scored ({len(paths)}): {', '.join(printable(p.name) for p in paths)}",
-                file=sys.stderr,
-            )
+            names = ", ".join(printable(path.name) for path in paths)
+            print(f"{what}, not scored ({len(paths)}): {names}", file=sys.stderr)
     return list(pairs)
 
 
-def _in_parallel(
-    measure: Callable[..., Score], pairs: list[tuple[Path, Path | None]], label: str, workers: int
-) -> list[Score]:
-    # Threads, since OpenCV and NumPy let go of the interpreter's lock while they compute.
-    with ThreadPoolExecutor(workers) as pool:
-        return list(tqdm(pool.map(lambda pair: measure(*pair), pairs), label, len(pairs), unit="image"))
-
-
-def _score(metric: Metric, half: str, derained: Path, clean: Path | None) -> Score:
+def _score(function: Callable[..., float], derained: Path, clean: Path | None, half: str = "") -> Score:
+    files = [path for path in (derained, clean) if path]
     try:
-        ours = read_image(derained)
-        theirs = _read_clean(clean, half, derained, ours) if clean else None
+        images = [read_image(derained)]
+        if clean:
+            images.append(_clean_side(read_image(clean), clean, half, derained, images[0]))
     except UserError as error:
         return Score(derained, clean, None, str(error))
     try:
-        return Score(derained, clean, metric(ours, theirs))
+        return Score(derained, clean, function(*images))
     except UserError as error:  # of arrays: it cannot name the files
-        files = " with ".join(str(path) for path in (derained, clean) if path)
-        return Score(derained, clean, None, f"{files}: {error}")
+        return Score(derained, clean, None, f"{' with '.join(map(str, files))}: {error}")
 
 
-def _read_clean(path: Path, half: str, derained: Path, ours: np.ndarray) -> np.ndarray:
-    """The clean image at `path`, or its `half` ("left", "right"), uint8 RGB (H, W, 3) to go with `ours`.
+def _clean_side(image: np.ndarray, path: Path, half: str, derained: Path, ours: np.ndarray) -> np.ndarray:
+    """The `image` at `path`, or its `half` ("left", "right"), uint8 RGB (H, W, 3) to go with `ours`.
 
     Raises UserError where the file is side by side and no half is given, or the other way round.
     """
-    theirs = read_image(path)
-    doubled = theirs.shape[0] == ours.shape[0] and theirs.shape[1] == 2 * ours.shape[1]
+    doubled = image.shape[0] == ours.shape[0] and image.shape[1] == 2 * ours.shape[1]
     if half in ("left", "right"):
         if not doubled:
             raise UserError(
-                f"{path} is {size(theirs)}, not twice as wide as {derained} ({size(ours)}): "
+                f"{path} is {size(image)}, not twice as wide as {derained} ({size(ours)}): "
                 "leave --gt_half out if it is not side by side"
             )
-        return np.split(theirs, 2, axis=1)[("left", "right").index(half)]
+        return np.split(image, 2, axis=1)[("left", "right").index(half)]
     if doubled:
         raise UserError(
             f"{path} is twice as wide as {derained}: if it is a side-by-side file, say which half is clean, "
             "--gt_half left or --gt_half right"
         )
-    return theirs
+    return image
 
 
-def _summary(scores: list[Score], metric: Metric) -> str:
-    average, infinite = mean(score.value for score in scores)
-    scored = sum(score.value is not None for score in scores)
+def _summary(values: list[float | None], name: str, digits: int) -> str:
+    average, infinite = mean(values)
+    scored = sum(value is not None for value in values)
     if average is None:
-        return f"no {metric.name}: none of {len(scores)} images could be scored"
+        return f"no {name}: none of {len(values)} images could be scored"
     if infinite == scored:
-        return f"{metric.name} of {scored} images: inf, all of them identical to the clean ones"
+        return f"{name} of {scored} images: inf, all of them identical to the clean ones"
     exact = f"; {infinite} of {scored} identical to the clean image (inf), not in the average"
-    text = f"average {metric.name} of {scored - infinite} images: {metric.text(average)}"
-    return text + (exact if infinite else "")
+    return f"average {name} of {scored - infinite} images: {average:.{digits}f}{exact if infinite else ''}"
 
 
-def _write_csv(path: Path, scores: list[Score], metric: Metric) -> None:
+def _write_csv(path: Path, scores: list[Score], protocol: str, title: str) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["derained", "clean", "protocol", metric.title.lower()])
+    writer.writerow(["derained", "clean", "protocol", title])
     for score in scores:
         value = "" if score.value is None else repr(score.value)
-        writer.writerow([score.derained, score.clean or "", metric.protocol, value])
+        writer.writerow([score.derained, score.clean or "", protocol, value])
     write_text(path, text.getvalue())

@@ -88,4 +88,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main("NIQE", __doc__))
+    run(lambda: main(niqe, "NIQE", __doc__, of_one="LIVE, Y"))

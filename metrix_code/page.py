@@ -26,7 +26,7 @@ from metrix_code.metrics import HEADLINE_METRICS, Metric
 from metrix_code.scores import average
 from utils import UserError, natural_key, write_atomically, write_text
 
-FILE = "index.html"
+PAGE = "index.html"
 THUMBNAIL_WIDTH = 360
 
 
@@ -74,7 +74,7 @@ class PageWriter:
             gain=f"gain in {next((name for name, value in gains if value is not None), 'PSNR')}",
             entries="\n".join(_entry(self._rows[k], place[k], gains[k][1]) for k in worst_first),
         )
-        path = self.folder / FILE
+        path = self.folder / PAGE
         write_text(path, text)
         return path
 

@@ -1,4 +1,4 @@
-"""What a score is measured on: the RGB image as saved (of record here), or its luma Y in one of two ways.
+"""What a score is measured on, the RGB image as saved (of record here) or its luma in one of two ways; means.
 
     RGB      uint8 as saved, all three channels: SSID-KD's README, MSGNN, HCN, Derain-toolbox
     Y        luma, rounded as MATLAB's rgb2ycbcr rounds it on uint8: MPRNet, Restormer; for Rain200H, Rain200L
@@ -10,6 +10,9 @@ RGB and Y differ by about 1.3 dB, and the last two by 0.06 in the SSIM of 512x51
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -66,6 +69,19 @@ def ssim_downsample(image: np.ndarray) -> np.ndarray:
         return image
     anchor = ((step + 1) // 2 - 1,) * 2
     return cv2.blur(image, (step, step), anchor=anchor, borderType=cv2.BORDER_REFLECT)[::step, ::step]
+
+
+def mean(values: Iterable[float | None]) -> tuple[float | None, int]:
+    """The mean of the finite values, and how many were infinite; None where nothing was measured.
+
+    Infinite only where every value is.
+    """
+    measured = [value for value in values if value is not None]
+    finite = [value for value in measured if math.isfinite(value)]
+    infinite = len(measured) - len(finite)
+    if not finite:
+        return (math.inf if infinite else None), infinite
+    return math.fsum(finite) / len(finite), infinite
 
 
 def size(image: np.ndarray) -> str:

@@ -31,4 +31,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main("PSNR", __doc__))
+    run(lambda: main(psnr, "PSNR", __doc__, digits=3))

@@ -21,31 +21,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from metrix_code.metrics import KEYS
+from metrix_code.protocol import mean
 from utils import UserError, content_of, file_errors, printable, write_text
 
-FILE = "scores.json"
+SCORES = "scores.json"
 UNKNOWN = "unknown"  # of a method or its training: neither the checkpoint nor the user says it
 TEXTS = ("dataset", "method")
 OPTIONAL_TEXTS = ("seen", "checkpoint", "data_path", "hardware", "date")
 COUNTS = ("images_expected", "images_found", "checkpoint_step")
-
-
-def mean(values: Iterable[float | None]) -> tuple[float | None, int]:
-    """The mean of the finite values, and how many were infinite; None where nothing was measured.
-
-    Infinite only where every value is.
-    """
-    measured = [value for value in values if value is not None]
-    finite = [value for value in measured if math.isfinite(value)]
-    infinite = len(measured) - len(finite)
-    if not finite:
-        return (math.inf if infinite else None), infinite
-    return math.fsum(finite) / len(finite), infinite
 
 
 def average(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -58,7 +46,7 @@ def average(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
     """Writes `folder`/scores.json, all of it or nothing, and returns its path."""
     text = json.dumps(_without_infinity(scores), indent=1, ensure_ascii=False, allow_nan=False)
-    path = folder / FILE
+    path = folder / SCORES
     write_text(path, text + "\n")
     return path
 

@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script t
 from datasets.catalogue import columns, printed
 from machinery.options import Options, option, parse
 from metrix_code.metrics import METRICS, Metric
-from metrix_code.scores import FILE, UNKNOWN, read_scores
+from metrix_code.scores import SCORES, UNKNOWN, read_scores
 from utils import UserError, run
 
 KINDS = ("published", "reproduced", "measured")
@@ -147,9 +147,9 @@ def gather(results: Path) -> tuple[list[Cell], list[Cell]]:
 
     A broken file is named on stderr and passed over.
     """
-    paths = sorted(results.rglob(FILE))
+    paths = sorted(results.rglob(SCORES))
     if not paths:
-        print(f"no evaluation below {results} has left a {FILE}: nothing measured", file=sys.stderr)
+        print(f"no evaluation below {results} has left a {SCORES}: nothing measured", file=sys.stderr)
     benchmarks: list[Cell] = []
     simulated: list[Cell] = []
     for path in paths:

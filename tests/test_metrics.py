@@ -17,9 +17,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from metrix_code import folders, tables
 from metrix_code.metrics import HEADLINE_METRICS, KEYS, METRICS
 from metrix_code.niqe import niqe
-from metrix_code.protocol import PROTOCOLS, luma, ssim_downsample
+from metrix_code.protocol import PROTOCOLS, luma, mean, ssim_downsample
 from metrix_code.psnr import psnr
-from metrix_code.scores import FILE, average, mean, read_scores, write_scores
+from metrix_code.scores import SCORES, average, read_scores, write_scores
 from metrix_code.ssim import ssim
 from utils import UserError, read_image, write_image
 
@@ -219,7 +219,9 @@ def results(tmp_path, pair) -> Path:
 
 def call(monkeypatch, title, *options) -> None:
     monkeypatch.setattr(sys, "argv", ["score", *map(str, options)])
-    folders.main(title, about="")
+    metrics = {"PSNR": (psnr, {"digits": 3}), "SSIM": (ssim, {}), "NIQE": (niqe, {"of_one": "LIVE, Y"})}
+    function, more = metrics[title]
+    folders.main(function, title, about="", **more)
 
 
 def test_a_folder_is_scored_with_average_and_csv(results, pair, monkeypatch, capsys):
@@ -390,15 +392,15 @@ def test_scores_of_any_content_are_printed_or_named(tmp_path, capsys, place):
     whole = scored(tmp_path, "Rain200H", "SID", [image], seen="", trained_on={"dataset": "Rain200H"})
     for key in [*KEYS, *whole, "name", "file", "seconds", "infinite"]:
         for value in ODD_VALUES:
-            broken = json.loads((tmp_path / FILE).read_text())
+            broken = json.loads((tmp_path / SCORES).read_text())
             {"scores": broken, "image": broken["images"][0], "mean": broken["mean"]}[place][key] = value
             (tmp_path / "odd").mkdir(exist_ok=True)
-            (tmp_path / "odd" / FILE).write_text(json.dumps(broken))
+            (tmp_path / "odd" / SCORES).write_text(json.dumps(broken))
             cells, simulated = tables.gather(tmp_path / "odd")
             table = tables.Table("t", sorted({cell.dataset for cell in cells}), cells)
             printed = tables.as_columns(table) + tables.as_latex(table) + tables.as_csv([table])
             error = capsys.readouterr().err
-            assert cells or simulated or (error.count("\n") == 1 and str(tmp_path / "odd" / FILE) in error)
+            assert cells or simulated or (error.count("\n") == 1 and str(tmp_path / "odd" / SCORES) in error)
             assert "nan" not in printed
 
 

@@ -33,7 +33,7 @@ import networks
 from inference import Derainer
 from machinery.checkpoints import LATEST, SHIPPED, find_checkpoint, load_checkpoint, save_checkpoint
 from machinery.options import Options, option, parse
-from machinery.runlog import FILE
+from machinery.runlog import LOG
 from utils import UserError, file_errors, run, write_atomically
 
 KEPT = ("network", "step", "recipe", "data", "counts", "initialized_from", "released")
@@ -65,8 +65,8 @@ def main() -> None:
     small["net"] = {name: value.half() for name, value in content["net"].items()}
     save_checkpoint(target, small)
     with file_errors(save_path, done="written to"):
-        if (path.parent / FILE).exists():
-            shutil.copy(path.parent / FILE, save_path)
+        if (path.parent / LOG).exists():
+            shutil.copy(path.parent / LOG, save_path)
         for file in path.parent.glob("events.out.tfevents.*"):
             copy_without_pictures(file, save_path / file.name)
     print(f"written: {target}, {target.stat().st_size / 1e6:.1f} MB")

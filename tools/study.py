@@ -33,7 +33,7 @@ from machinery import distributed
 from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint
 from machinery.distributed import World
 from machinery.options import as_plain, binding, option, parse
-from metrix_code.scores import FILE, read_scores
+from metrix_code.scores import SCORES, read_scores
 from tools.adaptation import Adapted, Adapting
 from utils import UserError, one_line
 
@@ -174,7 +174,7 @@ def scored(study: Study, logdir: Path, name: str, device: torch.device) -> dict[
 
 
 def known(results: Path, options: Evaluation) -> dict[str, float] | None:
-    path = results / FILE
+    path = results / SCORES
     if not path.exists():
         return None
     scores = read_scores(path)
