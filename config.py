@@ -23,7 +23,7 @@ data = partial(option, group="data", changes_result=True)
 place = partial(option, group="data")
 schedule = partial(option, group="schedule", changes_result=True)
 length = partial(option, group="schedule")  # the learning rate follows the new length
-loss = partial(option, group="loss: the weight", changes_result=True, least=0)
+loss = partial(option, group="weights of the loss", changes_result=True, least=0)
 machine = partial(option, group="machine")
 record = partial(option, group="checkpoints and logs")
 extra = partial(option, group="beyond the paper's recipe", changes_result=True)

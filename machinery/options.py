@@ -16,6 +16,10 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from utils import printable
 
+# as --help shows them, those without a heading first
+GROUPS = ("", "data", "schedule", "weights of the loss", "beyond the paper's recipe", "machine")
+GROUPS += ("checkpoints and logs",)
+
 
 def option(
     default: Any,
@@ -96,19 +100,21 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     `description` is what `--help` begins with: the script's own docstring, where it is not given.
     """
     description = description or sys.modules["__main__"].__doc__
-    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = _Parser(description=description, **how)  # type: ignore[arg-type]
     record = _by_preset(record, arguments)
     kinds = get_type_hints(type(record))
     fields = [each for each in dataclasses.fields(record) if "help" in each.metadata]
-    fields.sort(key=lambda each: each.name in Machine.__dataclass_fields__)  # a script's own first
-    groups: dict[str, Any] = {"": parser}
-    for each in fields:
-        title = each.metadata["group"]
-        group = (
-            groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
-        )
-        _add_option(group, each, kinds[each.name], getattr(record, each.name))
+    needed = "".join(f" --{each.name} PATH" for each in fields if each.metadata["required"])
+    needed += "".join(f" {each.name}" for each in fields if each.metadata["positional"])
+    parser = _Parser(
+        usage=f"%(prog)s [options]{needed}",  # argparse's own is forty lines long
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for title in GROUPS:
+        group = parser.add_argument_group(title) if title else parser  # one without options is not shown
+        for each in (each for each in fields if each.metadata["group"] == title):
+            _add_option(group, each, kinds[each.name], getattr(record, each.name))
     given = vars(parser.parse_args(arguments))
     # an option that takes several values comes as a list of tuples: "24,32 48" is ((24, 32), (48,))
     given = {k: tuple(itertools.chain(*v)) if isinstance(v, list) else v for k, v in given.items()}
