@@ -24,7 +24,7 @@ from backbones import AutocastModel, architecture_of, build, for_training
 from config import Schedule, Training, preset_words
 from datasets.pairs import read_pair, sample
 from DerainDataset import Crops
-from inference import Derainer, hardware
+from inference import CPU, Derainer, best_precision, hardware
 from machinery import distributed
 from machinery.arithmetic import many_sizes
 from machinery.checkpoints import (
@@ -246,6 +246,8 @@ class Run:
         self.recipe, self.world, self.stop = recipe, world, distributed.Stop()
         self.stage = stage(recipe, parts=world.size * recipe.accumulate)
         self.log_line(f"on {world.device}: {hardware(world.device)}, {recipe.precision}")
+        if (world.device, recipe.precision, best_precision(CPU)) == (CPU, "float32", "bfloat16"):
+            self.log_line("note: this processor trains faster with --precision bfloat16")
         self.crops = self.stage.crops(ImageCache(recipe.cache))
         self.test, notes = validation_set(recipe, self.crops[0])
         for line in (*(note for crops in self.crops for note in crops.notes), *notes):

@@ -17,8 +17,11 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from utils import printable
 
 # as --help shows them, those without a heading first
-GROUPS = ("", "data", "schedule", "weights of the loss", "beyond the paper's recipe", "machine")
-GROUPS += ("checkpoints and logs",)
+GROUPS = (
+    "",
+    *("data", "schedule", "weights of the loss", "beyond the paper's recipe"),
+    *("machine", "checkpoints and logs"),
+)
 
 
 def option(

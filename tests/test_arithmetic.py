@@ -5,8 +5,10 @@ import os
 import pytest
 import torch
 
+import engine
 from backbones import AutocastModel
 from machinery.arithmetic import set_arithmetic
+from tests.small import a_run, teacher
 from tests.test_networks import small_network
 
 
@@ -28,6 +30,15 @@ def test_float32_is_tf32_only_where_asked_for(precision):
         assert backend.fp32_precision in expected
     # what inductor asks, and what raises where the older and the newer way of saying so are mixed
     assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("best", ["float32", "bfloat16"])
+def test_a_training_says_where_bfloat16_is_faster(tmp_path, monkeypatch, capsys, precision, best):
+    monkeypatch.setattr(engine, "best_precision", lambda device: best)
+    a_run(teacher(tmp_path, precision=precision))
+    told = "faster with --precision bfloat16" in capsys.readouterr().out
+    assert told == (precision == "float32" and best == "bfloat16")
 
 
 def test_deterministic_asks_everyone():
