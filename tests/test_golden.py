@@ -17,7 +17,7 @@ import torch
 
 from backbones import AutocastModel
 from config import STUDENTS, TEACHERS
-from engine import training_step
+from engine import optimizer_of, training_step
 from losses import dark_channel, distillation, ssim, total_variation
 from machinery.released import from_released
 from networks import DerainNet
@@ -104,7 +104,7 @@ def test_teacher_steps():
     net = AutocastModel(golden_network())
     batch = {"rainy": swapped(TRAINING["rainy"]), "clean": swapped(TRAINING["clean"])}
     stage = SID(TEACHERS["Rain200H"])
-    optimizer = torch.optim.Adam(net.parameters(), 5e-4)
+    optimizer = optimizer_of(stage.recipe, net)
     for expected in TRAINING["teacher_losses"]:
         total = training_step(stage, net, optimizer, [batch])["total"]
         assert total.item() == pytest.approx(float(expected), rel=2e-3)
@@ -117,7 +117,7 @@ def test_student_steps():
     net = AutocastModel(golden_network())
     rainy, clean, real = (swapped(TRAINING[name]) for name in ("rainy", "clean", "real"))
     stage = SSIDKD(dataclasses.replace(STUDENTS["Rain200H"], patch_size=64))
-    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+    optimizer = optimizer_of(stage.recipe, net)
     for row in TRAINING["student_terms"]:
         batch = {"rainy": rainy, "clean": clean, "real_rainy": real}
         terms = training_step(stage, net, optimizer, [batch])
