@@ -58,7 +58,7 @@ def test_crops_are_a_function_of_seed_epoch_index(pairs: Found, augment: bool, r
         assert not all(map(same, forwards[:5], others))
 
 
-def whole(crop: torch.Tensor) -> np.ndarray:
+def as_uint8(crop: torch.Tensor) -> np.ndarray:
     return np.round(crop.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
 
 
@@ -72,7 +72,7 @@ def test_crops_are_windows_of_both_sides_at_one_place(pairs: Found, augment: boo
             for top in range(both.shape[0] - 19)
             for left in range(both.shape[1] - 19)
         }
-        crop = np.dstack([whole(crops[key][side]) for side in ("rainy", "clean")])
+        crop = np.dstack([as_uint8(crops[key][side]) for side in ("rainy", "clean")])
         eight = [np.rot90(crop, k)[:, ::flip] for k in range(4) for flip in (1, -1)]
         matches = [view.tobytes() in windows for view in (eight if augment else eight[:1])]
         assert any(matches)
@@ -84,7 +84,7 @@ def test_crops_are_windows_of_both_sides_at_one_place(pairs: Found, augment: boo
 def test_small_images_are_reflected(tmp_path: Path, size: tuple[int, int]) -> None:
     image = layouts.clean_image(1, size)
     write_image(tmp_path / "real/1.png", image)
-    crop = whole(RealCrops(find_images([tmp_path / "real"]), 24)[(0, 0)]["real_rainy"])
+    crop = as_uint8(RealCrops(find_images([tmp_path / "real"]), 24)[(0, 0)]["real_rainy"])
     expected = cv2.copyMakeBorder(image, 0, 100, 0, 100, cv2.BORDER_REFLECT_101)
     places = itertools.product(*(range(max(1, side - 23)) for side in size))
     windows = [expected[top : top + 24, left : left + 24] for top, left in places]
@@ -221,7 +221,7 @@ def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_pa
     crops = PairCrops(pairs, 24, recombine=True, backgrounds=[find_images([backgrounds])])
     other_background = 0
     for key in itertools.product(range(6), range(5)):
-        true, made = ({side: whole(c).astype(int) for side, c in of[key].items()} for of in (usual, crops))
+        true, made = ({side: as_uint8(c).astype(int) for side, c in of[key].items()} for of in (usual, crops))
         # of the channel that is clipped the least
         layer = (true["rainy"] - true["clean"]).max(axis=2, keepdims=True)
         assert np.array_equal(made["rainy"], np.minimum(255, made["clean"] + layer))
