@@ -120,9 +120,9 @@ def momenta(folder: Path) -> list[torch.Tensor]:
 
 def test_a_run_on_two_nodes_ends_with_a_killed_process_and_resumes_in_one(data: Path, tmp_path: Path) -> None:
     recipe = teacher(data, save_path=tmp_path / "killed", batchSize=4, steps=100_000, lr_factor=1.0)
-    where = (*TORCHRUN, "--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1")
-    where += (f"--master_port={free_port()}",)
-    words = (command("train_Rain200H.py", recipe, *where, f"--node_rank={n}", lr_factor=1.0) for n in (0, 1))
+    where = ("--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
+    how = (*TORCHRUN, *where)
+    words = (command("train_Rain200H.py", recipe, *how, f"--node_rank={n}", lr_factor=1.0) for n in (0, 1))
     nodes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT) for line in words]
     wait_for(recipe.save_path / "net_latest", 180)
     workers = psutil.Process(nodes[1].pid).children()
