@@ -75,7 +75,7 @@ def test_real_path_and_data_path_are_where_the_images_come_from(tmp_path):
     trained(teacher(tmp_path, steps=1))
     write_image(tmp_path / "grey/1.png", plain_image(99, 40))
     batch = next(iter(a_run(student(tmp_path, real_path=(tmp_path / "grey",))).batches))[0]
-    assert (whole(batch["real_rainy"][0]) == 99).all()
+    assert batch["real_rainy"].shape == batch["rainy"].shape and (whole(batch["real_rainy"][0]) == 99).all()
 
 
 @pytest.mark.parametrize("option", ["augment", "mirror"])
