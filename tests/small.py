@@ -1,10 +1,12 @@
 """Small recipes and networks, for tests in which the full ones are not the point."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,17 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def begun(script: str, recipe: Teacher | Student, *launcher: str, **how: Any) -> Iterator[subprocess.Popen]:
+    """A script's process that has written a checkpoint, and does not outlive the test."""
+    with subprocess.Popen(command(script, recipe, *launcher), text=True, cwd=ROOT, **how) as process:
+        try:
+            wait_for(recipe.save_path / "net_latest", 180)
+            yield process
+        finally:
+            process.kill()
+
+
 def lines(folder: Path) -> list[dict]:
     """The log without what a clock decides."""
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -120,5 +133,4 @@ def lines(folder: Path) -> list[dict]:
 
 def assert_same_weights(one: Path, other: Path, within: float = 0) -> None:
     ours, theirs = (load_checkpoint(folder / "net_latest")["net"] for folder in (one, other))
-    for name, value in ours.items():
-        torch.testing.assert_close(theirs[name], value, rtol=0, atol=within)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=within)

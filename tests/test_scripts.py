@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config import EVALUATIONS, PHOTOGRAPHS, STUDENTS, TEACHERS
+from config import STUDENTS, TEACHERS
 from machinery.checkpoints import load_checkpoint
 from metrix_code.scores import read_scores
 from tests import layouts
@@ -16,27 +16,16 @@ from tests.small import SMALL, arguments
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*ROOT.glob("train_*.py"), *ROOT.glob("eval_*.py")])
 EXPECTED = {
-    **{f"train_{name}.py": ("engine", "train", f"TEACHERS['{name}']") for name in TEACHERS},
-    **{f"train_{name}_real.py": ("engine", "train", f"STUDENTS['{name}']") for name in STUDENTS},
-    **{
-        f"train_photographs{'_real' * (stage == 'SSID-KD')}.py": (
-            "engine",
-            "train",
-            f"PHOTOGRAPHS['{stage}']",
-        )
-        for stage in PHOTOGRAPHS
-    },
-    **{f"eval_{name}.py": ("evaluation", "evaluate", f"EVALUATIONS['{name}', 'SID']") for name in TEACHERS},
-    **{
-        f"eval_{name}{'_real' if name in STUDENTS else ''}.py": (
-            "evaluation",
-            "evaluate",
-            f"EVALUATIONS['{name}', 'SSID-KD']",
-        )
-        for name, method in EVALUATIONS
-        if method == "SSID-KD"
-    },
+    **{f"train_{name}.py": f"train(SID, TEACHERS['{name}'])" for name in TEACHERS},
+    **{f"train_{name}_real.py": f"train(SSIDKD, STUDENTS['{name}'])" for name in STUDENTS},
+    "train_photographs.py": "train(SID, PHOTOGRAPHS['SID'])",
+    "train_photographs_real.py": "train(SSIDKD, PHOTOGRAPHS['SSID-KD'])",
+    **{f"eval_{name}.py": f"evaluate(EVALUATIONS['{name}', 'SID'])" for name in TEACHERS},
+    **{f"eval_{name}_real.py": f"evaluate(EVALUATIONS['{name}', 'SSID-KD'])" for name in STUDENTS},
+    # of these there is a student's model alone
+    **{f"eval_{name}.py": f"evaluate(EVALUATIONS['{name}', 'SSID-KD'])" for name in ("SPA", "Real275")},
 }
+LOOPS = {"train": "engine", "evaluate": "evaluation"}
 
 
 def test_there_is_a_script_for_every_dataset_and_stage():
@@ -47,17 +36,15 @@ def test_there_is_a_script_for_every_dataset_and_stage():
 def test_a_script_is_a_docstring_its_imports_and_one_call(path):
     text = path.read_text()
     assert len(text.splitlines()) < 10
-    docstring, *imports, guard = ast.parse(text).body
+    docstring, *statements = ast.parse(text).body
     assert isinstance(docstring, ast.Expr)
-    module, function, record = EXPECTED[path.name]
-    stage = {"TEACHERS": "SID", "STUDENTS": "SSIDKD"}.get(record.split("[")[0])
-    stage = {"PHOTOGRAPHS['SID']": "SID", "PHOTOGRAPHS['SSID-KD']": "SSIDKD"}.get(record, stage)
-    expected = [f"from config import {record.split('[')[0]}", f"from {module} import {function}"]
-    assert [ast.unparse(each) for each in imports] == expected + (
-        [f"from stages import {stage}"] if stage else []
-    )
-    call = f"{function}({stage}, {record})" if stage else f"{function}({record})"
-    assert ast.unparse(guard) == f"if __name__ == '__main__':\n    {call}"
+    loop, *stage, record = re.findall(r"\w+", EXPECTED[path.name].partition("[")[0])
+    assert [ast.unparse(each) for each in statements] == [
+        f"from config import {record}",
+        f"from {LOOPS[loop]} import {loop}",
+        *(f"from stages import {each}" for each in stage),
+        f"if __name__ == '__main__':\n    {EXPECTED[path.name]}",
+    ]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -76,20 +63,25 @@ def test_a_number_below_what_makes_sense_is_refused(name, run_here, capsys):
     assert re.search(rf"--{name} -1(\.0)? must be", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("script", ["train_Rain200H.py", "eval_Rain200H.py"])
+def test_cards_that_cannot_be_are_refused_in_one_line(script, run_here, capsys):
+    for wrong in ("-1 must be at least 0", "0,0 names a card twice"):
+        assert run_here(script, "--gpu_id", wrong.split()[0]) == 2
+        assert capsys.readouterr().err == f"{script}: --gpu_id {wrong}\n"
+
+
 @pytest.mark.parametrize("dataset", TEACHERS)
 def test_both_stages_train_and_are_evaluated(dataset, tmp_path, run_here):
     data = layouts.OFFICIAL_LAYOUT[dataset](tmp_path / "data")
-    layouts.real_images(tmp_path / "real")
     few = {**SMALL, "steps": 2, "data_path": data}
     teacher, student = tmp_path / "teacher", tmp_path / "student"
-    words = arguments({**few, "save_path": teacher})
-    assert run_here(f"train_{dataset}.py", *words) == 0
-    words = arguments({**few, "save_path": student, "teacher": teacher, "real_path": tmp_path / "real"})
-    assert run_here(f"train_{dataset}_real.py", *words) == 0
+    begins = {"teacher": teacher, "real_path": layouts.real_images(tmp_path / "real")}
+    for name, more in (("", {"save_path": teacher}), ("_real", {"save_path": student, **begins})):
+        assert run_here(f"train_{dataset}{name}.py", *arguments({**few, **more})) == 0
     for name, method, model in (("", "SID", teacher), ("_real", "SSID-KD", student)):
         content = load_checkpoint(model / "net_latest")
-        assert (content["step"], content["recipe"]["dataset"]) == (2, dataset)
-        assert content["recipe"]["stage"] == method
+        told = content["recipe"]
+        assert (content["step"], told["dataset"], told["stage"]) == (2, dataset, method)
         results = evaluated(run_here, f"eval_{dataset}{name}.py", data, model, tmp_path / method)
         assert (results["dataset"], results["method"]) == (dataset, method)
 

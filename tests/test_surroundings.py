@@ -8,27 +8,31 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from datasets.pairs import ListedPairs
+from evaluation import score
 from machinery.checkpoints import load_checkpoint
 from metrix_code import tables
 from metrix_code.scores import read_scores, write_scores
 from tests import layouts
-from tests.small import ROOT, command, evaluation, teacher, trained
+from tests.small import CPU, ROOT, command, evaluation, teacher, trained
 from tests.test_metrics import scored
 from utils import read_image, write_image
 
 ESCAPE = "\x1b[2J"
 
 
-def run_in(words, **how):
-    environment = os.environ | how.pop("env", {})
-    return subprocess.run(
-        list(map(str, words)), cwd=ROOT, capture_output=True, text=True, env=environment, **how
-    )
+def run_in(words, **environment):
+    words, environment = list(map(str, words)), os.environ | environment
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
-def psnr_of(folder):
+def psnr_of(folder, *names):
+    """The scores of two folders' images of these names."""
+    for name in names:
+        for side in ("res", "gt"):
+            write_image(folder / side / name, layouts.clean_image(1))
     sides = ["--res_path", folder / "res", "--gt_path", folder / "gt"]
     return [sys.executable, "metrix_code/psnr.py", *sides]
 
@@ -46,7 +50,7 @@ def test_a_closed_stream_is_no_reason_to_die(tmp_path, closed):
 def test_make_hides_no_module_from_its_scripts():
     """Python, told so by PYTHONSAFEPATH, would not search a script's own folder."""
     told = 'told: ; @echo "[$(origin PYTHONSAFEPATH) $$PYTHONSAFEPATH]"'
-    done = run_in(["make", "--eval", told, "told"], env={"PYTHONSAFEPATH": "1", "MAKEFLAGS": ""})
+    done = run_in(["make", "--eval", told, "told"], PYTHONSAFEPATH="1", MAKEFLAGS="")
     assert "[environment ]\n" in done.stdout, done.stderr
 
 
@@ -61,39 +65,22 @@ def test_make_hides_no_module_from_its_scripts():
     ],
 )
 def test_half_an_environment_of_torchrun_is_one_line(tmp_path, environment, says):
-    done = run_in(command("train_Rain200H.py", teacher(tmp_path, steps=1)), env=environment)
+    done = run_in(command("train_Rain200H.py", teacher(tmp_path, steps=1)), **environment)
     assert done.returncode == 2 and says in done.stderr and "unset RANK" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_an_odd_count_of_processes_harms_nobody(tmp_path):
-    for told in ("0", "many"):
-        done = run_in(
-            command("train_Rain200H.py", teacher(tmp_path, steps=1)), env={"LOCAL_WORLD_SIZE": told}
-        )
-        assert done.returncode == 0, done.stderr
 
 
 # ------------------------------------------------------------------------------------------ terminal escapes
 
 
 def test_no_file_name_steers_a_terminal(tmp_path):
-    for folder in ("res", "gt"):
-        for name in (f"1{ESCAPE}.png", "2.png"):
-            write_image(tmp_path / folder / name, layouts.clean_image(1))
+    words = psnr_of(tmp_path, f"1{ESCAPE}.png", "2.png")
     write_image(tmp_path / f"res/3{ESCAPE}.png", layouts.clean_image(1))  # without a clean one
-    done = run_in(
-        [sys.executable, "metrix_code/psnr.py", "--res_path", tmp_path / "res", "--gt_path", tmp_path / "gt"]
-    )
+    done = run_in(words)
     assert "\x1b" not in done.stdout + done.stderr and "\\x1b[2J" in done.stdout
 
 
 def test_no_checkpoint_steers_a_terminal_or_a_table(tmp_path, capsys):
-    import torch
-
-    from evaluation import score
-    from tests.small import CPU
-
     trained(teacher(tmp_path, steps=1))
     path = tmp_path / "teacher/net_latest"
     content = torch.load(path, weights_only=True)
@@ -106,10 +93,9 @@ def test_no_checkpoint_steers_a_terminal_or_a_table(tmp_path, capsys):
     assert done.returncode == 0 and "\x1b" not in done.stdout
 
 
-def test_no_scores_steer_a_terminal_or_a_browser(tmp_path, capsys):
-    scores = scored(
-        tmp_path / "a", "Rain200H", f"<script>alert(1)</script>{ESCAPE}", [{"psnr": 20.0, "ssim": 0.5}]
-    )
+def test_no_scores_steer_a_terminal_or_a_browser(tmp_path):
+    method, image = f"<script>alert(1)</script>{ESCAPE}", {"psnr": 20.0, "ssim": 0.5}
+    scores = scored(tmp_path / "a", "Rain200H", method, [image])
     write_scores(tmp_path / "a", scores)
     assert ESCAPE not in read_scores(tmp_path / "a/scores.json")["method"]
     for table in tables.tables(tmp_path, ["measured"]):
@@ -122,11 +108,10 @@ def test_no_scores_steer_a_terminal_or_a_browser(tmp_path, capsys):
 
 @pytest.mark.parametrize("side", ["res", "gt"])
 def test_scores_do_not_lie_over_an_image(tmp_path, side):
-    for folder in ("res", "gt"):
-        write_image(tmp_path / folder / "1.png", layouts.clean_image(1))
+    words = psnr_of(tmp_path, "1.png")
     (tmp_path / "link.csv").symlink_to(tmp_path / side / "1.png")
     for target in (tmp_path / side / "1.png", tmp_path / "link.csv"):
-        done = run_in([*psnr_of(tmp_path), "--csv", target])
+        done = run_in([*words, "--csv", target])
         assert done.returncode == 2 and "is one of the images that are read" in done.stderr
     assert np.array_equal(read_image(tmp_path / side / "1.png"), layouts.clean_image(1))
 
