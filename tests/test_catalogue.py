@@ -13,10 +13,11 @@ from utils import UserError
 
 @pytest.fixture(autouse=True)
 def two_more(monkeypatch) -> None:
-    halves = {"tables": ("psnr",), "called": "three_?hundred", "rainy_half": "left", "first": {"test": 7}}
-    folders = {"sides": ("foggy/2x", "sharp"), "list_file": "fog.txt"}
-    monkeypatch.setitem(CATALOGUE, "Rain300M", Entry("Rain300M", 4, 3, "Rain-300M", **halves))
-    monkeypatch.setitem(CATALOGUE, "Fog", Entry("Fog", 3, 2, additive=False, **folders))
+    first = {"test": 7}
+    halved = Entry("Rain300M", 4, 3, "Rain-300M", ("psnr",), called="m_?300", rainy_half="left", first=first)
+    listed = Entry("Fog", 3, 2, additive=False, sides=("foggy/2x", "sharp"), list_file="fog.txt")
+    for entry in (halved, listed):
+        monkeypatch.setitem(CATALOGUE, entry.name, entry)
 
 
 def halves(root: Path) -> Path:
@@ -27,7 +28,7 @@ def halves(root: Path) -> Path:
 
 def test_a_new_set_is_found_by_its_folders_names_counted_and_checked(tmp_path, run_here, capsys):
     layouts.rain800(tmp_path / "Rain800")
-    for name in ("Rain300M", "three_hundred"):
+    for name in ("Rain300M", "M_300"):
         root = halves(tmp_path / name)
         found = find_pairs(root, "train")  # not told which set: by its name, where others are measured
         assert "Rain300M, side by side, rainy left:" in found.describe()
