@@ -7,6 +7,7 @@ would give as --data_path. OFFICIAL_LAYOUT has the one of each dataset with scri
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -59,62 +60,68 @@ def rain200(root: Path, kind: str = "Heavy", train: int = 4, test: int = 2, inne
     return root
 
 
-def rain200_light(root: Path, train: int = 4, test: int = 2) -> Path:
-    return rain200(root, "Light", train, test)
+rain200_light = partial(rain200, kind="Light")
 
 
-def rain100(root: Path, train: int = 4, test: int = 2) -> Path:
-    for split, count in (("train", train), ("test", test)):
+def rain100(root: Path) -> Path:
+    for folder, count in (("rain_train", 4), ("rain_test", 2)):
         for n in range(1, count + 1):
-            folder = root / f"rain_{split}"
-            write_pair(folder / f"rain-{n:03}.png", folder / f"norain-{n:03}.png", n)
+            write_pair(root / folder / f"rain-{n:03}.png", root / folder / f"norain-{n:03}.png", n)
     return root
 
 
-def rain800(root: Path, train: int = 4, test: int = 2) -> Path:
-    for folder, count in (("training", train), ("test_syn", test)):
+def halves(root: Path, rainy_side: str, counts: dict[str, int]) -> Path:
+    """Side-by-side images, so many of each name, in which the number is {}."""
+    for name, count in counts.items():
         for n in range(1, count + 1):
-            write_side_by_side(root / folder / f"{n}.jpg", n, "right")
+            write_side_by_side(root / name.format(n), n, rainy_side)
     return root
 
 
-def rain1200(root: Path, train: int = 2, test: int = 2) -> Path:
-    """`train` pairs of each strength."""
-    for strength in ("Light", "Medium", "Heavy"):
-        for n in range(train):
-            path = root / f"DID-MDN-training/Rain_{strength}/train2018new/{n}.jpg"
-            write_side_by_side(path, n, "left")
-    for n in range(test):
-        write_side_by_side(root / f"DID-MDN-test/{n}.jpg", n, "left")
+def rain800(root: Path) -> Path:
+    return halves(root, "right", {"training/{}.jpg": 4, "test_syn/{}.jpg": 2})
+
+
+def rain1200(root: Path) -> Path:
+    parts = (f"DID-MDN-training/Rain_{strength}" for strength in ("Light", "Medium", "Heavy"))
+    train = {f"{part}/train2018new/{{}}.jpg": 2 for part in parts}
+    return halves(root, "left", {**train, "DID-MDN-test/{}.jpg": 2})
+
+
+def rain12(root: Path, count: int = 3) -> Path:
+    return halves(root, "left", {"{}.png": count})
+
+
+def merged(root: Path) -> Path:
+    """The released code's own layout, with its folder of real images."""
+    real_images(root / "Real")
+    return halves(root, "right", {"train/norain-{}.png": 3, "test/norain-{}.png": 2})
+
+
+def rain1400(root: Path) -> Path:
+    """Fourteen rainy images to each of the scenes 1 and 2, and to 901."""
+    for split, scene in (("training", 1), ("training", 2), ("testing", 901)):
+        clean = clean_image(scene)
+        write_image(root / split / f"ground_truth/{scene}.jpg", clean)
+        for k in range(1, 15):
+            write_image(root / split / f"rainy_image/{scene}_{k}.jpg", with_rain(clean, 100 * scene + k))
     return root
 
 
-def rain1400(root: Path, train: int = 2, test: int = 1) -> Path:
-    """Fourteen rainy images to each of the scenes 1 to `train`, and 901 to 900 + `test`."""
-    for split, first, count in (("training", 1, train), ("testing", 901, test)):
-        for scene in range(first, first + count):
-            clean = clean_image(scene)
-            write_image(root / split / f"ground_truth/{scene}.jpg", clean)
-            for k in range(1, 15):
-                write_image(root / split / f"rainy_image/{scene}_{k}.jpg", with_rain(clean, 100 * scene + k))
-    return root
-
-
-def spa(root: Path, train: int = 3, test: int = 2) -> Path:
+def spa(root: Path, train: int = 3) -> Path:
     lines = []
     for n in range(train):
         write_pair(root / f"real_world/0/{n}.png", root / f"real_world_gt/0/{n}gt.png", n)
         lines.append(f"/media/data/real_world/0/{n}.png /media/data/real_world_gt/0/{n}gt.png\n")
-    root.mkdir(parents=True, exist_ok=True)
     (root / "real_world.txt").write_text("".join(lines))
-    for n in range(test):
+    for n in range(2):
         folder = root / "Testing/real_test_1000"
         write_pair(folder / f"rain/{n}.png", folder / f"gt/{n}gt.png", 100 + n)
     return root
 
 
-def real275(root: Path, count: int = 3) -> Path:
-    for n in range(1, count + 1):
+def real275(root: Path) -> Path:
+    for n in range(1, 4):
         write_image(root / f"test/rain/norain-{n}.png", pair(n)[0])
     return root
 
@@ -123,21 +130,6 @@ def real_images(root: Path, count: int = 3) -> Path:
     """Unlabelled images of several sizes, one smaller than any crop."""
     for n in range(1, count + 1):
         write_image(root / f"{n}.jpg", pair(n, (11 + 30 * (n - 1), 70 - 12 * n))[0])
-    return root
-
-
-def rain12(root: Path, count: int = 3) -> Path:
-    for n in range(1, count + 1):
-        write_side_by_side(root / f"{n}.png", n, "left")
-    return root
-
-
-def merged(root: Path, train: int = 3, test: int = 2) -> Path:
-    """The released code's own layout, with its folder of real images."""
-    for split, count in (("train", train), ("test", test)):
-        for n in range(1, count + 1):
-            write_side_by_side(root / split / f"norain-{n}.png", n, "right")
-    real_images(root / "Real")
     return root
 
 

@@ -5,8 +5,6 @@ import dataclasses
 import html
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,9 @@ from metrix_code.psnr import psnr
 from metrix_code.scores import average, read_scores
 from scoring import Results, score_pairs
 from tests import layouts
-from tests.small import CPU, evaluation, teacher, trained
+from tests.small import CPU, ROOT, evaluation, teacher, trained
 from tests.test_golden import NETWORK, released_weights, swapped
 from utils import UserError, list_images, read_image, to_tensor, to_uint8, write_image
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -42,49 +38,53 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_images_keep_their_names_and_are_rounded(folder):
+@pytest.fixture
+def scored(folder, tmp_path):
+    """Scores the test images, or what is given in their place, into results/ of the test's own."""
+
+    def scored(**changes) -> dict[str, Any]:
+        changes = {"save_path": tmp_path / "results", "page": False} | changes
+        return score(evaluation(folder, **changes), CPU)
+
+    return scored
+
+
+def test_images_keep_their_names_and_are_rounded_and_clamped(folder):
     written = sorted(path.name for path in (folder / "results").glob("*.png"))
     assert written == ["norain-1x2.png", "norain-2x2.png"]
-    options = evaluation(folder)
-    derain = Derainer.open(options.logdir)
     rainy = read_image(folder / "data/rain_data_test_Heavy/rain/X2/norain-2x2.png")
-    derained = derain.derained(to_tensor(rainy))
+    derained = Derainer.open(folder / "teacher").derained(to_tensor(rainy))
     saved = read_image(folder / "results/norain-2x2.png")
     assert np.array_equal(saved, np.rint(derained.clamp(0, 1).permute(1, 2, 0).numpy() * 255))
+    values = torch.tensor([-0.2, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.3])
+    assert to_uint8(values.expand(3, 1, -1))[0, :, 0].tolist() == [0, 0, 1, 255, 255]
 
 
 @pytest.mark.parametrize("metric", ["psnr", "ssim"])
 @pytest.mark.parametrize(("protocol", "suffix"), [("RGB", ""), ("Y", "_y"), ("DID/DDN", "_did")])
-def test_the_metric_scripts_agree_to_the_last_digit(folder, metric, protocol, suffix):
-    table = folder / f"{metric}{suffix}.csv"
-    words = [
-        *("--res_path", folder / "results", "--gt_path", folder / "data/rain_data_test_Heavy/norain"),
-        *("--protocol", protocol, "--csv", table),
-    ]
-    subprocess.run([sys.executable, f"metrix_code/{metric}.py", *map(str, words)], cwd=ROOT, check=True)
+def test_the_metric_scripts_agree_to_the_last_digit(folder, run_here, metric, protocol, suffix):
+    table, clean = folder / "scores.csv", folder / "data/rain_data_test_Heavy/norain"
+    words = ["--res_path", folder / "results", "--gt_path", clean, "--protocol", protocol, "--csv", table]
+    assert run_here(f"metrix_code/{metric}.py", *map(str, words)) == 0
     with table.open() as rows:
         theirs = [float(row[metric]) for row in csv.DictReader(rows)]
-    assert theirs == [
-        image[metric + suffix] for image in read_scores(folder / "results/scores.json")["images"]
-    ]
+    ours = read_scores(folder / "results/scores.json")["images"]
+    assert theirs == [image[metric + suffix] for image in ours]
 
 
 def test_a_score_says_what_it_is_of(folder):
     scores = read_scores(folder / "results/scores.json")
     assert scores["checkpoint_step"] == 2 and scores["images_expected"] == 200
     assert scores["hardware"] and scores["command"] and scores["date"]
-    first = scores["images"][0]
     assert scores["mean"]["psnr"] == pytest.approx(np.mean([each["psnr"] for each in scores["images"]]))
-    assert (
-        first["psnr_float"] == pytest.approx(first["psnr"], abs=0.1) and first["psnr_float"] != first["psnr"]
-    )
+    rounded, exact = (scores["images"][0][key] for key in ("psnr", "psnr_float"))
+    assert exact == pytest.approx(rounded, abs=0.1) and exact != rounded
 
 
 def test_a_released_checkpoint_is_a_model_as_ours(tmp_path):
     released = {"net": released_weights(), "clock_net": 78_000, "opt_net": {"state": {}}}
-    (tmp_path / "Rain200H").mkdir()
-    torch.save(released, tmp_path / "Rain200H" / "net_latest")
-    derain = Derainer.open(tmp_path / "Rain200H")
+    torch.save(released, tmp_path / "net_latest")
+    derain = Derainer.open(tmp_path)
     with torch.no_grad():
         derained = derain.net(swapped(NETWORK["small_in"])).derained.flip(1).numpy()
     assert np.abs(derained - NETWORK["small_derained"]).max() < 1e-4
@@ -98,26 +98,14 @@ def test_a_network_kept_in_float16_loads_into_float32(folder, tmp_path):
     assert {p.dtype for p in Derainer.open(tmp_path).net.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ({"net": {"head1.bias": [1.0]}}, "'head1.bias' of its network is no weight"),
-        (
-            {"net": {"head1.bias": torch.zeros(4, dtype=torch.int64)}},
-            "'head1.bias' of its network is no weight",
-        ),
-        ({"net": {"head1.bias": torch.zeros(4).to_sparse()}}, "'head1.bias' of its network is no weight"),
-        ({"net": {"encoder_decoder_1.a": torch.zeros(1)}}, r"has no head1\.weight: fetch it again"),
-        (
-            {"net": {"layer.weight": torch.zeros(1)}},
-            "does not hold the weights of SID or SSID-KD: layer.weight",
-        ),
-    ],
-)
-def test_what_is_no_checkpoint_is_named(tmp_path, content, says):
-    torch.save(content, tmp_path / "net_latest")
-    with pytest.raises(UserError, match=says):
-        Derainer.open(tmp_path)
+def test_weights_of_something_else_are_named(tmp_path):
+    for name, says in (
+        ("encoder_decoder_1.a", r"has no head1\.weight: fetch it again"),
+        ("layer.weight", "does not hold the weights of SID or SSID-KD: layer.weight"),
+    ):
+        torch.save({"net": {name: torch.zeros(1)}}, tmp_path / "net_latest")
+        with pytest.raises(UserError, match=says):
+            Derainer.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +118,11 @@ def test_the_script_that_makes_a_missing_model_is_there(record, tmp_path):
     assert named and (ROOT / named[1]).is_file()
 
 
-def test_a_model_of_several_sets_is_not_called_by_one_of_them(folder, tmp_path):
+def test_a_model_of_several_sets_is_not_called_by_one_of_them(folder, tmp_path, scored):
     content = load_checkpoint(folder / "teacher/net_latest")
     content["recipe"]["data_path"] = ["datasets/Rain800", "datasets/Rain200H"]
     save_checkpoint(tmp_path / "net_latest", content)
-    scores = score(evaluation(folder, logdir=tmp_path, save_path=tmp_path / "results", page=False), CPU)
-    assert scores["trained_on"]["dataset"] == "Rain800 + Rain200H"
+    assert scored(logdir=tmp_path)["trained_on"]["dataset"] == "Rain800 + Rain200H"
 
 
 def test_the_page_names_what_is_published_beside_what_is_measured(folder, tmp_path):
@@ -147,14 +134,13 @@ def test_the_page_names_what_is_published_beside_what_is_measured(folder, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_in_one_line(folder, tmp_path, workers):
+def test_an_unreadable_image_is_named_in_one_line(tmp_path, scored, workers):
     data = layouts.rain200(tmp_path / "data", test=12)
     broken = data / "rain_data_test_Heavy/rain/X2/norain-2x2.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    options = evaluation(folder, data_path=data, save_path=tmp_path / "results", workers=workers)
-    with pytest.raises(UserError, match="1 of 12 images were not scored") as refused:
-        score(options, CPU)
-    assert str(broken) in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=f"^1 of 12 images were not scored.*{broken}.*$") as refused:
+        scored(data_path=data, workers=workers, page=True)
+    assert "\n" not in str(refused.value)
     scores = read_scores(tmp_path / "results/scores.json")
     assert len(scores["images"]) == 11 and scores["images_found"] == 12
     assert scores["mean"] == average(scores["images"])
@@ -164,18 +150,17 @@ def test_an_unreadable_image_is_named_in_one_line(folder, tmp_path, workers):
     assert [row for row in tables.tables(tmp_path, ["measured"])[0].as_text() if "11 of 200" in row[2]]
 
 
-def test_images_too_small_for_a_metric_are_named_and_scored_by_the_others(folder, tmp_path, capsys):
-    for side in ("rain", "norain"):
-        write_image(tmp_path / "tiny" / side / "1.png", layouts.pair(1, (8, 9))[side == "norain"])
-    scores = score(evaluation(folder, data_path=tmp_path / "tiny", save_path=tmp_path / "results"), CPU)
-    (image,) = scores["images"]
+def test_images_too_small_for_a_metric_are_named_and_scored_by_the_others(tmp_path, scored, capsys):
+    for side, image in zip(("rain", "norain"), layouts.pair(1, (8, 9)), strict=True):
+        write_image(tmp_path / "tiny" / side / "1.png", image)
+    (image,) = scored(data_path=tmp_path / "tiny", niqe=True, page=True)["images"]
     assert image["psnr"] > 0 and image["ssim"] > 0 and image["psnr_did"] > 0
-    assert image["ssim_y"] is None and image["rainy_ssim_did"] is None
+    assert image["ssim_y"] is image["rainy_ssim_did"] is image["niqe"] is None
     out = capsys.readouterr().out
     assert "no SSIM (Y): 9x8 pixels are too few" in out and "no ssim_y: 1" not in out
 
 
-def test_what_is_no_number_ends_the_evaluation_and_the_scores_so_far_are_kept(folder, tmp_path, monkeypatch):
+def test_what_is_no_number_ends_the_evaluation_and_the_scores_so_far_are_kept(tmp_path, scored, monkeypatch):
     forward, seen = AutocastModel.forward, []
 
     def broken_from_the_second_on(self, rainy):
@@ -185,46 +170,35 @@ def test_what_is_no_number_ends_the_evaluation_and_the_scores_so_far_are_kept(fo
 
     monkeypatch.setattr(AutocastModel, "forward", broken_from_the_second_on)
     with pytest.raises(UserError, match=r"net_latest makes of an image what is no number") as refused:
-        score(evaluation(folder, save_path=tmp_path), CPU)
+        scored()
     assert "\n" not in str(refused.value)
-    scores = read_scores(tmp_path / "scores.json")
+    scores = read_scores(tmp_path / "results/scores.json")
     assert [image["name"] for image in scores["images"]] == ["norain-1x2"] and scores["images_found"] == 2
-    assert not (tmp_path / "norain-2x2.png").exists()
+    assert not (tmp_path / "results/norain-2x2.png").exists()
 
 
-def test_ctrl_c_keeps_the_scores_so_far(folder, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_the_scores_so_far(tmp_path, scored, monkeypatch):
     write = utils.write_image
-    written: list[None] = []
 
     def interrupted(path, image):
-        if written:
+        if path.name != "norain-1x2.png":
             raise KeyboardInterrupt
-        written.append(write(path, image))
+        write(path, image)
 
     monkeypatch.setattr(utils, "write_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        score(evaluation(folder, save_path=tmp_path, page=False), CPU)
-    assert len(read_scores(tmp_path / "scores.json")["images"]) == 1
+        scored()
+    assert len(read_scores(tmp_path / "results/scores.json")["images"]) == 1
 
 
 def test_scores_alone_ask_for_no_others(folder):
-    options = evaluation(folder)
-    pairs = find_pairs(options.data_path, "test").pairs
-    scored = list(score_pairs(Derainer.open(options.logdir), pairs, ("psnr", "rainy_ssim")))
+    keys, pairs = ("psnr", "rainy_ssim"), find_pairs(folder / "data", "test").pairs
+    scores = [each.scores for each in score_pairs(Derainer.open(folder / "teacher"), pairs, keys)]
     whole = read_scores(folder / "results/scores.json")["images"]
-    for each, image in zip(scored, whole, strict=True):
-        assert each.scores == {key: image[key] for key in ("psnr", "rainy_ssim")}
+    assert scores == [{key: image[key] for key in keys} for image in whole]
 
 
 # ---------------------------------------------------------------------------- labels are of what was run
-
-
-def test_a_teacher_is_a_teacher_whatever_the_script(folder, tmp_path):
-    record = dataclasses.replace(evaluation(folder), made_by="train_Rain200L_real.py")
-    scores = score(dataclasses.replace(record, dataset="SPA", save_path=tmp_path), CPU)
-    assert (scores["method"], scores["trained_on"]["dataset"]) == ("SID", "Rain200H")
-    assert (scores["dataset"], scores["images_expected"]) == ("Rain200H", 200)  # not SPA, and not 1,000
-    assert str(folder / "data") in scores["trained_on"]["data"][0]
 
 
 @pytest.mark.parametrize(
@@ -235,90 +209,85 @@ def test_a_teacher_is_a_teacher_whatever_the_script(folder, tmp_path):
         (layouts.rain200_light, "unpacked", "Rain200H", "Rain200L", 200),
         (layouts.rain1400, "unpacked", "Rain200H", "Rain1400", 1400),
         (layouts.rain12, "holiday", "Rain200L", "holiday", None),
+        (layouts.rain200, "unpacked", "SPA", "Rain200H", 200),
         (lambda root: layouts.plain(root, "rain", "gt"), "mine", "SPA", "mine", None),
+        # what tells nothing is the script's set if it has as many images
+        (lambda root: layouts.plain(root, "input", "target", count=12), "unpacked", "Rain12", "Rain12", 12),
     ],
 )
-def test_a_dataset_is_what_its_folder_tells(folder, tmp_path, capsys, make, place, script, name, expected):
-    data = make(tmp_path / place)
-    options = evaluation(folder, data_path=data, save_path=tmp_path / "results", dataset=script, page=False)
-    scores = score(options, CPU)
+def test_a_set_is_what_its_folder_tells(
+    folder, tmp_path, scored, capsys, make, place, script, name, expected
+):
+    given = {"data_path": make(tmp_path / place), "dataset": script, "made_by": "train_Rain200L_real.py"}
+    scores = scored(**given)
     assert (scores["dataset"], scores["images_expected"]) == (name, expected)
+    trained_on = scores["trained_on"]  # a teacher is a teacher, whatever the script
+    assert (scores["method"], trained_on["dataset"]) == ("SID", "Rain200H")
+    assert str(folder / "data") in trained_on["data"][0]
     out = capsys.readouterr().out
     assert (f"scored as {name}, not as {script}" in out) == (name != script)
     assert name == script or f"{script}'s official" not in out or expected is None
     assert tables.tables(tmp_path, ["measured"])[0].cells[0].dataset == name
-    told = score(dataclasses.replace(options, set_name="A set"), CPU)
+    told = scored(**given, set_name="A set")
     assert (told["dataset"], told["images_expected"]) == ("A set", None)
 
 
-def test_a_folder_that_tells_nothing_is_the_scripts_set_if_it_has_as_many_images(folder, tmp_path):
-    data = layouts.plain(tmp_path / "unpacked", "input", "target", count=12)
-    options = evaluation(folder, data_path=data, dataset="Rain12", save_path=tmp_path / "results", page=False)
-    assert score(options, CPU)["dataset"] == "Rain12"
-
-
-def test_what_a_released_checkpoint_does_not_tell_stays_open_or_is_told(folder, tmp_path, capsys):
+def test_what_a_released_checkpoint_does_not_tell_stays_open_or_is_told(tmp_path, scored, capsys):
     torch.save({"net": released_weights(), "clock_net": 78_000}, tmp_path / "net_latest")
-    given = {"logdir": tmp_path, "save_path": tmp_path / "results", "page": False}
-    scores = score(evaluation(folder, **given), CPU)
+    scores = scored(logdir=tmp_path)
     assert (scores["method"], scores["trained_on"]["dataset"]) == ("unknown", "unknown")
     assert "--method and --trained_on do" in capsys.readouterr().out
-    scores = score(evaluation(folder, **given, method="SID", trained_on="Rain200H"), CPU)
+    scores = scored(logdir=tmp_path, method="SID", trained_on="Rain200H")
     assert (scores["method"], scores["trained_on"]["dataset"]) == ("SID", "Rain200H")
     assert "does not tell" not in capsys.readouterr().out
 
 
-def test_a_set_that_was_trained_on_is_warned_of_and_marked(folder, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("paths", "why"),
+    [
+        (["{here}"], "which is or holds Real275"),
+        (["/elsewhere/Real-275"], "which is or holds Real275"),
+        (["/elsewhere/SPA", "/elsewhere/real_input"], "near-duplicates"),
+        (["/elsewhere/SPA"], ""),
+    ],
+)
+def test_a_set_that_was_trained_on_is_warned_of_and_marked(folder, tmp_path, scored, capsys, paths, why):
+    data = layouts.real275(tmp_path / "Real275")
     content = load_checkpoint(folder / "teacher/net_latest")
-    real = layouts.real275(tmp_path / "Real275")
-    unlabelled = {"dataset": "Real275", "labelled": False, "data_path": real, "niqe": True, "page": False}
-    for number, (paths, why) in enumerate(
-        (
-            ([str(real)], "which is or holds Real275"),
-            (["/elsewhere/Real-275"], "which is or holds Real275"),
-            (["/elsewhere/SPA", "/elsewhere/real_input"], "near-duplicates"),
-            (["/elsewhere/SPA"], ""),
-        )
-    ):
-        model = tmp_path / f"model{number}"
-        model.mkdir()
-        recipe = content["recipe"] | {"stage": "SSID-KD", "real_path": paths}
-        torch.save(content | {"recipe": recipe}, model / "net_latest")
-        options = evaluation(folder, logdir=model, save_path=tmp_path / f"results{number}", **unlabelled)
-        scores = score(options, CPU)
-        assert why in scores["seen"] and bool(scores["seen"]) == bool(why)
-        assert ("warning: not new to this model" in capsys.readouterr().out) == bool(why)
+    content["recipe"] |= {"stage": "SSID-KD", "real_path": [path.format(here=data) for path in paths]}
+    torch.save(content, tmp_path / "net_latest")
+    scores = scored(logdir=tmp_path, dataset="Real275", labelled=False, data_path=data, niqe=True)
+    assert why in scores["seen"] and bool(scores["seen"]) == bool(why)
+    assert ("warning: not new to this model" in capsys.readouterr().out) == bool(why)
+    assert [image["niqe"] for image in scores["images"]] == [None] * 3  # too small for it, and no harm done
 
 
-def test_a_self_ensemble_has_a_name_and_a_place_of_its_own(folder, tmp_path, monkeypatch):
+def test_a_self_ensemble_has_a_name_and_a_place_of_its_own(tmp_path, scored, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = EVALUATIONS["Rain200H", "SID"].save_path
     for ensemble in (False, True):
-        score(evaluation(folder, save_path=place, self_ensemble=ensemble, tile=256), CPU)
-    assert sorted(each.name for each in Path("results/Rain200H").iterdir()) == ["SID", "SID+self-ensemble"]
+        scored(save_path=EVALUATIONS["Rain200H", "SID"].save_path, self_ensemble=ensemble, tile=256)
+    results = Path("results/Rain200H")
+    assert sorted(each.name for each in results.iterdir()) == ["SID", "SID+self-ensemble"]
     rows = {row[0] for row in tables.tables(Path("results"), ["measured"])[0].rows()}
     assert rows == {"SID (ours)", "SID (ours) + self-ensemble", "rainy input"}
-    single, mean = (
-        read_scores(Path(f"results/Rain200H/SID{more}/scores.json")) for more in ("", "+self-ensemble")
-    )
+    single, mean = (read_scores(results / f"SID{more}/scores.json") for more in ("", "+self-ensemble"))
     assert single["mean"]["psnr"] != mean["mean"]["psnr"] and single["tile"] == 256
 
 
 # ------------------------------------------------------------------------------------ any method's results
 
 
-def test_any_folder_of_results_is_scored_into_the_tables(folder, tmp_path, capsys):
-    data = folder / "data/rain_data_test_Heavy"
-    for number in (1, 2):  # named as the clean images, one of them the clean image itself
-        image = read_image(data / f"norain/norain-{number}.png")
-        write_image(tmp_path / f"out/norain-{number}.png", image if number == 1 else image // 2)
-    write_image(tmp_path / "out/77.png", image)
-    given = {"derained": tmp_path / "out", "save_path": tmp_path / "results"}
+def test_any_folder_of_results_is_scored_into_the_tables(folder, tmp_path, scored, capsys):
+    one, two = (folder / f"data/rain_data_test_Heavy/norain/norain-{number}.png" for number in (1, 2))
+    half = read_image(two) // 2
+    # named as the clean images, one of them the clean image itself
+    for name, image in ((one.name, read_image(one)), (two.name, half), ("77.png", half)):
+        write_image(tmp_path / "out" / name, image)
     with pytest.raises(UserError, match="say what made these images, --method"):
-        score(evaluation(folder, **given), CPU)
-    scores = score(evaluation(folder, **given, method="Restormer"), CPU)
+        scored(derained=tmp_path / "out")
+    scores = scored(derained=tmp_path / "out", method="Restormer", page=True)
     assert "not scored, no results of this set's (1): 77.png" in capsys.readouterr().out
-    assert [each["psnr"] for each in scores["images"]] == [math.inf, psnr(image // 2, image)]
+    assert [each["psnr"] for each in scores["images"]] == [math.inf, psnr(half, read_image(two))]
     assert scores["checkpoint"] is None and "psnr_float" not in scores["images"][0]
     rows = {f"{row[0]}, {row[1]}": row[2] for row in tables.tables(tmp_path, ["measured"])[0].as_text()}
     assert rows["Restormer, measured, RGB"].endswith("2 of 200 images, 1 infinite")
@@ -326,43 +295,40 @@ def test_any_folder_of_results_is_scored_into_the_tables(folder, tmp_path, capsy
     assert (tmp_path / "results/index.html").is_file()
 
 
-def test_results_of_another_size_or_of_none_are_named(folder, tmp_path):
-    write_image(tmp_path / "out/norain-1x2.png", np.zeros((7, 5, 3), np.uint8))
-    write_image(tmp_path / "out/norain-2x2.png", np.zeros((*layouts.SIZE, 3), np.uint8))
-    given = {"derained": tmp_path / "out", "save_path": tmp_path / "results", "method": "m"}
+def test_results_of_another_size_or_of_none_are_named(tmp_path, scored):
+    for number, size in ((1, (7, 5)), (2, layouts.SIZE)):
+        write_image(tmp_path / f"out/norain-{number}x2.png", np.zeros((*size, 3), np.uint8))
     with pytest.raises(UserError, match=r"1 of 2 .*norain-1x2.png is 5x7, and .*norain-1x2.png 56x48"):
-        score(evaluation(folder, **given), CPU)
+        scored(derained=tmp_path / "out", method="m")
     assert len(read_scores(tmp_path / "results/scores.json")["images"]) == 1
+    write_image(tmp_path / "real/x.png", layouts.clean_image(1))
     with pytest.raises(UserError, match=r"no image of .*real goes with one of"):
-        layouts.real_images(tmp_path / "real", count=1).joinpath("1.jpg").rename(tmp_path / "real/x.jpg")
-        score(evaluation(folder, **given | {"derained": tmp_path / "real"}), CPU)
+        scored(derained=tmp_path / "real", method="m")
 
 
 # ---------------------------------------------------------------------------------------- where it goes
 
 
 @pytest.mark.parametrize("place", [".", "rain_data_test_Heavy", "rain_data_test_Heavy/rain/X2"])
-def test_results_never_go_over_or_around_their_inputs(folder, place):
+def test_results_never_go_over_or_around_their_inputs(folder, scored, place):
     before = {path: path.read_bytes() for path in (folder / "data").rglob("*.png")}
     with pytest.raises(UserError, match=r"--save_path .* is, or holds, .*: give another folder"):
-        score(evaluation(folder, save_path=folder / "data" / place), CPU)
+        scored(save_path=folder / "data" / place)
     assert before == {path: path.read_bytes() for path in (folder / "data").rglob("*.png")}
-    results = {"derained": folder / "results", "save_path": folder / "results", "method": "m"}
     with pytest.raises(UserError, match=r"--save_path .*results is, or holds"):
-        score(evaluation(folder, **results), CPU)
+        scored(derained=folder / "results", save_path=folder / "results", method="m")
 
 
-def test_no_old_score_stands_beside_a_new_picture(folder, tmp_path, monkeypatch, capsys):
-    options = evaluation(folder, save_path=tmp_path)
+def test_no_old_score_stands_beside_a_new_picture(tmp_path, scored, monkeypatch, capsys):
     for _ in range(2):
-        score(options, CPU)
+        scored(save_path=tmp_path, page=True)
 
     def broken(self, rainy):
         raise UserError("no good")
 
     monkeypatch.setattr(Derainer, "derained", broken)
     with pytest.raises(UserError):
-        score(options, CPU)
+        scored(save_path=tmp_path, page=True)
     earlier = sorted(path.name for path in tmp_path.glob("*.json"))
     assert earlier == ["earlier-1-scores.json", "earlier-2-scores.json"]
     assert not (tmp_path / "index.html").exists()
@@ -370,39 +336,21 @@ def test_no_old_score_stands_beside_a_new_picture(folder, tmp_path, monkeypatch,
     assert not tables.gather(tmp_path)[0]  # they are no results of what lies there
 
 
-def test_results_are_named_as_the_clean_images_on_request(folder, tmp_path):
-    scores = score(evaluation(folder, save_path=tmp_path / "results", clean_names=True), CPU)
+def test_results_are_named_as_the_clean_images_on_request(tmp_path, scored):
+    images = scored(clean_names=True)["images"]
     assert [path.name for path in list_images(tmp_path / "results")] == ["norain-1.png", "norain-2.png"]
-    assert [image["file"] for image in scores["images"]] == ["norain-1.png", "norain-2.png"]
-    assert [image["name"] for image in scores["images"]] == ["norain-1x2", "norain-2x2"]
+    assert [image["file"] for image in images] == ["norain-1.png", "norain-2.png"]
+    assert [image["name"] for image in images] == ["norain-1x2", "norain-2x2"]
     many = layouts.rain1400(tmp_path / "Rain1400")
     with pytest.raises(UserError, match=r"several results would be called 901\.png"):
-        score(evaluation(folder, data_path=many, save_path=tmp_path / "many", clean_names=True), CPU)
+        scored(data_path=many, clean_names=True)
 
 
-def test_scores_in_words_are_those_that_there_are():
+def test_scores_in_words_are_those_that_there_are_and_what_a_mean_leaves_out_is_counted():
     both = {"name": "1", "psnr": 20.0, "rainy_psnr": 10.0, "ssim": 0.5, "rainy_ssim": 0.25, "niqe": None}
     assert in_words(both) == "1  PSNR 20.000 dB (rainy 10.000)  SSIM 0.5000 (rainy 0.2500)"
     assert in_words({"name": "2", "niqe": 3.0, "rainy_niqe": None}) == "2  NIQE 3.0000"
-
-
-def test_what_an_average_leaves_out_is_counted():
-    images: list[dict[str, Any]] = [
-        {"psnr": math.inf, "ssim": 1.0, "niqe": 3.0},
-        {"psnr": 30.0, "ssim": 0.9, "niqe": None},
-        {"psnr": 20.0, "ssim": 0.8, "niqe": 5.0},
-    ]
+    scores = ((math.inf, 1.0, 3.0), (30.0, 0.9, None), (20.0, 0.8, 5.0))
+    images: list[dict[str, Any]] = [dict(zip(("psnr", "ssim", "niqe"), each, strict=True)) for each in scores]
     assert left_out(images, average(images)) == "  (left out: infinite psnr: 1, no niqe: 1)"
     assert left_out(images[2:], average(images[2:])) == ""
-
-
-def test_an_image_too_small_for_niqe_does_not_end_the_evaluation(folder, tmp_path):
-    layouts.real_images(tmp_path / "test/rain")
-    unlabelled = {"dataset": "Real275", "labelled": False, "data_path": tmp_path, "niqe": True}
-    scores = score(evaluation(folder, save_path=tmp_path / "results", **unlabelled), CPU)
-    assert [image["niqe"] for image in scores["images"]] == [None] * 3
-
-
-def test_uint8_is_rounded_and_clamped():
-    values = torch.tensor([-0.2, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.3])
-    assert to_uint8(values.expand(3, 1, -1))[0, :, 0].tolist() == [0, 0, 1, 255, 255]

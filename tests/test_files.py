@@ -1,7 +1,5 @@
 """Files in and out: what a strange one gets for an answer, whole files or none, and errors in one line."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -12,7 +10,9 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,29 +23,16 @@ import utils
 from machinery.checkpoints import find_checkpoint
 from tests import layouts
 from tests.small import ROOT, wait_for
-from utils import (
-    UserError,
-    file_errors,
-    image_size,
-    list_images,
-    read_image,
-    sweep,
-    write_atomically,
-    write_image,
-)
+from utils import UserError, file_errors, image_size, list_images, read_image, write_atomically, write_image
 
 
 def png(width: int, height: int, data: bytes = b"", bits: int = 8, colour: int = 2) -> bytes:
     """A PNG whose header says so; `data` is what follows it."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
-
+    content = b"\x89PNG\r\n\x1a\n"
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return content
 
 
 def refusal(path: Path) -> str:
@@ -100,34 +87,30 @@ def ended(child: tuple[int, int]) -> tuple[int, str]:
         (b"a,b\n1,2\n", "is not an image"),
     ],
 )
-def test_a_picture_that_is_none_or_lies_about_its_size(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_picture_that_is_none_or_lies_about_its_size(tmp_path, content, says):
     path = tmp_path / "1.png"
     path.write_bytes(content)
     assert says in refusal(path)
 
 
-def test_a_true_bomb_is_refused_unread(tmp_path: Path) -> None:
-    """Of some kilobytes, and as RGB more than 0.8 GB: its header alone is read."""
+def test_a_true_bomb_is_refused_unread(tmp_path):
+    """Of 33 KB, and as RGB more than 0.8 GB: its header alone is read."""
     path = tmp_path / "bomb.png"
-    width, height = 17_000, 16_000
-    path.write_bytes(png(width, height, bytes(height * (1 + width // 8)), bits=1, colour=0))
-    assert path.stat().st_size < 100_000
+    path.write_bytes(png(17_000, 16_000, bytes(16_000 * 2126), bits=1, colour=0))
     assert "says it is 17000x16000" in refusal(path)
 
 
-def test_a_header_broken_anywhere_never_passes_for_a_picture(tmp_path: Path) -> None:
+def test_a_header_broken_anywhere_never_passes_for_a_picture(tmp_path):
     path = tmp_path / "1.png"
     write_image(path, layouts.clean_image(1, (8, 8)))
     whole = path.read_bytes()
     for place in range(33):  # the signature and IHDR, whose checksum ends there
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         assert "1.png" in refusal(path)
-    path.write_bytes(whole)
-    assert read_image(path).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
-def test_cut_short_in_any_format(tmp_path: Path, suffix: str) -> None:
+def test_cut_short_in_any_format(tmp_path, suffix):
     path = tmp_path / f"1{suffix}"
     write_image(path, layouts.clean_image(1))
     whole = path.read_bytes()
@@ -137,14 +120,13 @@ def test_cut_short_in_any_format(tmp_path: Path, suffix: str) -> None:
         assert "is cut short" in refusal(path)
 
 
-def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket.png"))
-    (tmp_path / "null.png").symlink_to("/dev/null")
-    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "round.png").symlink_to("round.png")
+    for name, to in (("null", "/dev/null"), ("gone", "nowhere"), ("round", "round.png")):
+        (tmp_path / f"{name}.png").symlink_to(to)
     for name, says in (
         ("pipe", "is a pipe or a device, not an image: take it away"),
         ("folder", "is a folder, not an image"),
@@ -158,52 +140,27 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
         assert says in refusal(tmp_path / f"{name}.png")
         with pytest.raises(UserError, match=name):
             image_size(tmp_path / f"{name}.png")
-    assert [path.name for path in list_images(tmp_path)] == [
-        "gone.png",
-        "null.png",
-        "pipe.png",
-        "round.png",
-        "socket.png",
-    ]
-
-
-def test_what_may_not_be_read_is_named_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The rights themselves are nothing to root, as whom tests may run."""
-
-    def refuse(path: Path, *_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    write_image(tmp_path / "1.png", layouts.clean_image(1))
-    with monkeypatch.context() as rights:
-        rights.setattr(Path, "open", refuse)
-        assert refusal(tmp_path / "1.png").endswith(
-            "Permission denied: change its rights, or choose another place"
-        )
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match=f"{tmp_path} cannot be listed: Permission denied: change its rights"):
-        list_images(tmp_path)
+    assert [path.stem for path in list_images(tmp_path)] == ["gone", "null", "pipe", "round", "socket"]
 
 
 # ------------------------------------------------------------------------------------------------------ names
 
 
-def test_digits_that_are_no_numbers_sort_as_letters(tmp_path: Path) -> None:
+def test_digits_that_are_no_numbers_sort_as_letters(tmp_path):
     for name in ("10", "2", "x²", "②", "٣", "2²"):
-        write_image(tmp_path / f"{name}.png", layouts.clean_image(1, (4, 4)))
+        (tmp_path / f"{name}.png").touch()
     assert [path.stem for path in list_images(tmp_path)][:3] == ["2", "2²", "٣"]  # an Arabic 3 is a number
     assert len(list_images(tmp_path)) == 6
 
 
-def test_a_name_that_is_not_utf8_is_read_written_and_printed(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_read_written_and_printed(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     write_image(path, layouts.clean_image(1))
     assert list_images(tmp_path) == [path]
     assert read_image(path).shape == (*layouts.SIZE, 3)
 
     def main() -> None:
-        print(list_images(tmp_path)[0])
+        print(path)
         raise UserError(f"{path}: a\nb")
 
     for encoding in ("utf-8", "ascii"):
@@ -218,63 +175,46 @@ def test_a_name_that_is_not_utf8_is_read_written_and_printed(tmp_path: Path) -> 
 # ---------------------------------------------------------------------------------------------- whole, or not
 
 
-def test_the_longest_name_is_written(tmp_path: Path) -> None:
+def writes(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text)
+
+
+def test_the_longest_name_is_written(tmp_path):
     for name in ("n" * 251 + ".png", "n" * 5 + "." + "s" * 249):
-        write_atomically(tmp_path / name, lambda path: path.write_text("whole"))
+        write_atomically(tmp_path / name, writes("whole"))
         assert (tmp_path / name).read_text() == "whole"
-    with pytest.raises(UserError, match=r"nn cannot be written: File name too long: choose a shorter name"):
-        write_atomically(tmp_path / ("n" * 256), lambda path: path.write_text("whole"))
-    assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_link_stays_and_its_file_is_written(tmp_path: Path) -> None:
-    (tmp_path / "far").mkdir()
-    (tmp_path / "far/file").write_text("old")
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    far = tmp_path / "far"
+    far.mkdir()
+    (far / "file").write_text("old")
     for name in ("file", "not yet"):
         link = tmp_path / f"link to {name}"
-        link.symlink_to(tmp_path / "far" / name)
-        write_atomically(link, lambda path: path.write_text("new"))
+        link.symlink_to(far / name)
+        write_atomically(link, writes("new"))
         assert link.is_symlink()
-        assert (tmp_path / "far" / name).read_text() == "new"
-    assert {path.name for path in (tmp_path / "far").iterdir()} == {"file", "not yet"}
+        assert (far / name).read_text() == "new"
+    assert {path.name for path in far.iterdir()} == {"file", "not yet"}
 
 
-def test_a_device_or_a_pipe_is_written_to_and_a_folder_is_not(tmp_path: Path) -> None:
-    write_atomically(Path("/dev/null"), lambda path: path.write_text("away"))
+def test_a_device_or_a_pipe_is_written_to_and_a_folder_is_not(tmp_path):
+    write_atomically(Path("/dev/null"), writes("away"))
     assert Path("/dev/null").is_char_device()
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    write_atomically(pipe, lambda path: path.write_text("through"))
+    write_atomically(pipe, writes("through"))
     assert os.read(reader, 100) == b"through"
     os.close(reader)
     assert pipe.is_fifo()
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="folder is a folder, and cannot be written to: choose another name"):
-        write_atomically(tmp_path / "folder", lambda path: path.write_text("x"))
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder, and cannot be written to: choose another"):
+        write_atomically(tmp_path, writes("x"))
     with pytest.raises(UserError, match="pipe/file cannot be written: File exists"):
-        write_atomically(tmp_path / "pipe/file", lambda path: path.write_text("x"))
+        write_atomically(pipe / "file", writes("x"))
 
 
-def test_a_full_disk_is_told_with_the_files_name_and_the_old_file_stays(tmp_path: Path) -> None:
-    path = tmp_path / "scores.json"
-    path.write_text("old")
-
-    def fill(temporary: Path) -> None:
-        temporary.write_text("half")
-        Path("/dev/full").write_text("x" * 100_000)
-
-    with pytest.raises(UserError) as told:
-        write_atomically(path, fill)
-    assert (
-        str(told.value) == f"{path} cannot be written: No space left on device: make room, then run it again"
-    )
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_leftovers_of_killed_runs_are_swept_and_others_work_is_not(tmp_path: Path) -> None:
-
+def test_leftovers_of_killed_runs_are_swept_and_others_work_is_not(tmp_path):
     def write(path: Path) -> None:
         path.write_text("half")
         (tmp_path / "begun").touch()
@@ -285,47 +225,44 @@ def test_leftovers_of_killed_runs_are_swept_and_others_work_is_not(tmp_path: Pat
     wait_for(tmp_path / "begun")
     (unfinished,) = tmp_path.glob(".unfinished-*-????????")
     assert unfinished.read_text() == "half"
-    assert sweep(tmp_path) == []
+    assert utils.sweep(tmp_path) == []
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert sweep(tmp_path) == [unfinished]
+    assert utils.sweep(tmp_path) == [unfinished]
     assert {path.name for path in tmp_path.iterdir()} == {".unfinished-notes", "begun"}
-    assert sweep(tmp_path / "nowhere") == []
+    assert utils.sweep(tmp_path / "nowhere") == []
 
 
 # ----------------------------------------------------------------------------------------- errors in one line
 
 
-def about_it(action, **options) -> str:
+def throw(error: Exception) -> None:
+    raise error
+
+
+def about_it(action: Callable[[], object], **options: Any) -> str:
     with pytest.raises(UserError) as told, file_errors(Path("x.json"), "fetch it again", **options):
         action()
     assert "\n" not in str(told.value)
     return str(told.value)
 
 
-def test_what_goes_wrong_with_a_named_file_is_one_line_that_names_it() -> None:
-    def no_room() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def no_memory() -> None:
-        raise MemoryError
-
-    assert about_it(lambda: Path("nowhere").read_text()) == (
-        "x.json cannot be read: No such file or directory: fetch it again"
-    )
+def test_what_goes_wrong_with_a_named_file_is_one_line_that_names_it():
+    no_file = about_it(lambda: Path("nowhere").read_text())
+    assert no_file == "x.json cannot be read: No such file or directory: fetch it again"
+    no_room = partial(throw, OSError(errno.ENOSPC, "No space left on device"))
     assert "written: No space left on device: make room" in about_it(no_room, done="written")
-    assert "cannot be read: no memory holds it" in about_it(no_memory)
-    assert "no memory holds it" in about_it(lambda: np.empty(1 << 50))
-    assert "no memory holds it" in about_it(lambda: torch.empty(1 << 50))
+    assert "cannot be read: no memory holds it" in about_it(partial(throw, MemoryError()))
+    for library in (np, torch):
+        assert "no memory holds it" in about_it(partial(library.empty, 1 << 50))
     broken = about_it(lambda: json.loads("{"), kinds=(ValueError,))
     assert broken.endswith("column 2 (char 1)): fetch it again")
     none = about_it(lambda: cv2.imencode(".none", np.zeros((2, 2))), kinds=(cv2.error,))
     assert "cannot be read (error: OpenCV" in none
-    with pytest.raises(UserError, match=r"^as it is$"), file_errors("x.json"):
-        raise UserError("as it is")
+    assert about_it(partial(throw, UserError("as it is"))) == "as it is"
 
 
-def test_an_error_is_one_line_whatever_the_name_and_wherever_it_was_raised() -> None:
+def test_an_error_is_one_line_whatever_the_name_and_wherever_it_was_raised():
     error = UserError("a\nb\u2028\udce9.png is cut short")
     assert str(error) == "a\\nb\\u2028\\udce9.png is cut short"
     assert str(UserError(str(error))) == str(error)
@@ -339,54 +276,40 @@ def test_an_error_is_one_line_whatever_the_name_and_wherever_it_was_raised() -> 
     assert str(UserError("")) == ""
 
 
-def test_a_defect_of_ours_keeps_its_traceback() -> None:
-    content: dict[str, int] = {}
-    with pytest.raises(KeyError), file_errors("x.json"):
-        content["missing"]
-    with pytest.raises(ValueError, match="could not convert"), file_errors("x.json"):
-        float("x")
-
-
-def exit_of(main) -> int | str | None:
+def exit_of(main: Callable[[], object]) -> int | str | None:
     with pytest.raises(SystemExit) as left:
         utils.run(main)
     return left.value.code
 
 
-def test_a_script_ends_in_one_line_for_memory_and_for_a_file_that_an_error_names(
-    capsys: pytest.CaptureFixture,
-) -> None:
-    assert exit_of(lambda: np.empty(1 << 50)) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "the memory is used up (MemoryError: Unable to allocate" in said
-    assert "lower --batchSize, --patch_size, --tile or --workers" in said
-    assert exit_of(lambda: Path("/nowhere/at all").read_text()) == 2
-    assert capsys.readouterr().err.endswith(": /nowhere/at all: No such file or directory\n")
-    assert exit_of(lambda: sys.exit(1)) == 1
-    for defect in (RuntimeError, OSError, KeyError):
-
-        def broken(kind: type[Exception] = defect) -> None:
-            raise kind("of ours")
-
-        with pytest.raises(defect, match="of ours"):
-            utils.run(broken)
-
-
-def test_a_killed_worker_is_one_line(capsys: pytest.CaptureFixture) -> None:
-    def broken(error: Exception) -> None:
-        raise error
-
-    ends = [ConnectionResetError(), EOFError(), RuntimeError("DataLoader worker (pid 7) is killed by signal")]
-    for end in ends:
-        assert exit_of(lambda end=end: broken(end)) == 2
+def test_a_script_ends_in_one_line_for_what_is_no_bug(capsys):
+    memory = "the memory is used up (MemoryError: Unable to allocate"
+    lower = "lower --batchSize, --patch_size, --tile or --workers, whichever this script has"
+    killed, fewer = "reads images ahead was killed, ", "lower --workers, then run it again"
+    cases: list[tuple[Callable[[], object], str, str]] = [
+        (lambda: np.empty(1 << 50), memory, lower),
+        (lambda: Path("/nowhere/at all").read_text(), "", ": /nowhere/at all: No such file or directory"),
+        (partial(throw, ConnectionResetError()), killed, fewer),
+        (partial(throw, EOFError()), killed, fewer),
+        (partial(throw, RuntimeError("DataLoader worker (pid 7) is killed")), killed, fewer),
+    ]
+    for main, begins, ends in cases:
+        assert exit_of(main) == 2
         said = capsys.readouterr().err
-        assert "reads images ahead was killed" in said and said.endswith(
-            "lower --workers, then run it again\n"
-        )
+        assert begins in said and said.endswith(f"{ends}\n") and said.count("\n") == 1
+    assert exit_of(lambda: sys.exit(1)) == 1
 
 
-def test_a_reader_that_has_gone_and_a_full_disk_behind_standard_output() -> None:
+def test_a_defect_of_ours_keeps_its_traceback():
+    for defect in (RuntimeError, OSError, KeyError):
+        with pytest.raises(defect, match="of ours"):
+            utils.run(partial(throw, defect("of ours")))
+    for defect in (RuntimeError, ValueError, KeyError):
+        with pytest.raises(defect, match="of ours"), file_errors("x.json"):
+            throw(defect("of ours"))
+
+
+def test_a_reader_that_has_gone_and_a_full_disk_behind_standard_output():
     def many() -> None:
         for n in range(100_000):
             print(n)

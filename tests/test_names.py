@@ -1,19 +1,10 @@
 """Which image goes with which, and what outputs are called."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from datasets.names import Matched, distinct_names, match
-
-
-def matched(images: Sequence[str], clean: Sequence[str]) -> Matched:
-    return match([Path(name) for name in images], [Path(name) for name in clean])
-
-
-def partners(images: Sequence[str], clean: Sequence[str]) -> dict[str, str]:
-    return {one.name: other.name for one, other in matched(images, clean).pairs}
+from datasets.names import distinct_names, match
 
 
 @pytest.mark.parametrize(
@@ -31,58 +22,48 @@ def partners(images: Sequence[str], clean: Sequence[str]) -> dict[str, str]:
     ],
 )
 def test_names_that_belong_together(image, clean):
-    assert partners([image], ["norain-70.png", clean, "1438.png"]) == {image: clean}
+    pairs, _, lone_clean = match([Path(image)], [Path("norain-70.png"), Path(clean), Path("1438.png")])
+    assert pairs == [(Path(image), Path(clean))]
+    assert len(lone_clean) == 2
 
 
-def test_the_exact_name_goes_first_and_a_clean_image_is_given_once():
-    assert partners(["1.png", "norain-1.png"], ["norain-1.png", "01.png"]) == {
-        "norain-1.png": "norain-1.png",
-        "1.png": "01.png",
-    }
-    assert partners(["1.png", "1x2.png"], ["1.png"]) == {"1.png": "1.png"}
-
-
-def test_pairs_keep_the_images_order():
-    images = ["c-2.png", "7gt.png", "c-10.png", "7.png"]
-    pairs = matched(images, ["10.jpg", "7.png", "2.jpg", "norain-7.png"]).pairs
-    assert [one.name for one, _ in pairs] == images
-
-
-def test_the_x2_of_rain200_is_no_number():
-    assert partners(["norain-1x2.png"], ["1.png", "1_2.png"]) == {"norain-1x2.png": "1.png"}
-
-
-def test_two_candidates_on_either_side_decide_nothing():
-    assert partners(["a_1.png"], ["b_1.png", "c_1.png"]) == {}
-    assert partners(["7_input.png", "7_output.png"], ["7.png"]) == {}
-    assert partners(["rain.png"], ["norain.png"]) == {}  # nothing is left of either name
-
-
-def test_whose_partner_is_missing_does_not_get_anothers():
-    assert partners(["a-1.png", "b-1.png"], ["b-1.png"]) == {"b-1.png": "b-1.png"}
-    files = ["a-1.png", "a-2.png", "a-10.png"]
-    pairs, lone, lone_clean = matched(files, ["c_0010.jpg", "c_0001.jpg", "d_2_2.jpg"])
-    assert {one.name: other.name for one, other in pairs} == {
-        "a-1.png": "c_0001.jpg",
-        "a-10.png": "c_0010.jpg",
-    }
-    assert (lone, lone_clean) == ([Path("a-2.png")], [Path("d_2_2.jpg")])
+@pytest.mark.parametrize(
+    ("images", "clean", "partners"),
+    [
+        # the exact name goes first, and a clean image is given once
+        ("1 norain-1", "norain-1 01", "01 norain-1"),
+        ("1 1x2", "1", "1 -"),
+        # whatever rule finds them, the images' order stays
+        ("c-2 7gt c-10 7", "10 7 2 norain-7", "2 norain-7 10 7"),
+        # the x2 of Rain200 is no number
+        ("norain-1x2", "1 1_2", "1"),
+        # two candidates on either side decide nothing
+        ("a_1", "b_1 c_1", "-"),
+        ("7_input 7_output", "7", "- -"),
+        ("rain", "norain", "-"),  # nothing is left of either name
+        # whose partner is missing does not get another's
+        ("a-1 b-1", "b-1", "- b-1"),
+        ("a-1 a-2 a-10", "c_0010 c_0001 d_2_2", "c_0001 - c_0010"),
+    ],
+)
+def test_each_image_has_its_own_partner_or_none(images, clean, partners):
+    files, others, theirs = ([Path(name) for name in names.split()] for names in (images, clean, partners))
+    expected = [pair for pair in zip(files, theirs, strict=True) if pair[1].name != "-"]
+    lone = [path for path, other in zip(files, theirs, strict=True) if other.name == "-"]
+    assert match(files, others) == (expected, lone, [path for path in others if path not in theirs])
 
 
 def test_fourteen_rainy_images_share_one_clean_image():
-    rainy = [f"{scene}_{k}.png" for scene in (901, 902) for k in range(1, 15)]
-    found = partners(rainy, ["901.jpg", "902.jpg", "903.jpg"])
-    assert found == {name: f"{name[:3]}.jpg" for name in rainy}
-    assert len(matched(rainy, ["902.jpg"]).lone) == 14
-
-
-def test_what_has_no_partner_is_told():
-    _, lone, lone_clean = matched(["1.png", "9.png"], ["1.png", "2.png"])
-    assert [lone, lone_clean] == [[Path("9.png")], [Path("2.png")]]
+    clean = {scene: Path(f"{scene}.jpg") for scene in (901, 902, 903)}
+    rainy = {Path(f"{scene}_{k}.png"): clean[scene] for scene in (901, 902) for k in range(1, 15)}
+    assert match([*rainy], [*clean.values()]) == ([*rainy.items()], [], [clean[903]])
+    assert len(match([*rainy], [clean[902]]).lone) == 14
 
 
 def test_no_two_outputs_get_one_name():
-    root = Path("set")
-    assert distinct_names([root / "a/1.png", root / "b/2.png"], root) == ["1", "2"]
-    assert distinct_names([root / "a/1.png", root / "b/1.png"], root) == ["a/1", "b/1"]
-    assert distinct_names([root / "1.png", root / "1.jpg"], root) == ["1.png", "1.jpg"]
+    for files, outputs in (
+        ("a/1.png b/2.png", ["1", "2"]),
+        ("a/1.png b/1.png", ["a/1", "b/1"]),
+        ("1.png 1.jpg", ["1.png", "1.jpg"]),
+    ):
+        assert distinct_names([Path("set", file) for file in files.split()], Path("set")) == outputs
