@@ -27,7 +27,7 @@ def clip(path, frames=12, rotation=0, codec="libx264", sound="aac", pace=PACE, t
     av, kind = videos.av, "bgr0" if codec == "ffv1" else "yuv420p"
     with av.open(str(path), "w") as container:
         picture = container.add_stream(codec, rate=pace)
-        picture.height, picture.width, picture.pix_fmt = *size, kind
+        (picture.height, picture.width), picture.pix_fmt = size, kind
         picture.codec_context.time_base = 1 / pace if times is None else Fraction(1, 1000)
         if kind == "yuv420p":
             picture.codec_context.colorspace = picture.codec_context.color_primaries = 1  # BT.709
