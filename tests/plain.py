@@ -25,9 +25,8 @@ class PlainNet(DerainNet):
     def forward(self, rainy: Tensor) -> Derained:
         """rainy (N, 3, H, W) to derained, streaks and code, as `DerainNet`'s."""
         height, width = rainy.shape[-2:]
-        missing = max(0, 32 - width), max(0, 32 - height)
-        padded = F.pad(rainy, (0, missing[0], 0, missing[1]), mode="replicate")
-        streaks, code = self._streaks(padded)
+        missing = (0, max(0, 32 - width), 0, max(0, 32 - height))
+        streaks, code = self._streaks(F.pad(rainy, missing, mode="replicate"))
         streaks = streaks[:, :, :height, :width]
         return Derained(rainy - streaks, streaks, code)
 
@@ -71,11 +70,12 @@ def plain(net: DerainNet) -> PlainNet:
     return twin
 
 
-def convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def convolved(conv: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(conv, nn.Conv2d)
     return F.conv2d(x, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2)
 
 
-def activated(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def activated(conv: nn.Module, x: Tensor) -> Tensor:
     return F.leaky_relu(convolved(conv, x), 0.2)
 
 
@@ -93,7 +93,6 @@ def pyramid_fusion(weights: PyramidFusion, x: Tensor) -> Tensor:
 
     def chain(convs: nn.Sequential, level: Tensor) -> Tensor:
         for conv in convs:
-            assert isinstance(conv, nn.Conv2d)
             level = activated(conv, level)
         return level
 
@@ -116,7 +115,7 @@ def dense_features(weights: DenseFeatures, x: Tensor, skips: Sequence[Tensor] = 
     assert isinstance(pyramid, PyramidFusion) and isinstance(multi_scale, MultiScaleFusion)
     features: list[Tensor] = []
     for i in range(weights.n):
-        out = fused(weights.fusions[i - 1], x, features) if features else x
+        out = activated(weights.fusions[i - 1], torch.cat([x, *features], 1)) if features else x
         unit_in = out + skips[i] if skips else out
         features.append(multi_scale_fusion(multi_scale, pyramid_fusion(pyramid, unit_in)))
     return features
@@ -124,12 +123,7 @@ def dense_features(weights: DenseFeatures, x: Tensor, skips: Sequence[Tensor] = 
 
 def dense_stage(weights: DenseStage, x: Tensor, skips: Sequence[Tensor] = ()) -> tuple[list[Tensor], Tensor]:
     features = dense_features(weights, x, skips)
-    return features, fused(weights.fusions[-1], x, features)
-
-
-def fused(fusion: nn.Module, x: Tensor, features: Sequence[Tensor]) -> Tensor:
-    assert isinstance(fusion, nn.Conv2d)
-    return activated(fusion, torch.cat([x, *features], 1))
+    return features, activated(weights.fusions[-1], torch.cat([x, *features], 1))
 
 
 # --------------------------------------------------------------------------------------------- losses
@@ -149,11 +143,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     variance_x, variance_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
     covariance = blurred(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    return (
-        (2 * mean_x * mean_y + c1)
-        * (2 * covariance + c2)
-        / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    ).mean()
+    above = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return (above / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))).mean()
 
 
 def dark_channel(image: Tensor, window: int) -> Tensor:

@@ -24,17 +24,11 @@ def test_a_study_tells_every_variation_by_scores_and_differences(tmp_path, run_h
     small.trained(small.teacher(tmp_path, steps=1))
     layouts.real_images(tmp_path / "real")
     layouts.rain200(tmp_path / "target")
-    given = {
-        "teacher": tmp_path / "teacher",
-        "data_path": tmp_path / "data",
-        "real_path": tmp_path / "real",
-        "labelled": tmp_path / "target",
-        "save_path": tmp_path / "study",
-        "tests": tmp_path / "data",
-        "seeds": (0,),
-    }
+    places = {"teacher": "teacher", "data_path": "data", "real_path": "real", "labelled": "target"}
+    places |= {"save_path": "study", "tests": "data"}
+    given = {**SMALL, "steps": 1, "seeds": (0,), **{name: tmp_path / at for name, at in places.items()}}
     some = (study.BASE, "KL at 10 %", "mean teacher and streaks", "KL alone", study.LABELLED)
-    words = [*arguments({**SMALL, "steps": 1, **given}), "--variations", *some]
+    words = [*arguments(given), "--variations", *some]
     assert run_here("tools/study.py", *words) == 0
     text = (tmp_path / "study/study.md").read_text()
     scores, differences = text.split("Differences")
@@ -88,15 +82,19 @@ def test_what_a_student_may_learn_besides_from_real_rain(tmp_path):
 def test_a_network_that_changes_nothing_agrees_with_its_teacher_in_any_view(tmp_path):
     """Both views must be turned and lit alike; and streaks that are none fall on the clean image."""
 
-    class Unchanged(torch.nn.Module):
+    class Keeps(torch.nn.Module):
+        def __init__(self, share):
+            super().__init__()
+            self.share = share
+
         def forward(self, rainy):
-            return Derained(rainy, 0 * rainy, rainy)
+            return Derained(self.share * rainy, rainy - self.share * rainy, rainy)
 
     batch = {name: torch.rand(2, 3, 16, 16) for name in ("rainy", "clean", "real_rainy")}
     weights = {"consistency_weight": 1.0, "transplant_weight": 1.0}
     stage = Adapted(Adapting(**{**vars(small.student(tmp_path)), **weights}))
-    stage.beside["teacher"] = Unchanged()
-    terms = stage.terms(Unchanged(), batch)
+    stage.beside["teacher"] = Keeps(1)
+    terms = stage.terms(Keeps(1), batch)
     assert terms["consistency"] == pytest.approx(0, abs=1e-7) and terms["transplant"] == 0
     seen = []
 
@@ -108,12 +106,7 @@ def test_a_network_that_changes_nothing_agrees_with_its_teacher_in_any_view(tmp_
     assert terms["consistency"] > 0.05
     view, light = seen[1].flip(3), torch.tensor([0.8, 1.2]).view(-1, 1, 1, 1)
     torch.testing.assert_close(view, batch["real_rainy"] * light)
-
-    class Halving(torch.nn.Module):
-        def forward(self, rainy):
-            return Derained(rainy / 2, rainy / 2, rainy)
-
-    stage.beside["teacher"], seen = Halving(), []
+    stage.beside["teacher"], seen = Keeps(0.5), []
     stage.terms(darkened, batch)
     streaks = (batch["real_rainy"] / 2).mean(1, keepdim=True)
     torch.testing.assert_close(seen[2], (batch["clean"] + streaks).clamp(max=1))
@@ -123,7 +116,7 @@ def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp
     run = small.trained(small.teacher(tmp_path))
     words = ("--logdir", str(tmp_path / "teacher"))
     assert run_here("tools/export.py", *words) == 0
-    whole, alone = tmp_path / "teacher/net_latest", tmp_path / "teacher/pretrained/net_latest"
+    whole, alone = (tmp_path / "teacher" / below / "net_latest" for below in ("", "pretrained"))
     assert alone.stat().st_size < whole.stat().st_size / 4  # float16, and no moments of Adam
     content = load_checkpoint(alone)
     assert content["recipe"] == load_checkpoint(whole)["recipe"] and "training" not in content

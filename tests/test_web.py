@@ -1,7 +1,6 @@
 """The page of `derain.py --serve`. What needs Gradio, an extra, is passed over without it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,12 +25,11 @@ def model(tmp_path_factory):
 
 
 def test_a_photograph_comes_back_derained_with_all_that_it_is(tmp_path, model):
-    derain = Derainer.open(model)
-    before, after, result = web.derained_file(derain, photograph(tmp_path / "x.jpg", orientation=6))
-    made = read_picture(result)
+    derain, path = Derainer.open(model), photograph(tmp_path / "x.jpg", orientation=6)
+    before, after, result = web.derained_file(derain, path)
+    made, given = read_picture(result), read_picture(path)
     assert result.name == "x_derained.png" and made.icc == SRGB and before.shape == after.shape
-    expected = derain.derained(read_picture(tmp_path / "x.jpg").tensor())
-    assert np.array_equal(made.pixels, read_picture(tmp_path / "x.jpg").painted(expected).pixels)
+    assert np.array_equal(made.pixels, given.painted(derain.derained(given.tensor())).pixels)
     (tmp_path / "no.jpg").write_bytes(b"text")
     with pytest.raises(UserError, match=r"no\.jpg is not an image"):
         web.derained_file(derain, tmp_path / "no.jpg")
@@ -39,14 +37,9 @@ def test_a_photograph_comes_back_derained_with_all_that_it_is(tmp_path, model):
 
 def test_the_page_is_for_this_machine_alone(model):
     pytest.importorskip("gradio", reason="needs requirements-extras.txt")
-    words = [sys.executable, "derain.py", "--serve", "--port", "0", "--logdir", model, "--use_GPU", "False"]
+    words = ["derain.py", "--serve", "--port", "0", "--logdir", str(model), "--use_GPU", "False"]
     with subprocess.Popen(
-        list(map(str, words)),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        [sys.executable, "-u", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         try:
             assert process.stdout

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+
+from tests.attack.scripts import TINY
+from tests.small import student, teacher, trained
 
 SECONDS = float(os.environ.get("ATTACK") or 0)  # a target; 0: the few cases of `make test`
 
@@ -17,8 +22,7 @@ class Budget:
     """Says when a target has had enough, and counts its cases."""
 
     def __init__(self) -> None:
-        self.cases = 0
-        self.is_short = not SECONDS  # as in `make test`
+        self.cases, self.is_short = 0, not SECONDS  # short: as in `make test`
         self._end = time.monotonic() + SECONDS
 
     def seeds(self, few: int) -> Iterator[int]:
@@ -41,11 +45,19 @@ class Budget:
             print_blob=False,
             suppress_health_check=list(hypothesis.HealthCheck),
         )
-        for seed in range(1 << 30):
-            attacked = settings(hypothesis.seed(seed)(hypothesis.given(**strategies)(counted)))
-            attacked()
+        for seed in itertools.count():
+            settings(hypothesis.seed(seed)(hypothesis.given(**strategies)(counted)))()
             if time.monotonic() >= self._end:
                 break
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/ (four training pairs, two test pairs), real/, teacher/ and student/, each after two steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    trained(teacher(folder, **TINY))
+    trained(student(folder, **TINY))
+    return folder
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from backbones import BACKBONES
 from networks import Derained
+from tests.small import ROOT, SMALL
 
-ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = ["tests.small", "derain", "tools.export", "metrix_code.folders", "metrix_code.tables"]
 IMPORTED += ["torch._dynamo", "torch.distributed.tensor"]  # which an optimizer would import
 context = multiprocessing.get_context("forkserver")
@@ -45,9 +45,8 @@ class OneConvolution(nn.Module):
         return Derained(rainy - streaks, streaks, code)
 
 
-def with_one_convolution() -> None:
-    """In this process --backbone OneConvolution is known."""
-    BACKBONES["OneConvolution"] = OneConvolution
+BACKBONES["OneConvolution"] = OneConvolution  # here, and in every process that is forked from here
+TINY = SMALL | {"backbone": "OneConvolution", "channels": (2, 3, 4), "steps": 2, "save_every": 1}
 
 
 class Ended(NamedTuple):

@@ -15,33 +15,31 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backbones import BACKBONES
 from config import Training
 from inference import Derainer
 from machinery.checkpoints import load_checkpoint
 from networks import DerainNet
 from tests.attack.conftest import Budget
-from tests.attack.scripts import OneConvolution
-from tests.attack.test_images import CHANGES, changed
-from tests.small import SMALL, a_run, student, teacher, trained
+from tests.attack.scripts import TINY
+from tests.attack.test_inputs import CHANGES, changed
+from tests.small import a_run, student, teacher, trained
 from utils import UserError
 
-TINY: dict[str, Any] = {**SMALL, "backbone": "OneConvolution", "steps": 2, "cache": "off"}
+UNCACHED: dict[str, Any] = {**TINY, "cache": "off"}
 LEFT = 6 << 30  # bytes of address space beyond what the process has: more is no answer to a small file
+numbers = st.integers(0, 1 << 20)
 
-
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about what is done to them here
+# torch warns of what is done to them here
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("bounded")]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher, which keeps an average of its weights, and its student."""
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(BACKBONES, "OneConvolution", OneConvolution)
-        trained(teacher(folder, ema=0.5, **TINY))
-        trained(student(folder, **TINY))
-        yield folder
+    trained(teacher(folder, ema=0.5, **UNCACHED))
+    trained(student(folder, **UNCACHED))
+    return folder
 
 
 @pytest.fixture
@@ -95,17 +93,15 @@ def places(content: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from places(content[index], (*at, index))
 
 
-def inside(content: Any, at: tuple[Any, ...]) -> tuple[Any, Any]:
-    """The container that holds the place, and what is there."""
-    for key in at[:-1]:
-        content = content[key]
-    return content, content[at[-1]]
-
-
-def mutated(content: dict[str, Any], at: tuple[Any, ...], what: int) -> Any:
-    """`content` with one place removed, replaced by something else, or its tensor changed."""
-    content = copy.deepcopy(content)
-    holder, there = inside(content, at)
+def mutated(content: dict[str, Any], at: tuple[Any, ...], what: int, key: Any = None) -> Any:
+    """`content` with one place removed, replaced, its tensor changed, or, where there is one, with `key`."""
+    content = holder = copy.deepcopy(content)
+    for each in at[:-1]:
+        holder = holder[each]
+    there = holder[at[-1]]
+    if key is not None and isinstance(holder, dict):
+        holder[key] = holder.pop(at[-1])
+        return content
     changes = TENSORS if isinstance(there, Tensor) else []
     choice = what % (len(OTHERS) + len(changes) + 1)
     if choice == len(OTHERS) + len(changes):
@@ -115,16 +111,6 @@ def mutated(content: dict[str, Any], at: tuple[Any, ...], what: int) -> Any:
     else:
         with contextlib.suppress(RuntimeError, TypeError, IndexError):  # not every tensor can be changed so
             holder[at[-1]] = changes[choice - len(OTHERS)](there)
-    return content
-
-
-def keys_changed(content: dict[str, Any], at: tuple[Any, ...], key: Any) -> Any:
-    """`content` with a key of another name, or of no text at all."""
-    content = copy.deepcopy(content)
-    holder, there = inside(content, at)
-    if isinstance(holder, dict):
-        del holder[at[-1]]
-        holder[key] = there
     return content
 
 
@@ -154,13 +140,7 @@ def resumed(recipe: Training) -> None:
     run.run()
 
 
-def begun(folder: Path, path: Path) -> None:
-    a_run(student(folder, teacher=path, **{**TINY, "save_path": folder / "begun"}))
-
-
-def test_whatever_is_done_to_a_checkpoints_bytes(
-    budget: Budget, made: Path, tmp_path: Path, bounded: None
-) -> None:
+def test_whatever_is_done_to_a_checkpoints_bytes(budget: Budget, made: Path, tmp_path: Path) -> None:
     whole = (made / "student/net_latest").read_bytes()
     path = tmp_path / "net_latest"
 
@@ -168,48 +148,41 @@ def test_whatever_is_done_to_a_checkpoints_bytes(
         content = whole
         for what, where, much in changes:
             # the archive's own list is at its end, what it holds is anywhere
-            content = changed(
-                content, (what, where if far % 3 else far * 997 % max(1, len(content)), much), seed
-            )
+            where = where if far % 3 else far * 997 % max(1, len(content))
+            content = changed(content, (what, where, much), seed)
         path.write_bytes(content)
         tried(lambda: opened(path), path)
 
-    budget.draw(
-        15,
-        check,
-        changes=st.lists(CHANGES, min_size=1, max_size=3),
-        seed=st.integers(0, 1000),
-        far=st.integers(0, 1 << 20),
-    )
+    some = st.lists(CHANGES, min_size=1, max_size=3)
+    budget.draw(15, check, changes=some, seed=st.integers(0, 1000), far=numbers)
 
 
-def test_whatever_a_checkpoint_holds_it_opens_or_is_named(
-    budget: Budget, made: Path, tmp_path: Path, bounded: None
+def test_whatever_a_checkpoint_holds_it_opens_and_a_student_begins_or_it_is_named(
+    budget: Budget, made: Path, tmp_path: Path
 ) -> None:
     whole = load_checkpoint(made / "student/net_latest")
     light = {key: value for key, value in whole.items() if key != "training"}
-    where = [*places(light)]
     path = tmp_path / "net_latest"
     net = DerainNet(channels=(2, 3, 4), units=(1, 1, 1)).state_dict()
     theirs = {key.replace("full_branch.", "encoder_decoder_1."): value for key, value in net.items()}
+    recipe: Any = student(made, teacher=path, save_path=tmp_path / "begun", **UNCACHED)
     wholes: list[dict[str, Any]] = [light, light, {"net": net}, {"net": theirs, "clock_net": 7}, theirs]
 
-    def check(which: int, at: int, what: int) -> None:
-        content = wholes[which]
-        there = where if content is light else [*places(content)]
-        torch.save(mutated(content, there[at % len(there)], what), path)
-        tried(lambda: opened(path), path)
+    def check(which: int, at: int, what: int, begins: bool) -> None:
+        there = [*places(wholes[which])]
+        torch.save(mutated(wholes[which], there[at % len(there)], what), path)
+        tried(lambda: a_run(recipe) if begins else opened(path), path)
 
-    numbers = st.integers(0, 1 << 20)
-    budget.draw(25, check, which=st.integers(0, 4), at=numbers, what=numbers)
+    begins = st.sampled_from([False, False, False, True])  # which takes longer
+    budget.draw(33, check, which=st.integers(0, 4), at=numbers, what=numbers, begins=begins)
 
 
 @pytest.mark.parametrize("stage", [teacher, student])
 def test_whatever_a_checkpoint_holds_it_resumes_or_is_named(
-    budget: Budget, made: Path, tmp_path: Path, bounded: None, stage: Callable[..., Training]
+    budget: Budget, made: Path, tmp_path: Path, stage: Callable[..., Training]
 ) -> None:
     ema = 0.5 if stage is teacher else 0.0
-    recipe = stage(made, save_path=tmp_path / "run", ema=ema, **TINY)
+    recipe = stage(made, save_path=tmp_path / "run", ema=ema, **UNCACHED)
     recipe.save_path.mkdir()
     path = recipe.save_path / "net_latest"
     whole = load_checkpoint(made / stage.__name__ / "net_latest")
@@ -218,27 +191,8 @@ def test_whatever_a_checkpoint_holds_it_resumes_or_is_named(
 
     def check(often: bool, at: int, what: int, key: Any) -> None:
         there = inner if often else where
-        content = mutated(whole, there[at % len(there)], what)
-        if key is not None:
-            content = keys_changed(whole, there[at % len(there)], key)
-        torch.save(content, path)
+        torch.save(mutated(whole, there[at % len(there)], what, key), path)
         tried(lambda: resumed(recipe), path)
 
-    numbers = st.integers(0, 1 << 20)
     names = st.sampled_from([None, None, None, 7, "x", "\udce9", ("a", "b"), 2.5])
     budget.draw(12, check, often=st.sampled_from([True, True, False]), at=numbers, what=numbers, key=names)
-
-
-def test_whatever_a_teacher_is_a_student_begins_or_names_it(
-    budget: Budget, made: Path, tmp_path: Path, bounded: None
-) -> None:
-    whole = load_checkpoint(made / "teacher/net_latest")
-    where = [at for at in places(whole) if at[0] != "training"]
-    path = tmp_path / "net_latest"
-
-    def check(at: int, what: int) -> None:
-        torch.save(mutated(whole, where[at % len(where)], what), path)
-        tried(lambda: begun(made, path), path)
-
-    numbers = st.integers(0, 1 << 20)
-    budget.draw(8, check, at=numbers, what=numbers)

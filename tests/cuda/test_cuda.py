@@ -39,9 +39,16 @@ def as_it_was():
     set_arithmetic("float32")
 
 
-def a_batch(side=64):
+def a_batch(device="cpu"):
     torch.manual_seed(1)
-    return {name: torch.rand(2, 3, side, side) for name in ("rainy", "clean", "real_rainy")}
+    return {name: torch.rand(2, 3, 64, 64).to(device) for name in ("rainy", "clean", "real_rainy")}
+
+
+def step_of(net, name="SID"):
+    """What trains a network on the card by a step, and gives the terms."""
+    kind, recipe = STAGES[name]
+    stage, optimizer, here = kind(recipe), optimizer_of(recipe, net), a_batch(CARD)
+    return lambda: training_step(stage, net, optimizer, [here])
 
 
 def away(ours, exact):
@@ -71,7 +78,7 @@ def test_output_terms_and_gradient_are_those_of_float64_on_a_cpu(backbone, name,
     if recompute:
         net.recompute_units()
     set_arithmetic(precision)
-    ours, here = AutocastModel(net, precision).to(CARD), {key: each.to(CARD) for key, each in batch.items()}
+    ours, here = AutocastModel(net, precision).to(CARD), a_batch(CARD)
     terms = stage.terms(ours, here)
     stage.total(terms).backward()
     limit, of_gradient = LIMITS[precision]
@@ -102,31 +109,24 @@ def test_the_dark_channels_gradient_is_that_of_three_dimensional_pooling():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_map_lies_channels_last_and_every_gradient_as_its_weight(precision):
-    net = AutocastModel(NETWORKS["DerainNet"](), precision).to(CARD)
-    lies = []
-
-    def look(module, given, made):
-        lies.append(made.is_contiguous(memory_format=torch.channels_last))
-
+    net, lies = AutocastModel(NETWORKS["DerainNet"](), precision).to(CARD), []
+    how = {"memory_format": torch.channels_last}
     for module in net.modules():
         if isinstance(module, Conv):
-            module.register_forward_hook(look)
-    here = {key: each.to(CARD) for key, each in a_batch().items()}
-    training_step(SID(TEACHERS["Rain200H"]), net, optimizer_of(TEACHERS["Rain200H"], net), [here])
+            module.register_forward_hook(lambda _, x, made: lies.append(made.is_contiguous(**how)))
+    step_of(net)()
     assert lies and all(lies)
     assert all(p.grad is not None and p.grad.stride() == p.stride() for p in net.parameters())
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_no_step_waits_for_the_card(name):
-    kind, recipe = STAGES[name]
-    net = AutocastModel(NETWORKS["DerainNet"](), "bfloat16").to(CARD)
-    optimizer, here = optimizer_of(recipe, net), {key: each.to(CARD) for key, each in a_batch().items()}
-    training_step(kind(recipe), net, optimizer, [here])
+    step = step_of(AutocastModel(NETWORKS["DerainNet"](), "bfloat16").to(CARD), name)
+    step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        training_step(kind(recipe), net, optimizer, [here])
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -138,24 +138,20 @@ def test_compiled_units_give_the_same_losses():
         net = NETWORKS["DerainNet"]()
         if compiled:
             net.compile_units()
-        net = AutocastModel(net).to(CARD)
-        optimizer = optimizer_of(TEACHERS["Rain200H"], net)
-        here = {key: each.to(CARD) for key, each in a_batch().items()}
-        stage = SID(TEACHERS["Rain200H"])
-        logged.append([training_step(stage, net, optimizer, [here])["total"].item() for _ in range(3)])
+        step = step_of(AutocastModel(net).to(CARD))
+        logged.append([step()["total"].item() for _ in range(3)])
     assert logged[0] == pytest.approx(logged[1], rel=2e-2)
 
 
 def scripts(recipe, name, **changes):
-    done = run_script(f"train_{name}.py", recipe, use_GPU=True, **changes)
+    done = run_script(f"train_{name}.py", recipe, **{"use_GPU": True, **changes})
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("light", [{}, LIGHT])
 def test_a_resumed_run_on_a_card_ends_at_the_same_weights(tmp_path, light):
-    straight = teacher(tmp_path, save_path=tmp_path / "straight", **light)
     given = {"deterministic": True, "lr_factor": 1.0, **light}  # the rate knows nothing of the length
-    scripts(straight, "Rain200H", **given)
+    scripts(teacher(tmp_path, save_path=tmp_path / "straight", **light), "Rain200H", **given)
     stopped = teacher(tmp_path, save_path=tmp_path / "stopped", **light)
     scripts(stopped, "Rain200H", **given, steps=3)
     scripts(stopped, "Rain200H", **given, resume=True)
@@ -164,12 +160,10 @@ def test_a_resumed_run_on_a_card_ends_at_the_same_weights(tmp_path, light):
 
 def test_a_cpus_checkpoint_goes_on_on_a_card(tmp_path):
     recipe = teacher(tmp_path, steps=3)
-    done = run_script("train_Rain200H.py", recipe)
-    assert done.returncode == 0, done.stderr
+    scripts(recipe, "Rain200H", use_GPU=False)
     scripts(recipe, "Rain200H", resume=True, steps=6)
     assert load_checkpoint(tmp_path / "teacher/net_latest")["step"] == 6
-    pupil = student(tmp_path)
-    scripts(pupil, "Rain200H_real")
+    scripts(student(tmp_path), "Rain200H_real")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
