@@ -276,7 +276,7 @@ def test_an_error_is_one_line_whatever_the_name_and_wherever_it_was_raised():
     assert str(UserError("")) == ""
 
 
-def exit_of(main: Callable[[], object]) -> int | str | None:
+def exit_of(main: Callable[[], Any]) -> int | str | None:
     with pytest.raises(SystemExit) as left:
         utils.run(main)
     return left.value.code
@@ -286,7 +286,7 @@ def test_a_script_ends_in_one_line_for_what_is_no_bug(capsys):
     memory = "the memory is used up (MemoryError: Unable to allocate"
     lower = "lower --batchSize, --patch_size, --tile or --workers, whichever this script has"
     killed, fewer = "reads images ahead was killed, ", "lower --workers, then run it again"
-    cases: list[tuple[Callable[[], object], str, str]] = [
+    cases: list[tuple[Callable[[], Any], str, str]] = [
         (lambda: np.empty(1 << 50), memory, lower),
         (lambda: Path("/nowhere/at all").read_text(), "", ": /nowhere/at all: No such file or directory"),
         (partial(throw, ConnectionResetError()), killed, fewer),
@@ -301,10 +301,12 @@ def test_a_script_ends_in_one_line_for_what_is_no_bug(capsys):
 
 
 def test_a_defect_of_ours_keeps_its_traceback():
-    for defect in (RuntimeError, OSError, KeyError):
+    one: list[type[Exception]] = [RuntimeError, OSError, KeyError]
+    other: list[type[Exception]] = [RuntimeError, ValueError, KeyError]
+    for defect in one:
         with pytest.raises(defect, match="of ours"):
             utils.run(partial(throw, defect("of ours")))
-    for defect in (RuntimeError, ValueError, KeyError):
+    for defect in other:
         with pytest.raises(defect, match="of ours"), file_errors("x.json"):
             throw(defect("of ours"))
 

@@ -45,9 +45,9 @@ def test_psnr_and_ssim_are_scikit_images(pair):
     assert psnr(*pair) == pytest.approx(on_rgb, abs=1e-12)
     noisy, clean = map(luma, pair)
     on_y = peak_signal_noise_ratio(noisy, clean, data_range=255)
-    assert psnr(*pair, "Y") == pytest.approx(on_y, abs=1e-12)
+    assert psnr(pair[0], pair[1], "Y") == pytest.approx(on_y, abs=1e-12)
     valid = structural_similarity(noisy, clean, **REFERENCE)
-    assert ssim(*pair, "Y") == pytest.approx(valid, abs=1e-12)
+    assert ssim(pair[0], pair[1], "Y") == pytest.approx(valid, abs=1e-12)
 
 
 def test_ssim_on_rgb_is_the_direct_sum_with_zero_padding(pair):
@@ -205,9 +205,9 @@ def call(results, monkeypatch):
         paths = ["--res_path", results / derained, "--gt_path", results / clean]
         words = [*paths[: 2 if title == "NIQE" else 4], *options]
         monkeypatch.setattr(sys, "argv", ["score", *map(str, words)])
-        metrics = {"PSNR": (psnr, {"digits": 3}), "SSIM": (ssim, {}), "NIQE": (niqe, {"of_one": "LIVE, Y"})}
-        function, more = metrics[title]
-        folders.main(function, title, about="", **more)
+        function: Any = {"PSNR": psnr, "SSIM": ssim, "NIQE": niqe}[title]
+        of_one = "LIVE, Y" if title == "NIQE" else ""
+        folders.main(function, title, about="", digits=3 if title == "PSNR" else 4, of_one=of_one)
 
     return call
 

@@ -492,9 +492,10 @@ def test_the_network_is_of_the_backbone_and_size_asked_for(tmp_path):
     assert isinstance(net, DerainNet) and net.head1.out_channels == 5 and net.full_branch.encode1.n == 3
     built = {"channels": (5, 6, 7), "units": (3, 2, 1)}
     assert run.state.network == {"backbone": "DerainNet", "arguments": built}
-    light: Any = a_run(teacher(tmp_path, **LIGHT)).state.net.net
+    light = a_run(teacher(tmp_path, **LIGHT)).state.net.net
+    levels: Any = light.encode
     assert isinstance(light, LightNet)
-    assert [level.blocks[0].conv1.out_channels for level in light.encode] == [4, 6, 8]
+    assert [level.blocks[0].conv1.out_channels for level in levels] == [4, 6, 8]
 
 
 @pytest.mark.parametrize("wrong", [{"channels": (4, 6)}, {"backbone": "LightNet", "units": (1, 1)}])

@@ -68,7 +68,7 @@ def test_every_number_of_a_recipe_is_that_of_the_table(key, preset):
 
 def assert_as_in_the_table(recipe, key, preset):
     assert (recipe.stage, recipe.dataset) == key
-    expected = expected_of(*key, preset)
+    expected = expected_of(recipe.stage, recipe.dataset, preset)
     options = {each.name for each in dataclasses.fields(recipe) if "help" in each.metadata}
     assert options == expected.keys() | OTHERS & options
     assert not [name for name, value in expected.items() if not same(as_text(getattr(recipe, name)), value)]

@@ -155,6 +155,7 @@ TABLE = [
     *[Row(f"a weight that {what}", content(net=first(change)), EVAL,
           ONCE + ": 'first.weight' of its network is no weight" + TRAIN_ANEW)
       for what, change in (
+          ("is text", str),
           ("is an integer", torch.Tensor.int),
           ("is sparse", torch.Tensor.to_sparse),
           ("shows one number a million million times", lambda w: w[0, 0, 0, :1].expand(10**6, 10**6)),
