@@ -38,20 +38,8 @@ from utils import (
 )
 
 # photographs and moving pictures that no reader here knows: phones and cameras write them
-OF_CAMERAS = {
-    ".heic",
-    ".heif",
-    ".avif",
-    ".gif",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".orf",
-    ".raf",
-    ".rw2",
-}
+OF_CAMERAS = {".heic", ".heif", ".avif", ".gif", ".dng"}
+OF_CAMERAS |= {".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
 
 
 @dataclass(frozen=True)
