@@ -67,7 +67,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
         labels |= {"precision": options.precision, "tile": options.tile, "hardware": hardware(device)}
         print(f"on {device}: {labels['hardware']}, {options.precision}")
     folder = place_for(options.save_path, labels)
-    refuse_to_lie_around(folder, [found.root, *inputs_of(found), *([] if derainer else [options.derained])])
+    refuse_input_folders(folder, [found.root, *inputs_of(found), *([] if derainer else [options.derained])])
     pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model.files]
     files = dict(zip(pairs, result_names(pairs, options.clean_names), strict=True))
     for line in (model_in_words(model, labels), found.describe(), *warnings_of(found, labels, options)):
@@ -289,7 +289,7 @@ def inputs_of(found: Found) -> set[Path]:
     return {side.path.parent for side in sides}
 
 
-def refuse_to_lie_around(folder: Path, inputs: Iterable[Path]) -> None:
+def refuse_input_folders(folder: Path, inputs: Iterable[Path]) -> None:
     """Raises UserError where results would lie among the images that are read, or around them."""
     place = folder.resolve()
     for path in inputs:

@@ -19,8 +19,12 @@ from utils import printable
 # as --help shows them, those without a heading first
 GROUPS = (
     "",
-    *("data", "schedule", "weights of the loss", "beyond the paper's recipe"),
-    *("machine", "checkpoints and logs"),
+    "data",
+    "schedule",
+    "weights of the loss",
+    "beyond the paper's recipe",
+    "machine",
+    "checkpoints and logs",
 )
 
 
@@ -106,15 +110,15 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     record = _by_preset(record, arguments)
     kinds = get_type_hints(type(record))
     fields = [each for each in dataclasses.fields(record) if "help" in each.metadata]
-    needed = "".join(f" --{each.name} PATH" for each in fields if each.metadata["required"])
-    needed += "".join(f" {each.name}" for each in fields if each.metadata["positional"])
+    needed = [f"--{each.name} ..." for each in fields if each.metadata["required"]]
+    needed += [each.name for each in fields if each.metadata["positional"]]
     parser = _Parser(
-        usage=f"%(prog)s [options]{needed}",  # argparse's own is forty lines long
+        usage=" ".join(["%(prog)s [options]", *needed]),  # argparse's own is forty lines long
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for title in GROUPS:
+    for title in dict.fromkeys((*GROUPS, *(each.metadata["group"] for each in fields))):
         group = parser.add_argument_group(title) if title else parser  # one without options is not shown
         for each in (each for each in fields if each.metadata["group"] == title):
             _add_option(group, each, kinds[each.name], getattr(record, each.name))
@@ -178,9 +182,7 @@ def _add_option(parser: Any, each: dataclasses.Field, kind: Any, default: Any) -
         how |= {"type": kind, "choices": each.metadata["choices"]}
         how["metavar"] = None if how["choices"] else kind.__name__.upper()
     if each.metadata["positional"]:
-        if how["metavar"] and "nargs" not in how:
-            how["metavar"] = each.name
-        parser.add_argument(each.name, **(how | {"help": each.metadata["help"]}))
+        parser.add_argument(each.name, **(how | {"help": each.metadata["help"], "metavar": each.name}))
     elif each.metadata["required"]:
         parser.add_argument(f"--{each.name}", required=True, **(how | {"help": each.metadata["help"]}))
     else:

@@ -17,7 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from metrix_code import folders, tables
 from metrix_code.metrics import HEADLINE_METRICS, KEYS, METRICS
 from metrix_code.niqe import niqe
-from metrix_code.protocol import PROTOCOLS, luma, ssim_downsample
+from metrix_code.protocol import PROTOCOLS, luma, mean, ssim_downsample
 from metrix_code.psnr import psnr
 from metrix_code.scores import SCORES, average, read_scores, write_scores
 from metrix_code.ssim import ssim
@@ -48,6 +48,19 @@ def test_psnr_and_ssim_are_scikit_images(pair):
     assert psnr(pair[0], pair[1], "Y") == pytest.approx(on_y, abs=1e-12)
     valid = structural_similarity(noisy, clean, **REFERENCE)
     assert ssim(pair[0], pair[1], "Y") == pytest.approx(valid, abs=1e-12)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_identical_images(pair, protocol):
+    clean = pair[1]
+    assert psnr(clean, clean, protocol) == math.inf
+    assert ssim(clean, clean, protocol) == pytest.approx(1, abs=1e-12)
+
+
+def test_mean_counts_the_infinite():
+    assert mean([20.0, 30.0, math.inf, None]) == (25.0, 1)
+    assert mean([math.inf, math.inf]) == (math.inf, 2)
+    assert mean([None]) == (None, 0)
 
 
 def test_ssim_on_rgb_is_the_direct_sum_with_zero_padding(pair):

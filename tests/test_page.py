@@ -119,3 +119,13 @@ def test_infinite_scores_are_counted_and_sort_and_equal_gains_stand_by_name(tmp_
 def test_an_image_of_another_size_is_named(tmp_path):
     with pytest.raises(UserError, match="seven: the rainy image"):
         PageWriter(tmp_path, "t").add({"name": "seven", "file": "7.png"}, PICTURE[:-1], PICTURE)
+
+
+@pytest.mark.parametrize("scores", [{}, {"psnr": 20.0}, {"psnr": 20.0, "rainy_psnr": 18.0}])
+def test_sorting_is_offered_where_there_is_a_gain(tmp_path, scores):
+    (label,) = shown(tmp_path, {"x": scores}).all("label")
+    assert ("hidden" in label) == (len(scores) < 2)
+
+
+def test_an_empty_page_is_a_page(tmp_path):
+    assert shown(tmp_path, {}).all("article") == []

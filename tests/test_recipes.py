@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from config import EVALUATIONS, PHOTOGRAPHS, PRESETS, STUDENTS, TEACHERS, Schedule
-from machinery.options import GROUPS, binding, parse
+from machinery.options import GROUPS, Options, binding, option, parse
 from tests.small import ROOT
 
 RECORDS: dict[tuple[str, str], Any] = {("SID", name): each for name, each in TEACHERS.items()}
@@ -171,6 +171,21 @@ def test_help_shows_the_defaults_that_hold_in_groups(capsys, words, backbone, lr
     assert f"(default: {backbone})" in shown and f"learning rate of Adam (default: {lr})" in shown
     places = [shown.index(f" {title}: --") for title in GROUPS[1:]]
     assert places == sorted(places)
+
+
+def test_an_option_of_ones_own_group_is_an_option(capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Own(Options):
+        files: tuple[Path, ...] = option((), "read", positional=True)
+        place: Path = option(Path(), "written", required=True)
+        more: int = option(1, "of one's own", group="mine")
+
+    own = parse(Own(), "", ["a", "c", "--place", "b", "--more", "2"])
+    assert own == Own((Path("a"), Path("c")), Path("b"), 2)
+    with pytest.raises(SystemExit):
+        parse(Own(), "", ["--help"])
+    shown = capsys.readouterr().out
+    assert " [options] --place ... files\n" in shown and "mine:\n  --more INT" in shown
 
 
 def test_a_preset_is_no_recipe_of_a_dataset_that_it_does_not_know(capsys):
