@@ -109,15 +109,14 @@ def optimizer_of(recipe: Training, net: nn.Module) -> torch.optim.Adam:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Its moments. It keeps its own ways (fused): what was saved may be another device's."""
-    ways = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    # before loading: a fused optimizer's count of steps must come to the card, by what it is told here
-    # the rate is the last step's: a run that has no step left to set it ends as one never stopped
-    groups = [
-        {**way, "params": group["params"], "lr": group["lr"]}
-        for group, way in zip(saved["param_groups"], ways, strict=True)
-    ]
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    """Its moments, and the last step's rate: a run that has no step left ends as one never stopped.
+
+    All else is its own: what was saved may be another device's.
+    """
+    own = optimizer.state_dict()
+    for group, was in zip(own["param_groups"], saved["param_groups"], strict=True):
+        group["lr"] = was["lr"]
+    optimizer.load_state_dict({**own, "state": saved["state"]})
 
 
 # ------------------------------------------------------------------------------------ what a run has reached
