@@ -1,6 +1,7 @@
 """The scripts beside training and evaluation: the study, the small checkpoint, the contact sheet."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from networks import Derained
 from tests import layouts, small
 from tests.small import SMALL, arguments
 from tools import changes, export, study
-from tools.adaptation import Adapted, Adapting, statistics_gap
+from tools.adaptation import Adapted, Adapting, over_turns, statistics_gap
 from tools.contact_sheet import CAPTION, GAP
 from utils import UserError, read_image, write_image
 
@@ -27,7 +28,8 @@ def test_a_study_tells_every_variation_by_scores_and_differences(tmp_path, run_h
     places = {"teacher": "teacher", "data_path": "data", "real_path": "real", "labelled": "target"}
     places |= {"save_path": "study", "tests": "data"}
     given = {**SMALL, "steps": 1, "seeds": (0,), **{name: tmp_path / at for name, at in places.items()}}
-    some = (study.BASE, "KL at 10 %", "mean teacher and streaks", "KL alone", study.LABELLED)
+    both, turned = "mean teacher and streaks", "turned views at 10 %"
+    some = (study.BASE, "KL at 10 %", both, turned, "KL alone", study.LABELLED)
     words = [*arguments(given), "--variations", *some]
     assert run_here("tools/study.py", *words) == 0
     text = (tmp_path / "study/study.md").read_text()
@@ -43,8 +45,9 @@ def test_a_study_tells_every_variation_by_scores_and_differences(tmp_path, run_h
     # the weights do what their names say: KL alone follows no clean image, and KL at a tenth is a tenth
     assert recipe("KL_alone")["l1_weight"] == recipe("KL_alone")["tv_real_weight"] == 0
     assert recipe("target_with_labels")["data_path"] == [str(tmp_path / "data"), str(tmp_path / "target")]
-    for term in ("kl", "consistency", "transplant"):
-        name = "KL_at_10_percent" if term == "kl" else "mean_teacher_and_streaks"
+    terms = {"kl": "KL at 10 %", "consistency": both, "transplant": both, "turned": turned}
+    for term, variation in terms.items():
+        name = variation.replace(" ", "_").replace("%", "percent")
         first = json.loads((tmp_path / "study" / name / "0/log.jsonl").read_text().splitlines()[0])
         share = recipe(name)[f"{term}_weight"] * first[f"loss/{term}"] / first["loss/total"]
         assert 0.02 < share < 0.5  # on one batch, near what it is on average
@@ -59,13 +62,14 @@ def test_a_study_tells_every_variation_by_scores_and_differences(tmp_path, run_h
 
 def test_what_a_student_may_learn_besides_from_real_rain(tmp_path):
     small.trained(small.teacher(tmp_path, steps=1))
-    weights = {"align_weight": 1.0, "consistency_weight": 1.0, "transplant_weight": 1.0}
+    new = ("align", "consistency", "turned", "transplant")
+    weights = {f"{term}_weight": 1.0 for term in new}
     recipe = Adapting(**{**vars(small.student(tmp_path, steps=1)), **weights})
     run = Run(Adapted, recipe, small.ALONE)
     (batch,) = next(iter(run.batches))
     terms = run.stage.terms(run.state.net, batch)
     first = run.state.net.net.head1.weight
-    for term in ("align", "consistency", "transplant"):
+    for term in new:
         assert 0 < terms[term] < 1
         assert torch.autograd.grad(terms[term], first, retain_graph=True)[0].any()
     assert set(run.stage.beside) == {"teacher"}
@@ -76,7 +80,21 @@ def test_what_a_student_may_learn_besides_from_real_rain(tmp_path):
     assert statistics_gap(centred, 3 * centred) == pytest.approx(2 * deviations, rel=1e-4)
     off = Run(Adapted, Adapting(**vars(small.student(tmp_path, steps=1))), small.ALONE)
     terms = off.stage.terms(off.state.net, batch)
-    assert terms["consistency"] == terms["transplant"] == 0  # nor computed
+    assert terms["consistency"] == terms["turned"] == terms["transplant"] == 0  # nor computed
+
+
+def test_what_one_of_four_turned_views_alone_would_take_is_quartered():
+    def takes_from_level_stripes(view):
+        level = view.diff(dim=2).abs().mean() > 2 * view.diff(dim=3).abs().mean()
+        return Derained(view - 0.1 * level, view, view)
+
+    net: Any = takes_from_level_stripes
+    stripes = torch.zeros(1, 3, 64, 64)
+    stripes[:, :, ::4] = 0.5
+    for lying in (stripes, stripes.mT):
+        torch.testing.assert_close(over_turns(net, lying)[..., 32, 32], lying[..., 32, 32] - 0.025)
+    always: Any = lambda view: Derained(view - 0.1, view, view)  # noqa: E731
+    torch.testing.assert_close(over_turns(always, stripes), stripes - 0.1)  # in the corners too
 
 
 def test_a_network_that_changes_nothing_agrees_with_its_teacher_in_any_view(tmp_path):
@@ -186,16 +204,21 @@ def test_changes_tell_what_is_kept_of_images_and_how_they_darken(tmp_path, run_h
     image = np.random.default_rng(0).integers(40, 200, (200, 220, 3), dtype=np.uint8)
     for by in (2, 4):
         darker: Any = lambda each, by=by: each - np.uint8(by)  # noqa: E731
-        to_input, brighter, before, after = changes.changes(darker, image)
+        to_input, brighter, to_clean, before, after = changes.changes(darker, image, image - np.uint8(3))
         assert to_input == pytest.approx(20 * np.log10(255 / by)) and brighter == pytest.approx(-by)
+        assert to_clean == pytest.approx(3 - by) and np.isnan(changes.changes(darker, image)[2])
         assert before > 0 and after == pytest.approx(before, rel=0.05)
-    told = changes.row("folder", [(42.11, -2.0, 3.0, 4.0), (36.09, -4.0, 5.0, 4.0)])
-    assert told == "| folder | 2 | 39.10 dB, lowest 36.09 | -3.00, at most -4.00 | 4.000 to 4.000 |"
+    told = changes.row("folder", [(42.11, -2.0, 1.0, 3.0, 4.0), (36.09, -4.0, -2.0, 5.0, 4.0)])
+    assert told.endswith(
+        " 39.10 dB, lowest 36.09 | -3.00, at most -4.00 | -0.50, lowest -2.00 | 4.000 to 4.000 |"
+    )
     small.trained(small.teacher(tmp_path, steps=1))
     write_image(tmp_path / "photographs/1.png", image)
     write_image(tmp_path / "photographs/large.png", np.zeros((16, 300, 3), np.uint8))
     words = ("--logdir", str(tmp_path / "teacher"), "--images", str(tmp_path / "photographs"))
     assert run_here("tools/changes.py", *words, "--most", "250", "--use_GPU", "False") == 0
     assert "| photographs | 1 | " in capsys.readouterr().out
+    assert run_here("tools/changes.py", *words[:2], "--pairs", str(tmp_path / "data")) == 0
+    assert re.search(r"\| data \| \d .* \| [+-][\d.]+, lowest [+-][\d.]+ \| .* \|", capsys.readouterr().out)
     assert run_here("tools/changes.py", *words, "--most", "20", "--use_GPU", "False") == 2
     assert "every image is longer than 20 pixels: give more by --most" in capsys.readouterr().err

@@ -1,18 +1,20 @@
-"""What a model does to photographs that have no clean image: how much it changes, darkens, and their NIQE.
+"""What a model does to photographs: how much it changes them, how bright they are then, and their NIQE.
 
     python tools/changes.py                               scikit-image's photographs, which have no rain
     python tools/changes.py --images datasets/Rain800_real datasets/Real275 --most 1000
+    python tools/changes.py --pairs datasets/SPA datasets/Rain12
 
 A network that takes rain away must leave the rest. An image without rain should come out as it went in: the
 table has its PSNR to the input, the mean over the images and the lowest. Of rainy photographs it has the
-change of the mean brightness, in levels of 255: the mean, and the largest fall. NIQE is before and after.
+change of the mean brightness, in levels of 255: the mean, and the largest fall; of `--pairs`, whose rain has
+its own light, also how much brighter the results are than the clean sides. NIQE is before and after.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +24,8 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
-from datasets.layouts import find_images
-from datasets.pairs import Side, read_side
+from datasets.layouts import find_images, find_pairs
+from datasets.pairs import Pair, Side, read_pair
 from inference import DEFAULT_MODEL, Derainer
 from machinery import distributed
 from machinery.options import Machine, option, parse
@@ -40,6 +42,7 @@ class Changes(Machine):
 
     logdir: Path = option(DEFAULT_MODEL, "the model: a checkpoint, or its folder")
     images: tuple[Path, ...] = option((), "folders of photographs; none: scikit-image's, without rain")
+    pairs: tuple[Path, ...] = option((), "test sets that have clean sides")
     most: int = option(4096, "leave out what is longer than so many pixels", least=16)
 
 
@@ -47,23 +50,32 @@ def main() -> None:
     options = parse(Changes(), __doc__)
     device = distributed.device(options)
     derainer = Derainer.open(options.logdir, device, precision=options.precision)
-    print(f"| {derainer.path} | images | PSNR to the input | brightness | NIQE |\n|---|---|---|---|---|")
+    heads = (str(derainer.path), "images", "PSNR to the input", "brightness", "to the clean side", "NIQE")
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name, images in sets(options):
-        print(row(name, [changes(derainer, image) for image in tqdm(images, desc=name, leave=False)]))
+        bar = tqdm(images, desc=name, leave=False)
+        print(row(name, [changes(derainer, image, clean) for image, clean in bar]))
 
 
-def sets(options: Changes) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
-    """Each set's name and its images, uint8 RGB (H, W, 3)."""
-    if not options.images:
-        yield "without rain", (np.ascontiguousarray(getattr(skimage.data, name)()) for name in WITHOUT_RAIN)
-    for folder in options.images:
-        sides = [pair.rainy for pair in find_images([folder], option="--images").pairs]
-        sides = [side for side in sides if longest(side) <= options.most]
-        if not sides:
+Images = tuple[np.ndarray, np.ndarray | None]  # rainy and clean, uint8 RGB (H, W, 3)
+
+
+def sets(options: Changes) -> Iterator[tuple[str, Iterator[Images]]]:
+    """Each set's name and its images, with their clean sides where they have any."""
+    if not (options.images or options.pairs):
+        free = (np.ascontiguousarray(getattr(skimage.data, name)()) for name in WITHOUT_RAIN)
+        yield "without rain", ((image, None) for image in free)
+    found: list[tuple[Path, Sequence[Pair]]] = [
+        *((folder, find_images([folder], option="--images").pairs) for folder in options.images),
+        *((folder, find_pairs(folder, "test").pairs) for folder in options.pairs),
+    ]
+    for folder, pairs in found:
+        short = [pair for pair in pairs if longest(pair.rainy) <= options.most]
+        if not short:
             raise UserError(
                 f"{folder}: every image is longer than {options.most} pixels: give more by --most"
             )
-        yield folder.name, map(read_side, sides)
+        yield folder.name, map(read_pair, short)
 
 
 def longest(side: Side) -> int:
@@ -71,12 +83,15 @@ def longest(side: Side) -> int:
     return max(height, width // 2 if side.half else width)
 
 
-def changes(derainer: Derainer, image: np.ndarray) -> tuple[float, float, float, float]:
-    """PSNR of the derained image to `image`, the change of its mean brightness, NIQE before and after."""
+def changes(derainer: Derainer, image: np.ndarray, clean: np.ndarray | None = None) -> tuple[float, ...]:
+    """PSNR of the derained image to `image`, its mean brightness less that of `image` and of `clean`, NIQE
+    before and after; NaN what cannot be told."""
     derained = derainer(image)
+    brightness = derained.mean(dtype=float)
     return (
         psnr(derained, image),
-        float(derained.mean(dtype=float) - image.mean(dtype=float)),
+        float(brightness - image.mean(dtype=float)),
+        math.nan if clean is None else float(brightness - clean.mean(dtype=float)),
         _niqe(image),
         _niqe(derained),
     )
@@ -89,8 +104,8 @@ def _niqe(image: np.ndarray) -> float:
         return math.nan
 
 
-def row(name: str, changed: list[tuple[float, float, float, float]]) -> str:
-    to_input, brighter, *both = np.array(changed).T
+def row(name: str, changed: list[tuple[float, ...]]) -> str:
+    to_input, brighter, to_clean, *both = np.array(changed).T
     measured = ~np.isnan(both).any(0)  # images that are too small have no NIQE
     before, after = (each[measured] for each in both)
     cells = (
@@ -98,6 +113,7 @@ def row(name: str, changed: list[tuple[float, float, float, float]]) -> str:
         str(len(changed)),
         f"{to_input.mean():.2f} dB, lowest {to_input.min():.2f}",
         f"{brighter.mean():+.2f}, at most {brighter.min():+.2f}",
+        "" if np.isnan(to_clean).all() else f"{to_clean.mean():+.2f}, lowest {to_clean.min():+.2f}",
         f"{before.mean():.3f} to {after.mean():.3f}" if measured.any() else "",
     )
     return f"| {' | '.join(cells)} |"

@@ -52,6 +52,8 @@ SHARES: dict[str, dict[str, float]] = {
         for share in (0.01, 0.1)
     },
     "mean teacher": {"consistency": 0.1},
+    "turned views at 10 %": {"turned": 0.1},
+    "turned views at 30 %": {"turned": 0.3},
     "transplanted streaks": {"transplant": 0.1},
     "mean teacher and streaks": {"consistency": 0.1, "transplant": 0.1},
 }
@@ -107,6 +109,7 @@ def variations_of(study: Study, device: torch.device) -> dict[str, dict[str, Any
         val_every=0,
         lr=1e-12,
         consistency_weight=1e-12,  # a term without a weight is not computed
+        turned_weight=1e-12,
         transplant_weight=1e-12,
     )
     train_unless_finished(measured, device)
@@ -167,6 +170,7 @@ def scored(study: Study, logdir: Path, name: str, device: torch.device) -> dict[
                 labelled="psnr" in metrics,
                 niqe="niqe" in metrics,
                 page=False,
+                precision=study.precision,
             )
             mean = known(results, options) or score(options, device)["mean"]
             values |= {f"{folder.name} {metric}": mean[metric] for metric in metrics}
