@@ -72,7 +72,7 @@ def test_what_a_student_may_learn_besides_from_real_rain(tmp_path):
     for term in new:
         assert 0 < terms[term] < 1
         assert torch.autograd.grad(terms[term], first, retain_graph=True)[0].any()
-    assert set(run.stage.beside) == {"teacher"}
+    assert set(run.stage.beside) == {"teacher", "frozen"}
     code = torch.rand(2, 3, 4, 4)
     assert statistics_gap(code, code) == 0 and statistics_gap(code, code + 1) == pytest.approx(1)
     centred = code - code.mean((0, 2, 3), keepdim=True)  # then the deviations alone can differ

@@ -1,8 +1,9 @@
 """Ways to learn from unlabelled rain that the paper does not have: what tools/study.py compares with its own.
 
 One stage beside SSID-KD, with four further terms, each off at weight 0. None is claimed to help before the
-study has measured it. Three have a mean teacher, an average of the student's weights (Tarvainen and Valpola,
-2017), which sees the real rain as it is, or turned.
+study has measured it. Two have a mean teacher, an average of the student's weights (Tarvainen and Valpola,
+2017), which sees the real rain as it is. One has the teacher itself, frozen, which sees it turned: with a
+mean teacher there, each runs after the other, and away.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from config import Student, loss
 from losses import l1
 from machinery.options import option
-from stages import SSIDKD, Network, average_of
+from stages import SSIDKD, Network, average_of, frozen
 
 BRIGHTNESS = (0.8, 1.2)  # of the views of real rain, from the first of a batch to the last
 TURNS = (
@@ -38,7 +39,7 @@ class Adapting(Student):
     )
     align_weight: float = loss(0.0, "of the distance between the codes' statistics")
     consistency_weight: float = loss(0.0, "of L1 to the mean teacher, on another view of real rain")
-    turned_weight: float = loss(0.0, "of L1 to the mean teacher's mean over four turned views of real rain")
+    turned_weight: float = loss(0.0, "of L1 to the teacher's mean over four turned views of real rain")
     transplant_weight: float = loss(0.0, "of L1 to the clean image under streaks taken from real rain")
 
 
@@ -49,7 +50,10 @@ class Adapted(SSIDKD):
     recipe: Adapting
 
     def held_beside(self, net: nn.Module) -> dict[str, nn.Module]:
-        return {**super().held_beside(net), "teacher": average_of(net, self.recipe.momentum)}
+        beside = {**super().held_beside(net), "teacher": average_of(net, self.recipe.momentum)}
+        if self.weights["turned"]:
+            beside["frozen"] = frozen(self.recipe.teacher, self.recipe.precision)
+        return beside
 
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         clean, real = batch["clean"], batch["real_rainy"]
@@ -64,7 +68,7 @@ class Adapted(SSIDKD):
             view = (real * light).flip(3)  # a function of the batch alone, so that a run resumes exactly
             terms["consistency"] = l1(net(view).derained, (dry * light).flip(3))
         if self.weights["turned"]:
-            terms["turned"] = l1(both.derained.chunk(2)[1], over_turns(self.beside["teacher"], real))
+            terms["turned"] = l1(both.derained.chunk(2)[1], over_turns(self.beside["frozen"], real))
         if self.weights["transplant"]:
             streaks = (real - dry).clamp(min=0).mean(1, keepdim=True)  # grey, as rain is
             terms["transplant"] = l1(net((clean + streaks).clamp(max=1)).derained, clean)
