@@ -4,8 +4,6 @@ A crop depends on (seed, epoch, index) alone: not on the order in which crops ar
 So a run can be taken up again at any step, by any number of processes. `machinery/loading.py` makes batches.
 """
 
-from __future__ import annotations
-
 import abc
 import bisect
 import itertools
@@ -13,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -210,7 +208,7 @@ class RealCrops(SetCrops):
         self.counts = {"real images": self.counts["pairs"]}
 
     @classmethod
-    def of(cls, recipe: Student, cache: ImageCache) -> RealCrops:
+    def of(cls, recipe: Student, cache: ImageCache) -> Self:
         """The unlabelled images of a student's recipe; where there are none, those of the released layout."""
         folders = recipe.real_path
         if folders == REAL and not any(path.exists() for path in folders):
@@ -314,8 +312,6 @@ def split(found: Found, hold_back: int) -> tuple[Found, Found | None]:
     """A set without `hold_back` of its pairs, spread evenly, and these. Raises UserError if none is left."""
     if not hold_back:
         return found, None
-    if hold_back >= len(found.pairs):
-        raise UserError(f"--hold_back {hold_back} leaves none of {found.root}'s {len(found.pairs)} pairs")
     held = {found.pairs[index].clean for index in sample(len(found.pairs), hold_back)}
     kept = [pair for pair in found.pairs if pair.clean not in held]  # of a scene all of its rains are held
     if not kept:

@@ -1,7 +1,5 @@
 """The backbones by name: how one is built from a recipe or a checkpoint, and how it is run."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from pathlib import Path

@@ -8,8 +8,6 @@ Without a word on the command line every dataset's record is the paper's recipe.
 LightNet's, and so is the recipe for photographs, which the paper does not have.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +25,13 @@ loss = partial(option, group="weights of the loss", changes_result=True, least=0
 machine = partial(option, group="machine")
 record = partial(option, group="checkpoints and logs")
 extra = partial(option, group="beyond the paper's recipe", changes_result=True)
+network = partial(extra, architecture=True)
+layers = partial(extra, needs="recombine")
+share = partial(extra, least=0, most=1)
+# the most is beyond any use: a slip of the finger, told before it is tried
+in_epochs = partial(length, least=1, most=10**6)
+in_batch = partial(schedule, least=1, most=1 << 16)
 
-MOST_IN_A_BATCH, MOST_EPOCHS = 1 << 16, 10**6  # beyond any use: a slip of the finger, told before it is tried
 COSINE_END = 0.01  # what a cosine schedule leaves of the learning rate
 
 
@@ -42,101 +45,58 @@ class Training(Machine):
     preset: str = option("paper", "the recipe: the paper's, or LightNet's own", ("paper", "light"))
 
     data_path: tuple[Path, ...] = place((), "the dataset, as unpacked, or several: see datasets/README.md")
-    shares: tuple[float, ...] = extra(
-        (), "of several datasets, and --streaks: how much of an epoch each is; none: by size", above=0
-    )
+    shares: tuple[float, ...] = extra((), "of an epoch: a set each, --streaks last; none: by size", above=0)
     patch_size: int = data(120, "side of the square crops, in pixels", least=16, most=4096)
     rainy_side: str = data("auto", "of side-by-side images: the rainy half", ("auto", "left", "right"))
     seed: int = data(0, "of the first weights, the order, the crops", least=0, most=2**63 - 1)
 
-    batchSize: int = schedule(12, "pairs a step, over all processes", least=1, most=MOST_IN_A_BATCH)
-    epochs: int = length(
-        520, "a run is epochs * pairs / batchSize steps, unless --steps is given", least=1, most=MOST_EPOCHS
-    )
+    batchSize: int = in_batch(12, "pairs a step, over all processes")
+    epochs: int = in_epochs(520, "a run is epochs * pairs / batchSize steps, unless --steps is given")
     steps: int = length(0, "length in steps, the milestones in proportion; 0: by epochs", least=0, most=10**9)
     lr: float = schedule(5e-4, "learning rate of Adam", above=0, most=1)
     milestone: tuple[int, ...] = schedule(
-        (312, 416), "epochs after which the rate drops; not with --cosine", least=1, most=MOST_EPOCHS
+        (312, 416), "epochs after which the rate drops", least=1, most=10**6
     )
-    lr_factor: float = schedule(
-        0.5, "what a milestone multiplies the rate by; not with --cosine", above=0, most=1
-    )
+    lr_factor: float = schedule(0.5, "what the rate drops by; not with --cosine", above=0, most=1)
 
-    backbone: str = extra("DerainNet", "the network: a name in backbones.BACKBONES", architecture=True)
-    channels: tuple[int, ...] = extra(
-        (24, 32, 48), "channels at each resolution, from full down", least=1, most=512, architecture=True
-    )
-    units: tuple[int, ...] = extra(
-        (10, 4, 2), "unit applications a stage at each resolution", least=1, most=64, architecture=True
-    )
-    augment: bool = extra(
-        False, "flip and rotate the crops; with --recombine the backgrounds alone, for rain falls"
-    )
+    backbone: str = network("DerainNet", "the network: a name in backbones.BACKBONES")
+    channels: tuple[int, ...] = network((24, 32, 48), "at each resolution, from full down", least=1, most=512)
+    units: tuple[int, ...] = network((10, 4, 2), "applications a stage at each resolution", least=1, most=64)
+    augment: bool = extra(False, "flip and rotate crops; with --recombine backgrounds alone: rain falls")
     mirror: bool = extra(False, "mirror the crops left to right: the rain still falls down")
-    recombine: bool = extra(
-        False, "swap streak layers between images, of rain that is an exact grey addition"
-    )
-    max_streak_rotation: float = extra(
-        0.0, "with --recombine: turn a layer by so many degrees at most", least=0, most=90, also="slant"
-    )
-    streak_zoom: float = extra(
-        1.0, "with --recombine: enlarge a layer so many times at most, or shrink it", least=1, most=4
-    )
-    streak_strength: float = extra(
-        1.0, "with --recombine: strengthen a layer so many times at most, or weaken it", least=1, most=4
-    )
-    streak_blur: float = extra(
-        0.0, "with --recombine: blur a layer by a Gaussian of so many pixels at most", least=0, most=20
-    )
-    streak_layers: int = extra(1, "with --recombine: lay so many layers at most", least=1, most=8)
-    streaks: tuple[Path, ...] = extra(
-        (), "with --recombine: folders of further layers, grey on black", changes_result=False
-    )
-    backgrounds: tuple[Path, ...] = extra(
-        (), "with --recombine: folders of further clean images", changes_result=False
-    )
-    clear_share: float = extra(0.0, "share of the crops that are without rain", least=0, most=1)
-    veil_share: float = extra(
-        0.0, "share of the crops that are seen through haze, which stays", least=0, most=1
-    )
-    jpeg_share: float = extra(0.0, "share of the crops that come out of a JPEG, which stays", least=0, most=1)
-    hold_back: int = extra(
-        0,
-        "hold out so many pairs of each set, spread evenly, to validate on, and no test pair",
-        least=0,
-    )
+    recombine: bool = extra(False, "swap streak layers between images, of rain that is exact grey addition")
+    max_streak_rotation: float = layers(0.0, "turn a layer: degrees at most", least=0, most=90, also="slant")
+    streak_zoom: float = layers(1.0, "enlarge or shrink a layer, times at most", least=1, most=4)
+    streak_strength: float = layers(1.0, "strengthen or weaken it, times at most", least=1, most=4)
+    streak_blur: float = layers(0.0, "blur it by a Gaussian, of pixels at most", least=0, most=20)
+    streak_layers: int = layers(1, "layers on a crop at most", least=1, most=8)
+    streaks: tuple[Path, ...] = layers((), "folders of further layers, grey on black", changes_result=False)
+    backgrounds: tuple[Path, ...] = layers((), "folders of further clean images", changes_result=False)
+    clear_share: float = share(0.0, "share of the crops that are without rain")
+    veil_share: float = share(0.0, "share of the crops that are seen through haze, which stays")
+    jpeg_share: float = share(0.0, "share of the crops that come out of a JPEG, which stays")
+    hold_back: int = extra(0, "hold out pairs of each set, spread evenly, to validate on", least=0)
     cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, without milestones")
     warmup: int = extra(0, "steps in which the rate rises linearly to --lr", least=0, most=10**6)
     beta2: float = extra(0.999, "of Adam: how long it remembers squared gradients", above=0, most=0.99999)
     weight_decay: float = extra(0.0, "of Adam, decoupled", least=0, most=1)
     clip: float = extra(0.0, "largest norm of the gradient; 0: any", least=0, most=10**6)
-    ema: float = extra(
-        0.0,
-        "decay of a moving average of the weights, which is validated and saved; 0: none",
-        least=0,
-        most=0.99999,
-    )
+    ema: float = extra(0.0, "decay of a moving average of the weights, the result", least=0, most=0.99999)
 
     workers: int = machine(2, "loader processes for each training process; 0: none", least=0, most=256)
-    accumulate: int = machine(
-        1, "gradient-accumulation steps: less memory, the same result", least=1, most=MOST_IN_A_BATCH
-    )
+    accumulate: int = machine(1, "gradient-accumulation steps: less memory", least=1, most=1 << 16)
     cache: str = machine("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
     recompute: bool = machine(False, "recompute the units in the backward pass: less memory, slower")
     compile: bool = machine(False, "compile the units: minutes at the start, faster steps on CUDA")
     deterministic: bool = machine(False, "the same numbers in every run on CUDA too; slower")
 
     save_path: Path = record(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
-    resume: bool = record(
-        False, "go on from save_path/net_latest, as if never stopped (on CUDA: with --deterministic)"
-    )
+    resume: bool = record(False, "go on from save_path/net_latest, as if never stopped")
     log_every: int = record(10, "steps between log lines", least=1)
     save_every: int = record(200, "steps between checkpoints; Ctrl-C saves too", least=1)
     keep_every: int = record(0, "steps between checkpoints kept for good, as net_STEP; 0: none", least=0)
-    val_every: float = record(10.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
-    val_images: int = record(
-        0, "validate on so many test pairs, spread evenly; 0: all; not with --hold_back", least=0
-    )
+    val_every: float = record(10.0, "epochs between validations; 0: never", least=0, most=10**6)
+    val_images: int = record(0, "test pairs to validate on, spread evenly; 0: all", least=0)
 
     def with_preset(self, name: str) -> Self:
         """The same dataset and stage by another recipe."""
@@ -150,13 +110,6 @@ class Training(Machine):
         return replace(self, preset=name, save_path=moved, **numbers)
 
     def contradiction(self) -> str | None:
-        layers: dict[str, Any] = {
-            "max_streak_rotation": 0,
-            "streak_zoom": 1,
-            "streak_strength": 1,
-            "streak_blur": 0,
-        }
-        layers |= {"streak_layers": 1, "streaks": (), "backgrounds": ()}
         sets, made = len(self.data_path) + bool(self.streaks), (self.dataset, self.stage)
         papers_own = self.preset == "paper" and not any(made in of for of in PRESETS.values())
         if made not in PRESETS[self.preset] and not papers_own:  # a dataset of the user's has no preset
@@ -166,10 +119,6 @@ class Training(Machine):
         if self.shares and len(self.shares) != sets:
             streaks = ", with the streaks" if self.streaks else ""
             return f"--shares takes a number a set, {sets}{streaks}, not {len(self.shares)}"
-        if not self.recombine and (
-            given := [name for name, off in layers.items() if getattr(self, name) != off]
-        ):
-            return f"--{given[0]} is of the streak layers that --recombine swaps: give both, or neither"
         weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
         if not any(weights.values()):
             return f"--{' and --'.join(weights)}: all are 0, so there is nothing to learn"
@@ -188,7 +137,7 @@ class Schedule:
     warmup: int = 0
 
     @classmethod
-    def of(cls, recipe: Training, pairs: int) -> Schedule:
+    def of(cls, recipe: Training, pairs: int) -> Self:
         """By epochs, or `recipe.steps` long with the milestones moved in proportion."""
         by_epochs = max(1, recipe.epochs * pairs // recipe.batchSize)
         steps = recipe.steps or by_epochs
@@ -233,15 +182,11 @@ class Student(Training):
     real_path: tuple[Path, ...] = place((), "folders of unlabelled real rainy images")
     patch_size: int = data(128, "side of the crops and window of the dark channel", least=16, most=4096)
 
-    batchSize: int = schedule(2, "pairs, and as many real images, a step", least=1, most=MOST_IN_A_BATCH)
-    epochs: int = length(
-        10, "a run is epochs * pairs / batchSize steps, unless --steps is given", least=1, most=MOST_EPOCHS
-    )
+    batchSize: int = in_batch(2, "pairs, and as many real images, a step")
+    epochs: int = in_epochs(10, "a run is epochs * pairs / batchSize steps, unless --steps is given")
     lr: float = schedule(1e-4, "learning rate of Adam", above=0, most=1)
-    milestone: tuple[int, ...] = schedule(
-        (), "epochs after which the rate drops; not with --cosine", least=1, most=MOST_EPOCHS
-    )
-    val_every: float = record(1.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
+    milestone: tuple[int, ...] = schedule((), "epochs after which the rate drops", least=1, most=10**6)
+    val_every: float = record(1.0, "epochs between validations; 0: never", least=0, most=10**6)
 
     l1_weight: float = loss(20.0, "of L1 to the clean image")
     dark_syn_weight: float = loss(1e-6, "of the dark channel, synthetic")
@@ -385,9 +330,8 @@ LIGHT: dict[str, Any] = {
 }
 LIGHT_TEACHER: dict[str, Any] = LIGHT | {"lr": 6e-4, "warmup": 200, "steps": 11_000, "val_every": 5.0}
 LIGHT_STUDENT: dict[str, Any] = LIGHT | {"lr": 1e-4, "warmup": 100, "steps": 400, "val_every": 5.0}
-LAYERS: dict[
-    str, Any
-] = {  # what rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength
+# What rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength.
+LAYERS: dict[str, Any] = {
     "augment": True,
     "mirror": False,
     "recombine": True,

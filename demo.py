@@ -5,8 +5,6 @@ that come with the project, and ends with a table and pictures. The rain is rend
 with scikit-image, so no number here is a benchmark's.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

@@ -7,8 +7,6 @@ Results lie in --save_path (results/derained) under their input's name; colour p
 transparency are kept as far as the format holds them. What lies there is skipped; --again makes it anew.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -17,11 +15,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 import utils
-from inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, blended, hardware
+from inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, hardware
 from machinery import distributed, videos
 from machinery.options import Machine, option, parse
 from machinery.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
@@ -33,8 +30,6 @@ from utils import (
     list_images,
     one_line,
     printable,
-    to_tensor,
-    to_uint8,
 )
 
 # photographs and moving pictures that no reader here knows: phones and cameras write them
@@ -95,13 +90,14 @@ def main() -> None:
         precision=precision,
         tile=options.tile or None,
         self_ensemble=options.self_ensemble,
+        strength=options.strength,
     )
     print(f"model: {derain.path}, step {derain.content['step']}")
     print(f"on {device}: {hardware(device)}, {precision}")
     if options.serve:
         from tools import web  # Gradio takes seconds to import
 
-        web.serve(derain, options.port, options.strength)
+        web.serve(derain, options.port)
         return
     Session(options, derain, results_of(inputs, options)).run()
 
@@ -233,16 +229,13 @@ class Session:
         if page.exists() and not page.with_name("page").is_dir():
             raise UserError(f"{page} is no page of ours: give another --save_path")
 
-    def blended(self, rainy: Tensor) -> Tensor:
-        return blended(self.derain, rainy, self.options.strength)
-
     def photograph(self, path: Path, file: Path) -> None:
         before = read_picture(path)
         rainy, begun = before.tensor(), self.bar.n
         self.bar.set_postfix_str(printable(path.name))
         self.derain.progress = lambda share: self.bar.update(begun + share - self.bar.n)
         try:
-            derained = self.blended(rainy)
+            derained = self.derain.derained(rainy)
         finally:
             self.derain.progress = lambda share: None
         self.bar.update(begun + 1 - self.bar.n)
@@ -274,7 +267,7 @@ class Session:
         lost: list[str] = []
 
         def paint(rgb: np.ndarray) -> np.ndarray:
-            return to_uint8(self.blended(to_tensor(rgb)))
+            return self.derain(rgb)
 
         utils.write_atomically(file, lambda temporary: lost.extend(videos.rewrite(path, temporary, paint)))
         self.tell(path, file, lost)

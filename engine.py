@@ -4,8 +4,6 @@ A train script names its stage and its recipe, and calls `train`, which reads th
 process. The method is in `stages.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import sys
@@ -178,7 +176,7 @@ class TrainState:
         training = content["training"]
         load_weights(self.net.net, training.get("net", content["net"]), path)
         self._build_beside()
-        # what a foreign dictionary makes torch raise is anybody's guess
+        # torch may raise anything at a foreign dictionary
         with file_errors(path, "start anew without --resume", done="resumed from", kinds=(Exception,)):
             # a weight that no term reaches has no moments; one that had them must have them
             if len(training["optimizer"]["state"]) != training["moments"]:
@@ -193,7 +191,7 @@ class TrainState:
         return f"resuming at step {self.step}"
 
     def _refuse_unless_its_own(self, path: Path) -> None:
-        """That the moments are those of these weights, finite, and each number at a place of its own."""
+        """Raises UserError unless the moments fit the weights, are finite, and do not overlap."""
         for group in self.optimizer.param_groups:
             for weight in group["params"]:
                 if (moments := self.optimizer.state.get(weight)) in (None, {}):

@@ -5,8 +5,6 @@ method and what it was trained on come from the checkpoint, the dataset from the
 tell the user may, and else it stays open.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import shlex

@@ -4,13 +4,11 @@ derain = Derainer.open("trained_model/photographs")
 derained = derain(rainy)        # NumPy, uint8 RGB (H, W, 3): both
 """
 
-from __future__ import annotations
-
 import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -37,6 +35,7 @@ class Derainer:
     `tile`: larger images are cut into tiles of this side, in pixels, so that memory stays bounded; 0: never;
     None: of the side that the free memory allows, found when the first large image comes.
     `self_ensemble`: the mean over the eight flips and rotations of an image, at eight times the cost.
+    `strength`: the share of what the network takes away that goes; 0 leaves the image as it was.
     `content` and `path` are the checkpoint it was opened from, if it was. Whoever sets `progress` is told
     after each tile which share of the image is done, in (0, 1].
     """
@@ -49,9 +48,10 @@ class Derainer:
         precision: str = "float32",
         tile: int | None = 0,
         self_ensemble: bool = False,
+        strength: float = 1.0,
     ) -> None:
         self.net = (net if isinstance(net, AutocastModel) else AutocastModel(net, precision)).to(device)
-        self.device, self.tile, self.self_ensemble = device, tile, self_ensemble
+        self.device, self.tile, self.self_ensemble, self.strength = device, tile, self_ensemble, strength
         self.content: dict[str, Any] = {}
         self.path = Path()
         self.progress: Callable[[float], object] = lambda share: None
@@ -64,7 +64,7 @@ class Derainer:
         *,
         remedy: str = "train one, or give --logdir",
         **options: Any,
-    ) -> Derainer:
+    ) -> Self:
         """From a checkpoint, ours or the authors', or a folder with net_latest; `options` as the class has.
 
         Raises UserError where there is none (`remedy` says how to make one) or where it is not sound.
@@ -89,7 +89,7 @@ class Derainer:
             turned = rainy.rot90(turn, (1, 2)).flip(flip)
             image = self._in_tiles(turned, number / len(turns), 1 / len(turns))
             total += image.flip(flip).rot90(-turn, (1, 2))
-        return total / len(turns)
+        return torch.lerp(rainy, total / len(turns), self.strength)
 
     def _whole(self, rainy: Tensor) -> Tensor:
         derained = self.net(rainy[None].to(self.device)).derained[0].cpu()
@@ -131,11 +131,6 @@ class Derainer:
         inner = max(1, side - OVERLAP)
         step = math.ceil(inner / math.ceil(inner / ((self.tile - OVERLAP) // 32 * 32)) / 32) * 32
         return [slice(start, start + step + OVERLAP) for start in range(0, inner, step)]
-
-
-def blended(derain: Derainer, rainy: Tensor, strength: float) -> Tensor:
-    """(3, H, W): `strength` 1 is derained, 0 as it was."""
-    return rainy + strength * (derain.derained(rainy) - rainy)
 
 
 def _ramp(side: int) -> Tensor:

@@ -11,8 +11,6 @@ A plain residual U-Net: no normalisation, no attention, nothing that looks furth
 The deepest level's features are the code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -21,9 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from networks import Derained
-
-SLOPE = 0.2  # of LeakyReLU, as in the paper's backbone
+from networks import SLOPE, Derained
 
 
 class Block(nn.Module):

@@ -4,8 +4,6 @@ Images are float32 (N, 3, H, W) in [0, 1], not clamped. The formulas follow the 
 leaves room; REPRODUCTION.md lists where.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

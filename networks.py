@@ -9,8 +9,6 @@ has the plain formula; tests/plain.py is the whole network in them. The five fus
 network throws away are left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 

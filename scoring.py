@@ -1,7 +1,5 @@
 """Images through a network and their scores, one by one: for an evaluation and a training's validation."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace

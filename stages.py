@@ -9,8 +9,6 @@ and stops where a term has no weight, or a weight no term. Whoever changes the m
 writes a stage of their own in another: docs/changing_the_method.md.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,7 +32,7 @@ Network = Callable[[Tensor], Derained]  # rainy (N, 3, H, W) to what it makes of
 class Stage(abc.ABC):
     """What the loop asks of a stage.
 
-    `parts`: a step's batch is worked on in so many, by processes or one after the other. The loop averages
+    `parts`: how many a step's batch is split into, for processes or one after the other. The loop averages
     over them: a term that is a sum over the batch is multiplied by `parts`.
     """
 
@@ -90,7 +88,7 @@ class Stage(abc.ABC):
 
 
 class SID(Stage):
-    """Stage 1, semi-supervised deraining's teacher: supervised by synthetic pairs."""
+    """Stage 1, image deraining supervised by synthetic pairs: the teacher."""
 
     name = "SID"
     recipe: Teacher

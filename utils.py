@@ -4,8 +4,6 @@ Images are uint8 RGB arrays (H, W, 3) on this side of `to_tensor`, and float RGB
 on the other. OpenCV's BGR never leaves this file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io
@@ -217,7 +215,7 @@ def is_file(path: Path) -> bool:
 def list_images(folder: Path) -> list[Path]:
     """The images directly in `folder`, by their names, in natural order. Hidden ones are passed over.
 
-    Folders are none, whatever they are called; anything else that is none is left for its reader to name.
+    Folders are left out, whatever they are called; a broken file is in, for its reader to name.
     """
     with file_errors(folder, done="listed"):
         if not folder.is_dir():
@@ -260,7 +258,7 @@ def _size(path: Path, file: BinaryIO) -> tuple[int, int]:
     try:
         with Image.open(file, formats=_FORMATS) as image:  # reads the header only
             width, height = image.size
-    except Exception as error:  # a header that is none leads Pillow into errors of any kind
+    except Exception as error:  # of a broken header Pillow raises errors of any kind
         if isinstance(error, OSError) and error.errno:
             raise
         raise _no_image(path, file.seek(0, io.SEEK_END)) from None
@@ -295,7 +293,7 @@ def to_uint8(tensor: torch.Tensor) -> np.ndarray:
 
 
 def content_of(path: Path, remedy: str = "") -> bytes:
-    """All that is in a file. Raises UserError where it is none, or cannot be read."""
+    """All that is in a file. Raises UserError where it is not a file, or cannot be read."""
     with file_errors(path, remedy):
         refuse_unless_file(path, "an image" if is_image_name(path.name) else "a file")
         return path.read_bytes()

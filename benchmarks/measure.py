@@ -1,7 +1,5 @@
 """Time and memory of a call, as every program here measures them."""
 
-from __future__ import annotations
-
 import re
 import statistics
 import sys
@@ -9,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -23,7 +21,7 @@ class Spread:
     greatest: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Self:
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:

@@ -10,8 +10,6 @@ network as this project writes it. 'plain' is the same network word for word as 
 with the least and the greatest. bfloat16 is left out where the processor is no faster at it.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

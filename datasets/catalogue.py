@@ -3,8 +3,6 @@
 A new set is one `Entry` in CATALOGUE (and its scripts: docs/changing_the_method.md).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@
 Exit status: 0 complete, 1 something is missing or wrong, 2 not recognised.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence

@@ -4,8 +4,6 @@ A user points at what was downloaded; `find_pairs` says what it is. Nothing is m
 First come the layouts, in the order in which they are tried, then the search for a folder that has one.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -378,7 +376,7 @@ def recognised(found: Found) -> str:
     laid = [
         entry.name
         for entry in CATALOGUE.values()
-        # a plain rain/ may be anybody's
+        # a plain rain/ may be of any set
         if within[:1] != ("rain",) and _same(entry.sides, within) and not entry.simulated
         if _strength(Path(entry.name)) == _strength(found.root)
     ]
@@ -440,7 +438,7 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
 
 
 def find_layers(folders: Sequence[Path]) -> Found:
-    """Streak layers alone: grey streaks on black. Raises UserError where an image is none."""
+    """Streak layers alone: grey streaks on black. Raises UserError for an image of another kind."""
     found = find_images(folders, option="--streaks")
     refuse_unless_layers(found)
     return replace(found, layout="streaks")

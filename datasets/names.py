@@ -1,7 +1,5 @@
 """Images by their names: which rainy or derained one goes with which clean one; what outputs are called."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path

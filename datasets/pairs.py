@@ -3,8 +3,6 @@
 Images are uint8 RGB (H, W, 3).
 """
 
-from __future__ import annotations
-
 import codecs
 import os
 import re

@@ -10,8 +10,6 @@ A set is a function of the seed. Train and test share no photograph. A number me
 that the code works; it says nothing about a benchmark.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A streak layer is what rain adds to an image: int16 (H, W, 1), grey, 0 and more.
 (P, P, 3). Everything drawn comes from the generator that is handed in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What the numbers of a run are: float32 that is float32 and, where asked for, the same ones in every run."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -11,8 +11,6 @@ Ours is a dictionary of tensors and plain values, so that it loads with `weights
                weights in training, where those to use are an average of them
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import math
@@ -77,7 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Of the authors', told by its keys, the weights come under our names, and `released` is true.
     Raises UserError where the file is no checkpoint, is cut short, or holds anything but plain data.
     """
-    # nobody here can mend what torch warns of in strangers' files
+    # what torch warns of in strangers' files is not for the user to mend
     with file_errors(path), warnings.catch_warnings(action="ignore"):
         try:
             _refuse_unless_as_large_as_it_says(path)

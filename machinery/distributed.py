@@ -6,8 +6,6 @@
 Gradients and logged terms are averaged over the processes, each of which has an equal slice of the batch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import io
@@ -181,7 +179,7 @@ class Stop:
         self.asked = True
 
 
-# ------------------------------------------------------------------------------------------- one voice
+# ------------------------------------------------------------------------------------------- errors, once
 
 
 @contextlib.contextmanager

@@ -4,8 +4,6 @@ The entries of a batch depend on (seed, step) alone, so neither the number of wo
 changes what is trained on, and a run can be taken up again at any step.
 """
 
-from __future__ import annotations
-
 import atexit
 import math
 import mmap

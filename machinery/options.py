@@ -1,7 +1,5 @@
 """The command line of every script: a frozen record's fields are its options, with their defaults."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import itertools
@@ -35,6 +33,7 @@ def option(
     *,
     group: str = "",
     also: str = "",
+    needs: str = "",
     changes_result: bool = False,
     architecture: bool = False,
     positional: bool = False,
@@ -46,15 +45,17 @@ def option(
 ) -> Any:
     """A field that is an option: its default, what `--help` says of it, and which values are sound.
 
-    `group`: the heading it stands under in `--help`. `also`: an older name. `changes_result`: a resumed run
-    must have the value it began with. `architecture`: a network is built with it. `positional`: given without
-    a name. `required`: `default` is never used, unless the record is made in Python. `least` <= value <=
-    `most`, or `above` < value; of several values, each, and `count` of them.
+    `group`: the heading it stands under in `--help`. `also`: an older name. `needs`: the option
+    without which only the default is sound. `changes_result`: a resumed run must have the value it began
+    with. `architecture`: a network is built with it. `positional`: given without a name. `required`:
+    `default` is never used, unless the record is made in Python. `least` <= value <= `most`, or `above` <
+    value; of several values, each, and `count` of them.
     """
     kind = {"changes_result": changes_result, "positional": positional, "required": required}
     kind |= {"architecture": architecture}
     limits = {"least": least, "above": above, "most": most, "count": count}
-    names = {"help": help, "choices": choices, "group": group, "also": also}
+    help = f"with --{needs}: {help}" if needs else help
+    names = {"help": help, "choices": choices, "group": group, "also": also, "needs": needs}
     return field(default=default, metadata={**names, **kind, **limits})
 
 
@@ -214,6 +215,8 @@ def problem(record: Options) -> str | None:
     for each in dataclasses.fields(record):
         value, limits = getattr(record, each.name), each.metadata
         values = value if isinstance(value, tuple) else (value,)
+        if (other := limits.get("needs")) and not getattr(record, other) and value != each.default:
+            return f"--{each.name} is of what --{other} does: give both, or neither"
         if (count := limits.get("count")) and len(values) != count:
             return f"--{each.name} takes {count} numbers, as {','.join('8' * count)}"
         for number in values:

@@ -4,12 +4,10 @@
 its pixels. Pillow reads and writes 8 bits; OpenCV 16, since Pillow has none of colour.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -46,18 +44,18 @@ class Picture:
         """Float32 RGB (3, H, W) in [0, 1]."""
         return torch.from_numpy(self.pixels.astype(np.float32)).div_(_peak(self.pixels)).permute(2, 0, 1)
 
-    def painted(self, image: Tensor) -> Picture:
+    def painted(self, image: Tensor) -> Self:
         """This picture with the pixels of `image`, float (3, H, W), clamped to [0, 1] and rounded."""
         image = image.mean(0).expand(3, -1, -1) if self.grey else image
         levels = (image.permute(1, 2, 0).clamp(0, 1) * _peak(self.pixels)).round_().numpy()
         return replace(self, pixels=levels.astype(self.pixels.dtype))
 
-    def beside(self, other: Picture) -> Picture:
+    def beside(self, other: Self) -> Self:
         """Both side by side, with this one's profile and EXIF."""
         alphas = None if self.alpha is None or other.alpha is None else np.hstack([self.alpha, other.alpha])
         return replace(self, pixels=np.hstack([self.pixels, other.pixels]), alpha=alphas)
 
-    def in_eight_bits(self) -> Picture:
+    def in_eight_bits(self) -> Self:
         if self.pixels.dtype == np.uint8:
             return self
         pixels, alpha = (
@@ -84,7 +82,7 @@ def _peak(pixels: np.ndarray) -> int:
 
 
 def _in_srgb(image: Image.Image, icc: bytes) -> Image.Image:
-    """`image` turned from its profile into sRGB; by Pillow's plain rule where the profile is none."""
+    """`image` turned from its profile into sRGB; by Pillow's plain rule where the profile is broken."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         turned = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")

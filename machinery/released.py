@@ -5,8 +5,6 @@ Theirs is a `torch.save` of {'net': state_dict, 'clock_net': step, 'opt_net': ..
 and belong to a network that saw BGR images.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

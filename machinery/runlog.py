@@ -1,7 +1,5 @@
 """What a training run leaves in its folder: lines of JSON for programs, TensorBoard for people."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -12,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 import numpy as np
 import torch
@@ -110,7 +108,7 @@ class RunLog:
             self.lines = path.open("a")
             self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

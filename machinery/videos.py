@@ -3,8 +3,6 @@
 PyAV does it, an extra whose wheels carry ffmpeg.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction

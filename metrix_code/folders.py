@@ -3,8 +3,6 @@
 With a row in the tables it is scored by an eval script: `eval_Rain200H.py --derained FOLDER --method NAME`.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os
@@ -63,13 +61,13 @@ def clean_images(folder: Path) -> list[Path]:
 
 
 def main(
-    function: Callable[..., float], title: str, about: str | None, *, digits: int = 4, of_one: str = ""
+    function: Callable[..., float], title: str, description: str | None, *, digits: int = 4, of_one: str = ""
 ) -> None:
     """Each metric's script part. `of_one`: the protocol of a metric that needs no clean images.
 
     Raises UserError at the end where an image could not be scored: the others are.
     """
-    options = parse(MetricOptions() if of_one else PairedMetricOptions(), about)
+    options = parse(MetricOptions() if of_one else PairedMetricOptions(), description)
     derained = list_images(options.res_path)
     if not derained:
         raise UserError(

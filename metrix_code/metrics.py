@@ -4,8 +4,6 @@ A new metric is one more line here. LPIPS and BRISQUE, which reviewers ask for t
 and pyiqa 0.1.16 carry the weights of neither and download them (and pyiqa is not for commercial use).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

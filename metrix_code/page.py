@@ -9,8 +9,6 @@ Nothing is fetched from a network. The dataset may move, or hold two images in a
 its own copies of the rainy and the clean images below page/. page.html is what they are put into.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from html import escape

@@ -9,8 +9,6 @@
 RGB and Y differ by about 1.3 dB, and the last two by 0.06 in the SSIM of 512x512, so every score says which.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

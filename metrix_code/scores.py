@@ -17,8 +17,6 @@ The scores go by the keys of metrics.py: an image has those that were measured. 
 stands there as the string "inf".
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ published: as an author's page prints it. reproduced: retrained and scored by ot
 source says by whom). measured: what the scores.json files below --results say. What nobody measured is blank.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

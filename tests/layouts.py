@@ -4,8 +4,6 @@ Each function writes a set's train and test folders below `root` and returns `ro
 would give as --data_path. OFFICIAL_LAYOUT has the one of each dataset with scripts of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -8,8 +8,6 @@ One thing of the released network is left out here too: its five fusions that fe
 of its multiplications, so that the ratios are, if anything, a little too small.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

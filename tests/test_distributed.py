@@ -155,7 +155,7 @@ def test_ctrl_c_under_torchrun_saves_and_names_the_launcher(data: Path, tmp_path
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
 
 
-# ------------------------------------------------------------------------------------------- one voice
+# ------------------------------------------------------------------------------------------- errors, once
 
 
 def test_an_uneven_batch_is_refused_once_and_touches_nothing(data: Path, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def call(results, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["score", *map(str, words)])
         function: Any = {"PSNR": psnr, "SSIM": ssim, "NIQE": niqe}[title]
         of_one = "LIVE, Y" if title == "NIQE" else ""
-        folders.main(function, title, about="", digits=3 if title == "PSNR" else 4, of_one=of_one)
+        folders.main(function, title, description="", digits=3 if title == "PSNR" else 4, of_one=of_one)
 
     return call
 

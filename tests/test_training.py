@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import subprocess
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ import engine
 from config import TEACHERS
 from engine import Run, restore_optimizer
 from machinery.checkpoints import LATEST, load_checkpoint, save_checkpoint
+from machinery.runlog import RunLog
 from tests import layouts
 from tests.small import a_run, assert_same_weights, begun, lines, run_script, student, teacher, trained
 from utils import UserError
@@ -33,11 +36,13 @@ def test_both_stages_write_their_logs_and_checkpoints(tmp_path):
         steps = [line for line in lines(folder) if "loss/total" in line]
         assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
         assert set(steps[0]) == terms | {"step", "optimizer/lr"}
-        board = EventAccumulator(str(folder)).Reload()
+        board = EventAccumulator(str(folder), {"images": 0, "tensors": 0}).Reload()
         others = {"optimizer/lr", "speed/images_per_second", "validation/psnr", "validation/ssim"}
         assert terms | others <= set(board.Tags()["scalars"])
         assert {"pairs/norain-1x2", "pairs/norain-2x2"} <= set(board.Tags()["images"])
-        assert "recipe/text_summary" in board.Tags()["tensors"]
+        assert b"| patch_size | " in board.Tensors("recipe/text_summary")[-1].tensor_proto.string_val[0]
+        plugins = board.SummaryMetadata("_hparams_/session_start_info").plugin_data
+        assert plugins.plugin_name == "hparams" and b"patch_size" in plugins.content
         for name in ("net_latest", "net_best"):
             content = load_checkpoint(folder / name)
             assert {"net", "network", "training", "step", "recipe"} <= set(content)
@@ -170,6 +175,19 @@ def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
     assert "another training is at work in" in second.stderr.splitlines()[-1]
     assert not list(recipe.save_path.glob("earlier-*"))
     trained(dataclasses.replace(recipe, steps=1))  # a dead process holds no lock
+
+
+def test_a_picture_is_rainy_derained_streaks_times_three_and_clean(tmp_path):
+    rainy, clean = (np.full((8, 400, 3), grey, np.uint8) for grey in (90, 30))
+    with RunLog(tmp_path, 0, 0) as log:
+        for name, known in (("pairs/1", clean), ("photographs/1", None)):
+            log.strip(1, name, lambda image: image - 50 / 255, rainy, known)
+    board = EventAccumulator(str(tmp_path)).Reload()
+    for name, greys in (("pairs/1", [90, 40, 150, 30]), ("photographs/1", [90, 40, 150])):
+        encoded = board.Images(name)[0].encoded_image_string
+        picture: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        row = picture[4, :, 0]
+        assert [int(grey) for grey in row[100::324]] == greys and len(row) == 324 * len(greys) - 4
 
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):

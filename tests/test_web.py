@@ -17,6 +17,11 @@ from tools import web
 from utils import UserError
 
 
+def test_the_examples_are_rainy_photographs(tmp_path):
+    light, heavy = (read_picture(path).pixels for path in web.examples(tmp_path))
+    assert light.shape == heavy.shape == (160, 240, 3) and 20 < light.mean() < heavy.mean()
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
@@ -51,4 +56,4 @@ def test_the_page_is_for_this_machine_alone(model):
         finally:
             process.terminate()
     assert told["analytics_enabled"] is False
-    assert {"imageslider", "image", "file"} <= {each["type"] for each in told["components"]}
+    assert {"imageslider", "image", "file", "dataset"} <= {each["type"] for each in told["components"]}

@@ -6,8 +6,6 @@ study has measured it. Two have a mean teacher, an average of the student's weig
 mean teacher there, each runs after the other, and away.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ change of the mean brightness, in levels of 255: the mean, and the largest fall;
 its own light, also how much brighter the results are than the clean sides. NIQE is before and after.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,7 +41,7 @@ class Changes(Machine):
     logdir: Path = option(DEFAULT_MODEL, "the model: a checkpoint, or its folder")
     images: tuple[Path, ...] = option((), "folders of photographs; none: scikit-image's, without rain")
     pairs: tuple[Path, ...] = option((), "test sets that have clean sides")
-    most: int = option(4096, "leave out what is longer than so many pixels", least=16)
+    most: int = option(4096, "leave out longer images, in pixels", least=16)
 
 
 def main() -> None:

@@ -5,8 +5,6 @@
 Images belong to each other by name, as in the metric scripts.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ as many. They are those really done: of DerainNet a 3x3 convolution beside a 5x5
 each map meets a 1x1 fusion at its own resolution; as the paper draws it there are 5 % fewer.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ file takes 'rainy' (N, 3, H, W), float32 RGB in [0, 1], sides of 32 pixels at le
 clamped. Before it is kept, onnxruntime derains odd sizes by it; it needs what requirements-extras.txt says.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -11,8 +11,6 @@ set, and on photographs by NIQE. Students of one seed see the same crops, so the
 their means do. What is done already is not done again. The tables are also a file: study.md.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

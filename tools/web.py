@@ -1,35 +1,45 @@
-"""A page in the browser, for this machine alone: a photograph in, before and after, the result.
+"""A page in the browser, for this machine alone: a photograph in, before and after, the result; two examples.
 
 Gradio makes it, an extra.
 """
 
-from __future__ import annotations
-
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage.data
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported: nothing is sent
 
-from inference import Derainer, blended
+from datasets.simulate import HEAVY, LIGHT, clean_image, rainy_image
+from inference import Derainer
 from machinery.pictures import encoded, read_picture
-from utils import UserError
+from utils import UserError, write_image
 
 ADDRESS = "127.0.0.1"  # the loopback: no other machine reaches it
 
 
-def derained_file(derain: Derainer, file: Path, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray, Path]:
+def derained_file(derain: Derainer, file: Path) -> tuple[np.ndarray, np.ndarray, Path]:
     """Before and after as a browser shows them, and the result as PNG. Raises UserError for no picture."""
     before = read_picture(file)
-    after = before.painted(blended(derain, before.tensor(), strength))
+    after = before.painted(derain.derained(before.tensor()))
     result = file.with_name(f"{file.stem}_derained.png")  # in the page's own folder, which goes with it
     result.write_bytes(encoded(after, ".png")[0])
     return before.shown(), after.shown(), result
 
 
-def page(derain: Derainer, strength: float = 1.0) -> Any:
+def examples(folder: Path) -> list[Path]:
+    """Two free photographs of scikit-image's under simulated rain, light and heavy, written into `folder`."""
+    paths = [folder / f"{name}.png" for name in ("light rain", "heavy rain")]
+    for path, photograph, rain in zip(paths, ("rocket", "chelsea"), (LIGHT, HEAVY), strict=True):
+        rng = np.random.default_rng(0)
+        write_image(path, rainy_image(clean_image(getattr(skimage.data, photograph)(), rng), rain, rng))
+    return paths
+
+
+def page(derain: Derainer) -> Any:
     """The page, a gradio.Blocks. Raises UserError where Gradio is not installed."""
     try:
         import gradio
@@ -40,7 +50,7 @@ def page(derain: Derainer, strength: float = 1.0) -> Any:
         if not file:
             return None, None
         try:
-            before, after, result = derained_file(derain, Path(file), strength)
+            before, after, result = derained_file(derain, Path(file))
         except UserError as error:
             raise gradio.Error(str(error)) from None
         return (before, after), str(result)
@@ -51,13 +61,15 @@ def page(derain: Derainer, strength: float = 1.0) -> Any:
             given = gradio.Image(type="filepath", image_mode=None, label="A photograph with rain in it")
             slider = gradio.ImageSlider(label="Before and after", type="numpy", interactive=False)
         result = gradio.File(label="The result, as PNG, with its colour profile and EXIF")
+        # below the system's own folder of temporary files, from which Gradio may show what is asked for
+        gradio.Examples([*map(str, examples(Path(tempfile.mkdtemp())))], given, label="Simulated rain")
         given.change(shown, given, [slider, result])
     return blocks
 
 
-def serve(derain: Derainer, port: int, strength: float = 1.0) -> None:
+def serve(derain: Derainer, port: int) -> None:
     """Shows the page until Ctrl-C. Raises UserError where the port is taken."""
     try:
-        page(derain, strength).launch(server_name=ADDRESS, server_port=port or None, share=False)
+        page(derain).launch(server_name=ADDRESS, server_port=port or None, share=False)
     except OSError as error:
         raise UserError(f"--port {port}: {error}") from None

@@ -1,7 +1,5 @@
 """How long each target is attacked, and the count at the end."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import time

@@ -3,8 +3,6 @@
 They are forked off a process that has imported everything and computed nothing.
 """
 
-from __future__ import annotations
-
 import atexit
 import multiprocessing
 import os

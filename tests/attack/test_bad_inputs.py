@@ -5,8 +5,6 @@ refused, the exit code is 2, standard error has that line and nothing else, and 
 changed. What an ordinary test refuses by the same line has no row here.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

@@ -1,7 +1,5 @@
 """Checkpoints with anything done to their bytes or contents: weights, or a line that names the file."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

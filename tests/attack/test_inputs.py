@@ -1,7 +1,5 @@
 """Pictures, names, folder trees and options of any kind: taken as they are, or told in one line."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -4,8 +4,6 @@ A run that was killed and gone on with has weights, log and net_best of one that
 bit. On a full disk a line names a file, and what was whole before stays so.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os
