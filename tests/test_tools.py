@@ -73,6 +73,10 @@ def test_what_a_student_may_learn_besides_from_real_rain(tmp_path):
         assert 0 < terms[term] < 1
         assert torch.autograd.grad(terms[term], first, retain_graph=True)[0].any()
     assert set(run.stage.beside) == {"teacher", "frozen"}
+    with torch.no_grad():
+        target = over_turns(run.stage.beside["frozen"], batch["real_rainy"])
+        derained = run.state.net(batch["real_rainy"]).derained
+    torch.testing.assert_close(terms["turned"], (derained - target).abs().mean())
     code = torch.rand(2, 3, 4, 4)
     assert statistics_gap(code, code) == 0 and statistics_gap(code, code + 1) == pytest.approx(1)
     centred = code - code.mean((0, 2, 3), keepdim=True)  # then the deviations alone can differ
