@@ -18,7 +18,7 @@ from DerainDataset import Crops, find_set
 from inference import Derainer
 from machinery import distributed
 from machinery.distributed import World
-from machinery.loading import Loader, outlive_signals
+from machinery.loading import Loader, begin_worker
 from metrix_code.metrics import METRICS
 from metrix_code.scores import average
 from utils import UserError, read_image, to_tensor, to_uint8
@@ -64,7 +64,7 @@ def score_pairs(
             batch_size=None,
             collate_fn=as_it_is,
             num_workers=workers,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # torch's global one is a training's
         )
     )

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
@@ -190,10 +191,21 @@ def _kill_workers() -> None:
 atexit.register(_kill_workers)  # after multiprocessing's own, so it runs before
 
 
-def outlive_signals(_: int) -> None:
-    """For workers: a terminal, torchrun and Slurm signal them too, and the training ends its step first."""
+def begin_worker(_: int) -> None:
+    """For workers: they live as long as the process that they read for, and no longer.
+
+    A terminal, torchrun and Slurm signal them too, and the training ends its step first. If it is killed, a
+    worker may be at a pipe that nobody empties, where torch's own watch over the parent does not reach it.
+    """
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def loader(
@@ -204,7 +216,7 @@ def loader(
         source,  # type: ignore[arg-type]
         batch_sampler=stream,
         num_workers=workers,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=begin_worker,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,

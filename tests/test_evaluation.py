@@ -5,10 +5,13 @@ import dataclasses
 import html
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -354,3 +357,28 @@ def test_scores_in_words_are_those_that_there_are_and_what_a_mean_leaves_out_is_
     images: list[dict[str, Any]] = [dict(zip(("psnr", "ssim", "niqe"), each, strict=True)) for each in scores]
     assert left_out(images, average(images)) == "  (left out: infinite psnr: 1, no niqe: 1)"
     assert left_out(images[2:], average(images[2:])) == ""
+
+
+def test_the_workers_of_a_killed_evaluation_end_with_it(tmp_path):
+    """Images of more than a pipe holds: a worker would wait for ever to hand one over."""
+    for n in range(6):
+        write_image(tmp_path / f"{n}.png", np.zeros((400, 400, 3), np.uint8))
+    program = """if True:
+        import multiprocessing, os, signal, sys
+        from pathlib import Path
+        from datasets.layouts import find_images
+        from scoring import score_pairs
+        from inference import Derainer
+        from networks import DerainNet
+        net = DerainNet((4, 4, 4), (1, 1, 1))
+        scores = score_pairs(Derainer(net), find_images([Path(sys.argv[1])]).pairs, (), workers=2)
+        next(scores)
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    pids = tmp_path / "pids.txt"  # no pipe: a worker that stays would hold it open
+    with pids.open("w") as out:
+        subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=out, check=False)
+    told = [int(pid) for pid in pids.read_text().split()]
+    workers = [psutil.Process(pid) for pid in told if psutil.pid_exists(pid)]
+    assert len(told) == 2 and not psutil.wait_procs(workers, timeout=30)[1]
