@@ -37,7 +37,7 @@ from machinery.checkpoints import (
 from machinery.distributed import World
 from machinery.loading import Batches, ImageCache
 from machinery.options import as_plain, binding, parse
-from machinery.runlog import RunFolder, RunLog
+from machinery.runlog import RunLog, run_folder
 from scoring import mean_scores, validation_set
 from stages import Stage
 from utils import UserError, file_errors
@@ -298,7 +298,7 @@ class Run:
         Returns whether it has come to the end.
         """
         recipe, state, schedule, main = self.recipe, self.state, self.schedule, self.world.is_main_process
-        folder = RunFolder(recipe.save_path).held(anew=not recipe.resume, log=self.log_line)
+        folder = run_folder(recipe.save_path, anew=not recipe.resume, log=self.log_line)
         how = {"total": schedule.steps, "initial": state.step, "disable": not main, **utils.BAR}
         with (
             folder if main else contextlib.nullcontext(),

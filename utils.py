@@ -352,13 +352,10 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
-def sweep(folder: Path) -> list[Path]:
-    """Deletes what killed runs of this machine left unfinished directly in `folder`, and says which."""
-    swept: list[Path] = []
+def sweep(folder: Path) -> None:
+    """Deletes what killed runs of this machine left unfinished directly in `folder`."""
     with file_errors(folder, done="swept"):
         for entry in os.scandir(folder) if folder.is_dir() else ():
             left = UNFINISHED.fullmatch(entry.name)
             if left and not psutil.pid_exists(int(left[1])):
                 Path(entry).unlink(missing_ok=True)
-                swept.append(Path(entry))
-    return swept

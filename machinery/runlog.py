@@ -1,6 +1,7 @@
 """What a training run leaves in its folder: lines of JSON for programs, TensorBoard for people."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -34,52 +35,46 @@ def _told_by_the_next(failure: threading.ExceptHookArgs) -> None:
 threading.excepthook = _told_by_the_next
 
 
-class RunFolder:
-    """A run's folder, which belongs to one run at a time."""
+@contextlib.contextmanager
+def run_folder(path: Path, anew: bool, log: Callable[[str], None]) -> Iterator[None]:
+    """Makes a run's folder, and keeps other runs out of it; `anew` moves an earlier run out of the way.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Raises UserError where another run is at work in it.
+    """
+    with file_errors(path, "give another --save_path", done="written to"):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    with lock:
+        _lock(lock, path, log)
+        sweep(path)  # what a killed run left unfinished
+        if anew:
+            _set_earlier_run_aside(path, log)
+        yield
 
-    @contextlib.contextmanager
-    def held(self, anew: bool, log: Callable[[str], None]) -> Iterator[None]:
-        """Makes the folder, and keeps other runs out of it; `anew` moves an earlier run out of the way.
 
-        Raises UserError where another run is at work in it.
-        """
-        with file_errors(self.path, "give another --save_path", done="written to"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        with lock:
-            self._lock(lock, log)
-            sweep(self.path)  # what a killed run left unfinished
-            if anew:
-                self._set_earlier_run_aside(log)
-            yield
+def _lock(file: TextIO, folder: Path, log: Callable[[str], None]) -> None:
+    # a record lock: it ends with the process, however that ends, and loader workers do not inherit it
+    try:
+        import fcntl
 
-    def _lock(self, file: TextIO, log: Callable[[str], None]) -> None:
-        # a record lock: it ends with the process, however that ends, and loader workers do not inherit it
-        try:
-            import fcntl
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(
+            f"another training is at work in {folder}: wait for it, or give another --save_path"
+        ) from None
+    except (ImportError, OSError):  # Windows, or a network disk without locks
+        log(f"warning: {folder} cannot be locked here: start no second run in it")
 
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(
-                f"another training is at work in {self.path}: wait for it, or give another --save_path"
-            ) from None
-        except (ImportError, OSError):  # Windows, or a network disk without locks
-            log(f"warning: {self.path} cannot be locked here: start no second run in it")
 
-    def _set_earlier_run_aside(self, log: Callable[[str], None]) -> None:
-        """Moves what an earlier run left to the first free earlier-N: nothing written is lost."""
-        patterns = (LATEST, BEST, "net_[0-9]*", LOG, "events.out.tfevents.*")
-        files = [path for pattern in patterns for path in self.path.glob(pattern)]
-        if not files:
-            return
-        aside = next(p for n in range(1, 10**6) if not (p := self.path / f"earlier-{n}").exists())
+def _set_earlier_run_aside(folder: Path, log: Callable[[str], None]) -> None:
+    """Moves what an earlier run left to the first free earlier-N: nothing written is lost."""
+    patterns = (LATEST, BEST, "net_[0-9]*", LOG, "events.out.tfevents.*")
+    if files := [path for pattern in patterns for path in folder.glob(pattern)]:
+        aside = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
         aside.mkdir()
         for path in files:
             path.rename(aside / path.name)
-        log(f"the earlier run in {self.path} is now in {aside}")
+        log(f"the earlier run in {folder} is now in {aside}")
 
 
 class RunLog:
