@@ -208,13 +208,15 @@ def test_changes_tell_what_is_kept_of_images_and_how_they_darken(tmp_path, run_h
     image = np.random.default_rng(0).integers(40, 200, (200, 220, 3), dtype=np.uint8)
     for by in (2, 4):
         darker: Any = lambda each, by=by: each - np.uint8(by)  # noqa: E731
-        to_input, brighter, to_clean, before, after = changes.changes(darker, image, image - np.uint8(3))
+        clean = image - np.uint8(3)
+        to_input, brighter, to_clean, than_clean, before, after = changes.changes(darker, image, clean)
         assert to_input == pytest.approx(20 * np.log10(255 / by)) and brighter == pytest.approx(-by)
-        assert to_clean == pytest.approx(3 - by) and np.isnan(changes.changes(darker, image)[2])
+        assert to_clean == pytest.approx(20 * np.log10(255)) and than_clean == pytest.approx(3 - by)
+        assert np.isnan(changes.changes(darker, image)[2:4]).all()
         assert before > 0 and after == pytest.approx(before, rel=0.05)
-    told = changes.row("folder", [(42.11, -2.0, 1.0, 3.0, 4.0), (36.09, -4.0, -2.0, 5.0, 4.0)])
+    told = changes.row("folder", [(42.11, -2.0, 30.0, 1.0, 3.0, 4.0), (36.09, -4.0, 31.0, -2.0, 5.0, 4.0)])
     assert told.endswith(
-        " 39.10 dB, lowest 36.09 | -3.00, at most -4.00 | -0.50, lowest -2.00 | 4.000 to 4.000 |"
+        " 39.10 dB, lowest 36.09 | -3.00, at most -4.00 | 30.50 dB; -0.50, lowest -2.00 | 4.000 to 4.000 |"
     )
     small.trained(small.teacher(tmp_path, steps=1))
     write_image(tmp_path / "photographs/1.png", image)
@@ -222,7 +224,11 @@ def test_changes_tell_what_is_kept_of_images_and_how_they_darken(tmp_path, run_h
     words = ("--logdir", str(tmp_path / "teacher"), "--images", str(tmp_path / "photographs"))
     assert run_here("tools/changes.py", *words, "--most", "250", "--use_GPU", "False") == 0
     assert "| photographs | 1 | " in capsys.readouterr().out
+    assert run_here("tools/changes.py", *words, "--strength", "0") == 0
+    assert "| photographs | 2 | inf dB" in capsys.readouterr().out
     assert run_here("tools/changes.py", *words[:2], "--pairs", str(tmp_path / "data")) == 0
-    assert re.search(r"\| data \| \d .* \| [+-][\d.]+, lowest [+-][\d.]+ \| .* \|", capsys.readouterr().out)
+    assert re.search(
+        r"\| data \| \d .* \| [\d.]+ dB; [+-][\d.]+, lowest [+-][\d.]+ \| .* \|", capsys.readouterr().out
+    )
     assert run_here("tools/changes.py", *words, "--most", "20", "--use_GPU", "False") == 2
     assert "every image is longer than 20 pixels: give more by --most" in capsys.readouterr().err

@@ -2,12 +2,12 @@
 
     python tools/changes.py                               scikit-image's photographs, which have no rain
     python tools/changes.py --images datasets/Rain800_real datasets/Real275 --most 1000
-    python tools/changes.py --pairs datasets/SPA datasets/Rain12
+    python tools/changes.py --pairs datasets/SPA datasets/Rain12 --strength 0.5
 
 A network that takes rain away must leave the rest. An image without rain should come out as it went in: the
 table has its PSNR to the input, the mean over the images and the lowest. Of rainy photographs it has the
 change of the mean brightness, in levels of 255: the mean, and the largest fall; of `--pairs`, whose rain has
-its own light, also how much brighter the results are than the clean sides. NIQE is before and after.
+its own light, also PSNR to the clean sides, and how much brighter the results are. NIQE is before and after.
 """
 
 import math
@@ -41,13 +41,15 @@ class Changes(Machine):
     logdir: Path = option(DEFAULT_MODEL, "the model: a checkpoint, or its folder")
     images: tuple[Path, ...] = option((), "folders of photographs; none: scikit-image's, without rain")
     pairs: tuple[Path, ...] = option((), "test sets that have clean sides")
+    strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", least=0, most=1)
     most: int = option(4096, "leave out longer images, in pixels", least=16)
 
 
 def main() -> None:
     options = parse(Changes(), __doc__)
     device = distributed.device(options)
-    derainer = Derainer.open(options.logdir, device, precision=options.precision)
+    strength, precision = options.strength, options.precision
+    derainer = Derainer.open(options.logdir, device, precision=precision, strength=strength)
     heads = (str(derainer.path), "images", "PSNR to the input", "brightness", "to the clean side", "NIQE")
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name, images in sets(options):
@@ -82,14 +84,18 @@ def longest(side: Side) -> int:
 
 
 def changes(derainer: Derainer, image: np.ndarray, clean: np.ndarray | None = None) -> tuple[float, ...]:
-    """PSNR of the derained image to `image`, its mean brightness less that of `image` and of `clean`, NIQE
-    before and after; NaN what cannot be told."""
+    """Of the derained image: PSNR to `image`, brightness less that of `image`; the same of `clean`; NIQE
+    before and after. NaN what cannot be told."""
     derained = derainer(image)
     brightness = derained.mean(dtype=float)
     return (
         psnr(derained, image),
         float(brightness - image.mean(dtype=float)),
-        math.nan if clean is None else float(brightness - clean.mean(dtype=float)),
+        *(
+            (math.nan,) * 2
+            if clean is None
+            else (psnr(derained, clean), float(brightness - clean.mean(dtype=float)))
+        ),
         _niqe(image),
         _niqe(derained),
     )
@@ -103,7 +109,7 @@ def _niqe(image: np.ndarray) -> float:
 
 
 def row(name: str, changed: list[tuple[float, ...]]) -> str:
-    to_input, brighter, to_clean, *both = np.array(changed).T
+    to_input, brighter, to_clean, than_clean, *both = np.array(changed).T
     measured = ~np.isnan(both).any(0)  # images that are too small have no NIQE
     before, after = (each[measured] for each in both)
     cells = (
@@ -111,7 +117,9 @@ def row(name: str, changed: list[tuple[float, ...]]) -> str:
         str(len(changed)),
         f"{to_input.mean():.2f} dB, lowest {to_input.min():.2f}",
         f"{brighter.mean():+.2f}, at most {brighter.min():+.2f}",
-        "" if np.isnan(to_clean).all() else f"{to_clean.mean():+.2f}, lowest {to_clean.min():+.2f}",
+        ""
+        if np.isnan(to_clean).all()
+        else f"{to_clean.mean():.2f} dB; {than_clean.mean():+.2f}, lowest {than_clean.min():+.2f}",
         f"{before.mean():.3f} to {after.mean():.3f}" if measured.any() else "",
     )
     return f"| {' | '.join(cells)} |"
