@@ -86,7 +86,7 @@ def main() -> None:
     derain = Derainer.open(
         options.logdir,
         device,
-        remedy="train one with train_Rain800_real.py --preset light, or give --logdir",
+        remedy="train one with train_photographs.py, or give --logdir",
         precision=precision,
         tile=options.tile or None,
         self_ensemble=options.self_ensemble,

@@ -77,8 +77,13 @@ class Derainer:
         return derainer
 
     def __call__(self, rainy: np.ndarray) -> np.ndarray:
-        """uint8 RGB (H, W, 3) to the same without rain: clamped, rounded."""
-        return to_uint8(self.derained(to_tensor(rainy)))
+        """uint8 RGB (H, W, 3) to the same without rain: clamped, rounded.
+
+        Raises UserError for an array of another kind.
+        """
+        if rainy.dtype != np.uint8 or rainy.ndim != 3 or rainy.shape[2] != 3:
+            raise UserError(f"an image is uint8 RGB, (H, W, 3), not {rainy.dtype} {rainy.shape}")
+        return to_uint8(self.derained(to_tensor(np.require(rainy, requirements="W"))))
 
     @torch.inference_mode()
     def derained(self, rainy: Tensor) -> Tensor:

@@ -456,7 +456,7 @@ def _there(folder: Path, option: str) -> Path:
     with file_errors(folder):
         if folder.is_dir():
             return folder
-    raise UserError(f"{folder} is not a folder: {option} takes that of a dataset; {WHERE}")
+    raise UserError(f"{folder} is not a folder: {option} takes a folder of images; {WHERE}")
 
 
 def _images_below(top: Path, warnings: list[str]) -> list[Side]:

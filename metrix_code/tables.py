@@ -376,6 +376,8 @@ class Tables(Options):
 
 def main() -> None:
     options = parse(Tables(), __doc__)
+    if not options.results.is_dir():
+        print(f"nothing is measured in {options.results}: published figures alone", file=sys.stderr)
     found = tables(options.results, options.kinds)
     if options.format == "csv":
         print(as_csv(found), end="")

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -175,6 +176,16 @@ def test_what_lies_beside_a_result_is_not_written_over_and_the_page_stays_whole(
     write_image(tmp_path / "twice/p_compare.png", layouts.pair(2)[0])
     with pytest.raises(UserError, match="several inputs would become"):
         call(tmp_path / "twice", "--compare", "--again")
+
+
+def test_an_array_of_another_kind_is_refused_and_one_that_may_not_be_written_is_not(model):
+    derainer, image = Derainer.open(model), np.zeros((8, 9, 3), np.uint8)
+    for other in (image[..., 0], image[..., :2], image.astype(np.float32)):
+        with pytest.raises(UserError, match=r"an image is uint8 RGB, \(H, W, 3\), not "):
+            derainer(other)
+    image.flags.writeable = False  # as Pillow's are
+    with warnings.catch_warnings(action="error"):
+        assert derainer(image).shape == image.shape
 
 
 def test_strength_blends_with_the_input(tmp_path, call):

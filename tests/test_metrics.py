@@ -473,6 +473,11 @@ def test_latex_has_a_column_a_dataset_and_escapes_what_it_must(tmp_path):
     assert lines[-1] == r"\end{table}" and lines.count(r"\begin{table}") == 1
 
 
+def test_without_results_the_tables_say_so(tmp_path, run_here, capsys):
+    assert run_here("metrix_code/tables.py", "--results", str(tmp_path / "none")) == 0
+    assert "nothing is measured in" in capsys.readouterr().err
+
+
 def test_a_broken_file_is_passed_over_and_the_csv_labels_every_cell(tmp_path, run_here, capsys):
     scored(tmp_path / "good", "Rain200H", "SID", [IMAGE])
     (tmp_path / "bad").mkdir()

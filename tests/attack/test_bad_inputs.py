@@ -139,7 +139,7 @@ TABLE = [
         DERAIN + " --compare --streaks",
         "1 of 2 could not be derained: {here}/data/...nnn.png"),
     Row("no dataset at all", nothing, TRAIN + " --data_path {here}/none",
-        "{here}/none is not a folder: --data_path takes that of a dataset; ..."),
+        "{here}/none is not a folder: --data_path takes a folder of images; ..."),
     # ---- checkpoints
     Row("a CSV as a checkpoint", put(LATEST, b"a,b\n1,2\n"), EVAL, NO_CHECKPOINT),
     Row("an empty checkpoint", put(LATEST, b""), EVAL, NO_CHECKPOINT),
