@@ -28,9 +28,9 @@ extra = partial(option, group="beyond the paper's recipe", changes_result=True)
 network = partial(extra, architecture=True)
 layers = partial(extra, needs="recombine")
 share = partial(extra, least=0, most=1)
-# the most is beyond any use: a slip of the finger, told before it is tried
-in_epochs = partial(length, least=1, most=10**6)
-in_batch = partial(schedule, least=1, most=1 << 16)
+MOST_IN_A_BATCH, MOST_EPOCHS = 1 << 16, 10**6  # beyond any use: a slip of the finger, told before it is tried
+in_epochs = partial(length, least=1, most=MOST_EPOCHS)
+in_batch = partial(schedule, least=1, most=MOST_IN_A_BATCH)
 
 COSINE_END = 0.01  # what a cosine schedule leaves of the learning rate
 
@@ -45,7 +45,7 @@ class Training(Machine):
     preset: str = option("paper", "the recipe: the paper's, or LightNet's own", ("paper", "light"))
 
     data_path: tuple[Path, ...] = place((), "the dataset, as unpacked, or several: see datasets/README.md")
-    shares: tuple[float, ...] = extra((), "of an epoch: a set each, --streaks last; none: by size", above=0)
+    shares: tuple[float, ...] = extra((), "each set's part of an epoch, --streaks last; or by size", above=0)
     patch_size: int = data(120, "side of the square crops, in pixels", least=16, most=4096)
     rainy_side: str = data("auto", "of side-by-side images: the rainy half", ("auto", "left", "right"))
     seed: int = data(0, "of the first weights, the order, the crops", least=0, most=2**63 - 1)
@@ -55,9 +55,9 @@ class Training(Machine):
     steps: int = length(0, "length in steps, the milestones in proportion; 0: by epochs", least=0, most=10**9)
     lr: float = schedule(5e-4, "learning rate of Adam", above=0, most=1)
     milestone: tuple[int, ...] = schedule(
-        (312, 416), "epochs after which the rate drops", least=1, most=10**6
+        (312, 416), "epochs after which the rate drops; not with --cosine", least=1, most=MOST_EPOCHS
     )
-    lr_factor: float = schedule(0.5, "what the rate drops by; not with --cosine", above=0, most=1)
+    lr_factor: float = schedule(0.5, "what a drop multiplies the rate by", above=0, most=1)
 
     backbone: str = network("DerainNet", "the network: a name in backbones.BACKBONES")
     channels: tuple[int, ...] = network((24, 32, 48), "at each resolution, from full down", least=1, most=512)
@@ -67,8 +67,8 @@ class Training(Machine):
     recombine: bool = extra(False, "swap streak layers between images, of rain that is exact grey addition")
     max_streak_rotation: float = layers(0.0, "turn a layer: degrees at most", least=0, most=90, also="slant")
     streak_zoom: float = layers(1.0, "enlarge or shrink a layer, times at most", least=1, most=4)
-    streak_strength: float = layers(1.0, "strengthen or weaken it, times at most", least=1, most=4)
-    streak_blur: float = layers(0.0, "blur it by a Gaussian, of pixels at most", least=0, most=20)
+    streak_strength: float = layers(1.0, "strengthen or weaken a layer, times at most", least=1, most=4)
+    streak_blur: float = layers(0.0, "blur a layer, by pixels at most", least=0, most=20)
     streak_layers: int = layers(1, "layers on a crop at most", least=1, most=8)
     streaks: tuple[Path, ...] = layers((), "folders of further layers, grey on black", changes_result=False)
     backgrounds: tuple[Path, ...] = layers((), "folders of further clean images", changes_result=False)
@@ -81,22 +81,24 @@ class Training(Machine):
     beta2: float = extra(0.999, "of Adam: how long it remembers squared gradients", above=0, most=0.99999)
     weight_decay: float = extra(0.0, "of Adam, decoupled", least=0, most=1)
     clip: float = extra(0.0, "largest norm of the gradient; 0: any", least=0, most=10**6)
-    ema: float = extra(0.0, "decay of a moving average of the weights, the result", least=0, most=0.99999)
+    ema: float = extra(
+        0.0, "decay of the weights' average, which is the result; 0: none", least=0, most=0.99999
+    )
 
     workers: int = machine(2, "loader processes for each training process; 0: none", least=0, most=256)
-    accumulate: int = machine(1, "gradient-accumulation steps: less memory", least=1, most=1 << 16)
+    accumulate: int = machine(1, "gradient-accumulation steps: less memory", least=1, most=MOST_IN_A_BATCH)
     cache: str = machine("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
     recompute: bool = machine(False, "recompute the units in the backward pass: less memory, slower")
     compile: bool = machine(False, "compile the units: minutes at the start, faster steps on CUDA")
     deterministic: bool = machine(False, "the same numbers in every run on CUDA too; slower")
 
     save_path: Path = record(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
-    resume: bool = record(False, "go on from save_path/net_latest, as if never stopped")
+    resume: bool = record(False, "go on from net_latest, as if never stopped; on CUDA: --deterministic")
     log_every: int = record(10, "steps between log lines", least=1)
     save_every: int = record(200, "steps between checkpoints; Ctrl-C saves too", least=1)
     keep_every: int = record(0, "steps between checkpoints kept for good, as net_STEP; 0: none", least=0)
-    val_every: float = record(10.0, "epochs between validations; 0: never", least=0, most=10**6)
-    val_images: int = record(0, "test pairs to validate on, spread evenly; 0: all", least=0)
+    val_every: float = record(10.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
+    val_images: int = record(0, "test pairs to validate on, where none are held back; 0: all", least=0)
 
     def with_preset(self, name: str) -> Self:
         """The same dataset and stage by another recipe."""
@@ -186,7 +188,7 @@ class Student(Training):
     epochs: int = in_epochs(10, "a run is epochs * pairs / batchSize steps, unless --steps is given")
     lr: float = schedule(1e-4, "learning rate of Adam", above=0, most=1)
     milestone: tuple[int, ...] = schedule((), "epochs after which the rate drops", least=1, most=10**6)
-    val_every: float = record(1.0, "epochs between validations; 0: never", least=0, most=10**6)
+    val_every: float = record(1.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
 
     l1_weight: float = loss(20.0, "of L1 to the clean image")
     dark_syn_weight: float = loss(1e-6, "of the dark channel, synthetic")

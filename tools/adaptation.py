@@ -20,12 +20,7 @@ from machinery.options import option
 from stages import SSIDKD, Network, average_of, frozen
 
 BRIGHTNESS = (0.8, 1.2)  # of the views of real rain, from the first of a batch to the last
-TURNS = (
-    0,
-    45,
-    90,
-    135,
-)  # of the views that a target is the mean of, in degrees: rain falls up as it falls down
+TURNS = (0, 45, 90, 135)  # degrees, of the views that a target is the mean of; upside down is not another
 
 
 @dataclass(frozen=True)

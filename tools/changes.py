@@ -91,11 +91,8 @@ def changes(derainer: Derainer, image: np.ndarray, clean: np.ndarray | None = No
     return (
         psnr(derained, image),
         float(brightness - image.mean(dtype=float)),
-        *(
-            (math.nan,) * 2
-            if clean is None
-            else (psnr(derained, clean), float(brightness - clean.mean(dtype=float)))
-        ),
+        math.nan if clean is None else psnr(derained, clean),
+        math.nan if clean is None else float(brightness - clean.mean(dtype=float)),
         _niqe(image),
         _niqe(derained),
     )

@@ -31,16 +31,16 @@ def derained_file(derain: Derainer, file: Path) -> tuple[np.ndarray, np.ndarray,
 
 
 def examples(folder: Path) -> list[Path]:
-    """Two free photographs of scikit-image's under simulated rain, light and heavy, written into `folder`."""
-    paths = [folder / f"{name}.png" for name in ("light rain", "heavy rain")]
-    for path, photograph, rain in zip(paths, ("rocket", "chelsea"), (LIGHT, HEAVY), strict=True):
-        rng = np.random.default_rng(0)
-        write_image(path, rainy_image(clean_image(getattr(skimage.data, photograph)(), rng), rain, rng))
+    """A free photograph of scikit-image's under simulated rain, light and heavy, written into `folder`."""
+    rng, paths = np.random.default_rng(0), [folder / f"{name}.png" for name in ("light rain", "heavy rain")]
+    clean = clean_image(skimage.data.chelsea(), rng)
+    for path, rain in zip(paths, (LIGHT, HEAVY), strict=True):
+        write_image(path, rainy_image(clean, rain, rng))
     return paths
 
 
-def page(derain: Derainer) -> Any:
-    """The page, a gradio.Blocks. Raises UserError where Gradio is not installed."""
+def page(derain: Derainer, folder: Path) -> Any:
+    """The page, a gradio.Blocks, with its examples in `folder`. Raises UserError without Gradio."""
     try:
         import gradio
     except ImportError:
@@ -61,8 +61,7 @@ def page(derain: Derainer) -> Any:
             given = gradio.Image(type="filepath", image_mode=None, label="A photograph with rain in it")
             slider = gradio.ImageSlider(label="Before and after", type="numpy", interactive=False)
         result = gradio.File(label="The result, as PNG, with its colour profile and EXIF")
-        # below the system's own folder of temporary files, from which Gradio may show what is asked for
-        gradio.Examples([*map(str, examples(Path(tempfile.mkdtemp())))], given, label="Simulated rain")
+        gradio.Examples([*map(str, examples(folder))], given, label="Simulated rain")
         given.change(shown, given, [slider, result])
     return blocks
 
@@ -70,6 +69,8 @@ def page(derain: Derainer) -> Any:
 def serve(derain: Derainer, port: int) -> None:
     """Shows the page until Ctrl-C. Raises UserError where the port is taken."""
     try:
-        page(derain).launch(server_name=ADDRESS, server_port=port or None, share=False)
+        with tempfile.TemporaryDirectory() as folder:  # what lies there Gradio may show
+            shown = page(derain, Path(folder))
+            shown.launch(server_name=ADDRESS, server_port=port or None, share=False)
     except OSError as error:
         raise UserError(f"--port {port}: {error}") from None
