@@ -38,10 +38,13 @@ def l1(x: Tensor, y: Tensor) -> Tensor:
     return F.l1_loss(x, y)
 
 
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """PSNR in dB, of each image, then averaged: a scalar, 60 at most. Images that err much weigh no more."""
+def psnr(x: Tensor, y: Tensor, most: float = 60.0) -> Tensor:
+    """PSNR in dB, of each image, then averaged: a scalar. Images that err much weigh no more.
+
+    It nears `most` as the error nears 0: else images that hardly err would outweigh all others.
+    """
     errors = F.mse_loss(x, y, reduction="none").mean((1, 2, 3))
-    return -10 * errors.clamp(min=1e-6).log10().mean()
+    return -10 * (errors + 10 ** (-most / 10)).log10().mean()
 
 
 def dark_channel(image: Tensor, window: int) -> Tensor:

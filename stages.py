@@ -100,7 +100,7 @@ class SID(Stage):
         return self.recipe.weights if self.recipe.weights != Path() else None
 
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return supervised(net(batch["rainy"]).derained, batch["clean"])
+        return supervised(net(batch["rainy"]).derained, batch["clean"], self.recipe.psnr_most)
 
 
 class SSIDKD(Stage):
@@ -125,7 +125,7 @@ class SSIDKD(Stage):
         code_syn, code_real = code.chunk(2)  # (N, C4, P / 4, P / 4)
         window = self.recipe.patch_size
         return {
-            **supervised(derained_syn, batch["clean"]),
+            **supervised(derained_syn, batch["clean"], self.recipe.psnr_most),
             # sums over the batch, as released: see `parts`
             "dark_syn": self.parts * dark_channel((derained_syn + 1) / 2, window),
             "dark_real": self.parts * dark_channel((derained_real + 1) / 2, window),
@@ -135,12 +135,12 @@ class SSIDKD(Stage):
         }
 
 
-def supervised(derained: Tensor, clean: Tensor) -> dict[str, Tensor]:
+def supervised(derained: Tensor, clean: Tensor, psnr_most: float) -> dict[str, Tensor]:
     """What can be said of a derained image (N, 3, P, P) where the clean one is known."""
     return {
         "minus_ssim": -ssim(derained, clean),
         "l1": l1(derained, clean),
-        "minus_psnr": -psnr(derained, clean),
+        "minus_psnr": -psnr(derained, clean, psnr_most),
     }
 
 

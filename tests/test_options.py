@@ -456,9 +456,19 @@ ALL_TERMS = (*SUPERVISED, "dark_syn", "dark_real", "tv_syn", "tv_real", "kl")
 
 def test_the_supervised_terms_are_those_of_losses():
     derained, clean = torch.rand(2, 2, 3, 32, 32)
-    named = {"minus_ssim": -ssim(derained, clean), "minus_psnr": -psnr(derained, clean)}
+    named = {"minus_ssim": -ssim(derained, clean), "minus_psnr": -psnr(derained, clean, 30)}
     named["l1"] = l1(derained, clean)
-    assert supervised(derained, clean) == named
+    assert supervised(derained, clean, 30) == named
+
+
+@pytest.mark.parametrize("of", [teacher, student])
+def test_what_psnr_nears_is_the_options(tmp_path, of):
+    """By what changes nothing, on pairs without rain."""
+    trained(teacher(tmp_path, steps=1))
+    run = a_run(of(tmp_path, save_path=tmp_path / "clear", clear_share=1.0, psnr_most=25.0))
+    batch = next(iter(run.batches))[0]
+    terms = run.stage.terms(lambda rainy: Derained(rainy, 0 * rainy, rainy), batch)
+    assert terms["minus_psnr"].item() == pytest.approx(-25)
 
 
 ALONE = [(teacher, term) for term in SUPERVISED] + [(student, term) for term in ALL_TERMS]

@@ -103,8 +103,14 @@ def test_psnr_is_the_mean_of_the_images_own():
     y[1] = x[1] + 0.01 * torch.randn(3, 16, 20)
     own = [peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=1) for a, b in zip(x, y, strict=True)]
     assert own[1] > own[0] + 25
-    assert losses.psnr(x, y).item() == pytest.approx(sum(own) / 3, abs=1e-3)
+    assert losses.psnr(x, y, 100).item() == pytest.approx(sum(own) / 3, abs=1e-3)
     x.requires_grad_()
     losses.psnr(x, x.detach()).backward()
-    assert losses.psnr(x, x) == 60
     assert x.grad is not None and not x.grad.any()  # finite, where there is nothing to be gained
+
+
+@pytest.mark.parametrize(("most", "reached"), [(60, 39.957), (40, 36.990), (30, 29.586)])
+def test_psnr_of_images_that_hardly_err_nears_its_most(most, reached):
+    x = torch.zeros(1, 3, 16, 20)
+    assert losses.psnr(x, x, most) == pytest.approx(most)
+    assert losses.psnr(x, x + 0.01, most).item() == pytest.approx(reached, abs=2e-3)  # 40 dB by itself
