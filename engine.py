@@ -144,33 +144,26 @@ class TrainState:
     def counts(self) -> dict[str, Any]:
         return {what: count for each in self.crops for what, count in each.counts.items()}
 
-    def begin(self) -> list[str]:
+    def begin(self, path: Path | None) -> list[str]:
         """All that the run had reached which `--resume` goes on with, or its first weights; says which.
 
-        Raises UserError where there are none, or where they are another run's or another network's.
+        Raises UserError where what `path` holds is another run's or another network's.
         """
-        if self.recipe.resume:
-            path = self.recipe.save_path / LATEST
-            if not path.exists():  # and no model that comes with the project stands in for it
-                raise UserError(f"{path} does not exist: start without --resume")
+        if path and self.recipe.resume:
             return [self._resume(path)]
-        lines = []
-        if logdir := self.stage.first_weights():
-            script = f"train_{self.recipe.dataset}.py{preset_words(self.recipe.preset)}"
-            path = find_checkpoint(logdir, f"python {script} makes a teacher; see --teacher, or --weights")
+        if path:
             content = load_checkpoint(path)
             load_weights(self.net.net, content["net"], path)
             self.initialized_from = f"{path}, step {content['step']}"
-            lines = [f"starts from: {self.initialized_from}"]
         self._build_beside()
-        return lines
+        return [f"starts from: {self.initialized_from}"] if path else []
 
     def _build_beside(self) -> None:
         self.stage.beside = nn.ModuleDict(self.stage.held_beside(self.net)).requires_grad_(False)
         self.stage.beside.to(next(self.net.parameters()).device)
 
     def _resume(self, path: Path) -> str:
-        content = load_checkpoint(find_checkpoint(path, "start without --resume"))
+        content = load_checkpoint(path)
         given = {**as_plain(self.recipe), "stage": self.stage.name}
         refuse_unless_resumable(content, path, given, binding(self.recipe), self.counts)
         training = content["training"]
@@ -236,6 +229,19 @@ class TrainState:
 # ------------------------------------------------------------------------------------------------- one run
 
 
+def first_checkpoint(recipe: Training, stage: Stage) -> Path | None:
+    """What a run goes on from, or begins with; None: fresh weights. Raises UserError where there is none."""
+    if recipe.resume:
+        path = recipe.save_path / LATEST
+        if not path.exists():  # and no model that comes with the project stands in for it
+            raise UserError(f"{path} does not exist: start without --resume")
+        return find_checkpoint(path, "start without --resume")
+    if logdir := stage.first_weights():
+        script = f"train_{recipe.dataset}.py{preset_words(recipe.preset)}"
+        return find_checkpoint(logdir, f"python {script} makes a teacher; see --teacher, or --weights")
+    return None
+
+
 class Run:
     """One training run: its data, its network, its loop."""
 
@@ -245,6 +251,7 @@ class Run:
         self.log_line(f"on {world.device}: {hardware(world.device)}, {recipe.precision}")
         if (world.device, recipe.precision, best_precision(CPU)) == (CPU, "float32", "bfloat16"):
             self.log_line("note: this processor trains faster with --precision bfloat16")
+        begin_with = first_checkpoint(recipe, self.stage)  # before the data, which takes longer
         self.crops = self.stage.crops(ImageCache(recipe.cache))
         self.test, notes = validation_set(recipe, self.crops[0])
         for line in (*(note for crops in self.crops for note in crops.notes), *notes):
@@ -252,7 +259,7 @@ class Run:
         self.schedule = Schedule.of(recipe, len(self.crops[0]))
         if recipe.milestone and not recipe.cosine and min(self.schedule.drops) >= self.schedule.steps:
             self.log_line(f"note: {recipe.epochs} epochs end before --milestone: the rate does not drop")
-        self.state = self._build()
+        self.state = self._build(begin_with)
         self.batches = Batches(
             self.crops,
             world,
@@ -268,7 +275,7 @@ class Run:
         if self.world.is_main_process:
             tqdm.write(text)
 
-    def _build(self) -> TrainState:
+    def _build(self, begin_with: Path | None) -> TrainState:
         """Network, optimizer and stage, as a fresh run or the one that goes on has them."""
         recipe, device = self.recipe, self.world.device
         torch.manual_seed(recipe.seed)
@@ -284,7 +291,7 @@ class Run:
             net=net,
             optimizer=optimizer,
         )
-        for line in state.begin():
+        for line in state.begin(begin_with):
             self.log_line(line)
         self.model: nn.Module = net
         if self.world.size > 1:

@@ -239,11 +239,14 @@ def title_of(labels: Mapping[str, Any]) -> str:
 def page_note(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
     """What the page says above its images: the model, what is published, and how this was measured."""
     expected, found = labels["images_expected"], labels["images_found"]
-    count = f"{found} of the test set's {expected} images" if expected else f"{found} images"
+    count = f"{found} images" + (f"; the official test set has {expected}" if expected else "")
     stage = "" if labels["simulated"] else str(labels["trained_on"]["stage"] or labels["method"])
     hardware = f", {labels['hardware']}, {labels['precision']}" if "hardware" in labels else ""
     measured = f"measured on {labels['date']}: {count}{hardware}\n{labels['command']}"
-    return "\n".join([model_in_words(model, labels), *published(labels["dataset"], stage), measured])
+    known = published(labels["dataset"], stage)
+    if stage in ("SID", "SSID-KD") and not known:
+        known = [f"nothing is published for {stage} on {labels['dataset']}"]
+    return "\n".join([model_in_words(model, labels), *known, measured])
 
 
 def model_in_words(model: Derainer | Results, labels: Mapping[str, Any]) -> str:

@@ -134,6 +134,8 @@ def test_the_page_names_what_is_published_beside_what_is_measured(folder, tmp_pa
     note = page_note(Results(tmp_path, {}), {**labels, "method": "SSID-KD-LightNet"})
     assert "published for SSID-KD, with the paper's network: 28.925 / 0.9079 (RGB, SSID-KD README)" in note
     assert "published" not in page_note(Results(tmp_path, {}), {**labels, "method": "m", "simulated": True})
+    teacher = {**labels, "method": "SID", "trained_on": {"dataset": "Rain200H", "stage": "SID"}}
+    assert "nothing is published for SID on Rain200H" in page_note(Results(tmp_path, {}), teacher)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -148,8 +150,8 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path, scored, workers):
     assert len(scores["images"]) == 11 and scores["images_found"] == 12
     assert scores["mean"] == average(scores["images"])
     page = html.unescape((tmp_path / "results/index.html").read_text())
-    measured = f"measured on {scores['date']}: 12 of the test set's 200 images, {scores['hardware']}, float32"
-    assert f"{measured}\n{scores['command']}" in page
+    measured = f"measured on {scores['date']}: 12 images; the official test set has 200, {scores['hardware']}"
+    assert f"{measured}, float32\n{scores['command']}" in page
     assert [row for row in tables.tables(tmp_path, ["measured"])[0].as_text() if "11 of 200" in row[2]]
 
 

@@ -497,6 +497,9 @@ def test_weights_and_teacher_are_what_a_run_starts_from(tmp_path):
         assert_equal(run.state.net.net.state_dict(), first)
     assert any(not torch.equal(fresh.state.net.net.state_dict()[name], first[name]) for name in first)
     assert tuned.state.initialized_from.startswith(str(tmp_path / "teacher/net_latest"))
+    neither = student(tmp_path, teacher=tmp_path / "nosuch", data_path=(tmp_path / "none",))
+    with pytest.raises(UserError, match=r"nosuch.*python train_Rain200H\.py makes a teacher"):
+        a_run(neither)  # told before the data is looked at
     with pytest.raises(UserError, match=r"head1\.weight is \(4, 3, 3, 3\), expected \(5, 3, 3, 3\)"):
         a_run(student(tmp_path, channels=(5, 6, 8)))
 

@@ -43,6 +43,7 @@ class Changes(Machine):
     pairs: tuple[Path, ...] = option((), "test sets that have clean sides")
     strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", least=0, most=1)
     most: int = option(4096, "leave out longer images, in pixels", least=16)
+    niqe: bool = option(True, "score NIQE too, which takes half of the time")
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name, images in sets(options):
         bar = tqdm(images, desc=name, leave=False)
-        print(row(name, [changes(derainer, image, clean) for image, clean in bar]))
+        print(row(name, [changes(derainer, image, clean, options.niqe) for image, clean in bar]))
 
 
 Images = tuple[np.ndarray, np.ndarray | None]  # rainy and clean, uint8 RGB (H, W, 3)
@@ -83,7 +84,9 @@ def longest(side: Side) -> int:
     return max(height, width // 2 if side.half else width)
 
 
-def changes(derainer: Derainer, image: np.ndarray, clean: np.ndarray | None = None) -> tuple[float, ...]:
+def changes(
+    derainer: Derainer, image: np.ndarray, clean: np.ndarray | None = None, with_niqe: bool = True
+) -> tuple[float, ...]:
     """Of the derained image: PSNR to `image`, brightness less that of `image`; the same of `clean`; NIQE
     before and after. NaN what cannot be told."""
     derained = derainer(image)
@@ -93,8 +96,8 @@ def changes(derainer: Derainer, image: np.ndarray, clean: np.ndarray | None = No
         float(brightness - image.mean(dtype=float)),
         math.nan if clean is None else psnr(derained, clean),
         math.nan if clean is None else float(brightness - clean.mean(dtype=float)),
-        _niqe(image),
-        _niqe(derained),
+        _niqe(image) if with_niqe else math.nan,
+        _niqe(derained) if with_niqe else math.nan,
     )
 
 
