@@ -277,6 +277,7 @@ def test_a_self_ensemble_has_a_name_and_a_place_of_its_own(tmp_path, scored, mon
     assert rows == {"SID (ours)", "SID (ours) + self-ensemble", "rainy input"}
     single, mean = (read_scores(results / f"SID{more}/scores.json") for more in ("", "+self-ensemble"))
     assert single["mean"]["psnr"] != mean["mean"]["psnr"] and single["tile"] == 256
+    assert (single["self_ensemble"], mean["self_ensemble"]) == (False, True)
 
 
 # ------------------------------------------------------------------------------------ any method's results

@@ -33,7 +33,7 @@ def small() -> LightNet:
     return net
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 3), (4, 4), (37, 51), (64, 40), (5, 200)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 3), (4, 4), (37, 51), (64, 40), (64, 37), (5, 200)])
 def test_images_of_any_size(size):
     rainy = torch.rand(2, 3, *size)
     with torch.no_grad():

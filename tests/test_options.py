@@ -158,12 +158,12 @@ def test_recombined_layers_are_mirrored_and_never_turned_while_backgrounds_are(t
     ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None] // 4, (200, 200, 3))
     rain = (60 + 50 * np.sin(np.arange(200) ** 1.3 / 9))[None, :, None].astype(np.uint8)
     crops = crops_of(recombined(tmp_path, data_path=(pairs_of(tmp_path / "ramp", rain, ramp),), augment=True))
-    both = [[whole(side)[..., 0] for side in crops[epoch, 0].values()] for epoch in range(40)]
+    both = [[whole(side)[..., 0] for side in crops[epoch, 0].values()] for epoch in range(200)]
     assert {int(np.sign(clean[-1, 0] - clean[0, 0])) for _, clean in both} == {-1, 0, 1}  # the ramp, turned
     found = [rainy - clean for rainy, clean in both]
     assert all((layer == layer[:1]).all() for layer in found)  # the rain, never
     changes = [np.abs(np.diff(layer[0])) for layer in found]
-    assert {bool(each[:31].sum() < each[32:].sum()) for each in changes} == {True, False}  # mirrored
+    assert 0.4 < np.mean([each[:31].sum() < each[32:].sum() for each in changes]) < 0.6  # half are mirrored
 
 
 def test_backgrounds_are_drawn_as_often_as_there_are_of_them(tmp_path):
