@@ -136,8 +136,8 @@ class Schedule:
     drops: tuple[int, ...]
     lr_factor: float
     validations: int  # steps between them; 0: one at the end alone
-    cosine: bool = False
-    warmup: int = 0
+    cosine: bool
+    warmup: int
 
     @classmethod
     def of(cls, recipe: Training, pairs: int) -> Self:
