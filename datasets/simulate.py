@@ -6,9 +6,6 @@
         SimulatedReal/train/rain/               unlabelled: other streaks under a veil of haze play real rain
         SimulatedReal/test/rain/, norain/       the same, with the clean images kept aside for the score
 
-    python datasets/simulate.py --layers 1000   writes, for training on photographs,
-        layers/                                 rain of many kinds, grey on black, for --streaks
-
 A set is a function of the seed. Train and test share no photograph. A number measured on these sets says
 that the code works; it says nothing about a benchmark.
 """
@@ -32,7 +29,6 @@ from utils import run, write_image
 # public domain (astronaut, rocket: NASA) or CC0 (coffee, chelsea)
 PHOTOGRAPHS = {"train": ("astronaut", "coffee"), "test": ("chelsea", "rocket")}
 WIDTH, HEIGHT = 240, 160
-LAYER = (240, 360)  # rows and columns of a layer by itself: of crops of 128, shrunk to half
 
 Range = tuple[float, float]
 
@@ -78,31 +74,17 @@ SETS = tuple(
 )
 
 
-def any_rain(rng: np.random.Generator) -> Rain:
-    """Of a kind that a photograph may show: short or long, thin or wide, sparse or dense, faint or bright."""
-    length, cover, opacity = 10 ** rng.uniform(0.8, 1.9), 10 ** rng.uniform(-2.3, -0.8), rng.uniform(0.1, 0.8)
-    return Rain(
-        layers=(1, 4),
-        tilt=(-45, 45),
-        spread=rng.uniform(0, 6),
-        length=(length / 4, length),
-        width=(0.5, 0.8 + length / 30),
-        cover=(cover / 3, cover),
-        opacity=(opacity / 3, opacity),
-    )
-
-
-def streaks(rain: Rain, rng: np.random.Generator, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
-    """One grey layer of rain, float32 of `size` (rows, columns) in [0, 1]: what is added to the light."""
-    layer = np.zeros(size, np.float32)
+def streaks(rain: Rain, rng: np.random.Generator) -> np.ndarray:
+    """One grey layer of rain, float32 (HEIGHT, WIDTH) in [0, 1]: what is added to the light."""
+    layer = np.zeros((HEIGHT, WIDTH), np.float32)
     tilt = rng.uniform(*rain.tilt)
     for _ in range(rng.integers(rain.layers[0], rain.layers[1] + 1)):
         depth = rng.uniform()  # 0 is near: long, wide, bright and few
         length, width, opacity = (
             high - (high - low) * depth for low, high in (rain.length, rain.width, rain.opacity)
         )
-        drops = rng.poisson(rng.uniform(*rain.cover) / (length * width), size) > 0
-        strengths = drops * rng.uniform(0.3, 1, size)
+        drops = rng.poisson(rng.uniform(*rain.cover) / (length * width), (HEIGHT, WIDTH)) > 0
+        strengths = drops * rng.uniform(0.3, 1, (HEIGHT, WIDTH))
         kernel = _motion_blur(rng.normal(tilt, rain.spread), length, width)
         layer += opacity * cv2.filter2D(strengths.astype(np.float32), -1, kernel)
     return np.clip(layer, 0, 1)
@@ -167,29 +149,16 @@ def simulate(out: Path, seed: int, sets: Sequence[Set] = SETS) -> dict[str, floa
     return {name: float(np.mean(each)) for name, each in errors.items()}
 
 
-def simulate_layers(folder: Path, seed: int, count: int) -> None:
-    """Writes `count` grey layers of any rain, 1.png and so on."""
-    for number in tqdm(range(1, count + 1), desc="streak layers", unit="layer", leave=False):
-        rng = np.random.default_rng((seed, *b"layers", number))
-        layer = np.round(255 * streaks(any_rain(rng), rng, LAYER)).astype(np.uint8)
-        write_image(folder / f"{number}.png", np.repeat(layer[..., None], 3, axis=2))
-
-
 @dataclass(frozen=True)
 class Simulate(Options):
     """The options of this script."""
 
     out: Path = option(Path("datasets/simulated"), "folder to write to")
     seed: int = option(0, "another seed, other crops and rain", least=0)
-    layers: int = option(0, "streak layers to write into layers/, instead of the sets", least=0, most=10**6)
 
 
 def main() -> None:
     options = parse(Simulate(), __doc__)
-    if options.layers:
-        simulate_layers(options.out / "layers", options.seed, options.layers)
-        print(f"written to {options.out / 'layers'}")
-        return
     for name, psnr in simulate(options.out, options.seed).items():
         print(f"{name:20s} rainy PSNR {psnr:5.2f} dB (simulated rain, RGB)")
     print(f"written to {options.out}")

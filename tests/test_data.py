@@ -12,7 +12,7 @@ import pytest
 
 from datasets import check, pairs, simulate
 from datasets.catalogue import CATALOGUE
-from datasets.layouts import find_images, find_layers, find_pairs
+from datasets.layouts import find_images, find_pairs
 from datasets.pairs import Found, Pair, check_pairs, looks_swapped, read_pair, why_not_additive
 from DerainDataset import PairCrops, RealCrops
 from machinery.loading import ImageCache
@@ -425,18 +425,3 @@ def test_simulated_sets(tmp_path):
     real = find_pairs(tmp_path / "one/SimulatedReal", "test")
     assert len(find_images([tmp_path / "one/SimulatedReal/train"]).pairs) == len(real.pairs) == 2
     assert "exact grey addition" in pairs.why_not_recombined(real)
-
-
-def test_simulated_layers_are_streak_layers_of_many_kinds(tmp_path, run_here, capsys):
-    for name, seed in (("one", "0"), ("again", "0"), ("other", "1")):
-        words = ("--out", str(tmp_path / name), "--seed", seed, "--layers", "12")
-        assert run_here("datasets/simulate.py", *words) == 0
-    assert f"written to {tmp_path / 'other/layers'}" in capsys.readouterr().out
-    first, again, other = (tree(tmp_path / name) for name in ("one", "again", "other"))
-    assert first == again and first.keys() == other.keys() and len(first) == 12
-    assert all(first[path] != other[path] for path in first)
-    found = find_layers([tmp_path / "one/layers"])  # grey, on black
-    layers = np.array([read_image(pair.rainy.path)[..., 0] for pair in found.pairs])
-    assert layers.shape == (12, *simulate.LAYER)
-    covered = (layers > 8).mean((1, 2))  # sparse and dense
-    assert covered.min() < 0.02 and covered.max() > 0.2
