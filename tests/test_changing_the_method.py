@@ -2,6 +2,10 @@
 
 import copy
 import dataclasses
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +16,24 @@ from config import TEACHERS, Teacher
 from datasets import catalogue
 from engine import Run
 from evaluation import score
+from losses import l1
 from machinery.checkpoints import load_checkpoint
 from machinery.options import option
 from networks import Derained
-from stages import SID
+from stages import SID, frozen, supervised
 from tests import layouts
-from tests.small import ALONE, CPU, a_run, assert_same_weights, evaluation, lines, student, teacher, trained
+from tests.small import (
+    ALONE,
+    CPU,
+    ROOT,
+    a_run,
+    assert_same_weights,
+    evaluation,
+    lines,
+    student,
+    teacher,
+    trained,
+)
 from tests.test_training import StopsAfterThree
 from tools.adaptation import Adapted, Adapting
 from utils import UserError
@@ -105,6 +121,24 @@ def test_a_backbone_of_five_lines_trains_resumes_and_is_evaluated(tmp_path, monk
 
 
 # ----------------------------------------------------------------------------------- another distillation
+
+
+@dataclasses.dataclass(frozen=True)
+class WithTeacher(Teacher):
+    teacher_weight: float = option(1.0, "of L1 to the teacher's result")
+
+
+def test_the_documents_distillation_trains(tmp_path, monkeypatch):
+    """The very lines that it shows."""
+    text = (ROOT / "docs/changing_the_method.md").read_text()
+    (lines_shown,) = re.findall(r"^    class Distilled.*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"SID": SID, "frozen": frozen, "Path": Path, "supervised": supervised, "l1": l1}
+    exec(textwrap.dedent(lines_shown), names)
+    monkeypatch.chdir(tmp_path)  # where its teacher is
+    trained(teacher(tmp_path, save_path=tmp_path / "trained_model/Rain200H", steps=1))
+    recipe = WithTeacher(**vars(teacher(tmp_path, save_path=tmp_path / "distilled", steps=2)))
+    Run(names["Distilled"], recipe, ALONE).run()
+    assert all(line["loss/teacher"] > 0 for line in lines(tmp_path / "distilled"))
 
 
 def test_a_stage_in_a_file_of_its_own_resumes_bit_for_bit(tmp_path):
