@@ -127,17 +127,19 @@ class PairCrops(SetCrops):
         epoch, index = key
         rng = _generator(self.seed, epoch, index, Draw.CROP)
         turn = self._turn(rng)
+        size = self.weather.reach(self.patch_size, _generator(self.seed, epoch, index, Draw.SHRINK))
         if self.recombine:
-            clean = turned(self._background(_generator(self.seed, epoch, index, Draw.PARTNER)), turn)
-            rain = self._layer(index, rng, _generator(self.seed, epoch, index, Draw.LAYER))
+            clean = turned(self._background(size, _generator(self.seed, epoch, index, Draw.PARTNER)), turn)
+            rain = self._layer(index, size, rng, _generator(self.seed, epoch, index, Draw.LAYER))
             more = _generator(self.seed, epoch, index, Draw.MORE_LAYERS)
             for _ in range(int(more.integers(self.weather.layers))):
-                rain = rain + self._layer(int(more.integers(len(self.pairs))), more, more)
+                rain = rain + self._layer(int(more.integers(len(self.pairs))), size, more, more)
             rainy = np.clip(clean + rain, 0, 255).astype(np.uint8)
         else:
-            sides = window(self._both(index), self.patch_size, rng)
+            sides = window(self._both(index), size, rng)
             rainy, clean = (turned(side, turn) for side in sides)
-        rainy, clean = self.weather.seen(rainy, clean, _generator(self.seed, epoch, index, Draw.WEATHER))
+        how = _generator(self.seed, epoch, index, Draw.WEATHER)
+        rainy, clean = self.weather.seen(rainy, clean, self.patch_size, how)
         return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
 
     def _both(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,19 +148,21 @@ class PairCrops(SetCrops):
             raise UserError(f"{self.pairs[index].rainy.path} has no clean side to train with")
         return rainy, clean
 
-    def _layer(self, index: int, place: np.random.Generator, rng: np.random.Generator) -> np.ndarray:
+    def _layer(
+        self, index: int, size: int, place: np.random.Generator, rng: np.random.Generator
+    ) -> np.ndarray:
         rainy, clean = read_pair(self.pairs[index], self.read)
         dry = np.zeros_like(rainy) if clean is None else clean
-        return self.weather.streaks(rainy, dry, self.patch_size, place, rng)
+        return self.weather.streaks(rainy, dry, size, place, rng)
 
-    def _background(self, rng: np.random.Generator) -> np.ndarray:
+    def _background(self, size: int, rng: np.random.Generator) -> np.ndarray:
         choice = int(rng.integers(sum(map(len, self.backgrounds))))
         for pairs in self.backgrounds:
             if choice < len(pairs):
                 break
             choice -= len(pairs)
         side = pairs[choice].clean or pairs[choice].rainy
-        return window((read_side(side, self.read),), self.patch_size, rng)[0]
+        return window((read_side(side, self.read),), size, rng)[0]
 
 
 class MixedCrops(Crops):
@@ -304,6 +308,8 @@ def weather_of(recipe: Training) -> Weather:
         mirrored=recipe.augment or recipe.mirror,
         clear=recipe.clear_share,
         veil=recipe.veil_share,
+        shrink=recipe.shrink,
+        sharpen=recipe.sharpen_share,
         jpeg=recipe.jpeg_share,
     )
 

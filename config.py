@@ -74,6 +74,8 @@ class Training(Machine):
     backgrounds: tuple[Path, ...] = layers((), "folders of further clean images", changes_result=False)
     clear_share: float = share(0.0, "share of the crops that are without rain")
     veil_share: float = share(0.0, "share of the crops that are seen through haze, which stays")
+    shrink: float = extra(1.0, "shrink pairs, times at most: rain from farther away", least=1, most=8)
+    sharpen_share: float = share(0.0, "share of the crops that are sharpened, which stays")
     jpeg_share: float = share(0.0, "share of the crops that come out of a JPEG, which stays")
     hold_back: int = extra(0, "hold out pairs of each set, spread evenly, to validate on", least=0)
     cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, without milestones")
@@ -350,12 +352,14 @@ MANY_RAINS: dict[str, Any] = {
     "streaks": (Path("datasets/Streaks"),),  # rendered light streaks, as Garg's
     "shares": (0.25, 0.1, 0.4, 0.25),
     "max_streak_rotation": 45.0,
-    "streak_zoom": 2.5,
+    "streak_zoom": 2.0,
     "streak_strength": 1.5,
     "streak_blur": 1.5,
-    "streak_layers": 2,
+    "streak_layers": 3,
     "clear_share": 0.1,
     "veil_share": 0.15,
+    "shrink": 2.5,  # the rain of photographs is mostly short and thin, and that of the sets near
+    "sharpen_share": 0.3,
     "jpeg_share": 0.3,
     "hold_back": 6,
     "psnr_most": 40.0,  # of crops without rain it has no end, and so these would outweigh all others
@@ -365,7 +369,7 @@ PHOTOGRAPHS = {
         dataset="photographs",
         save_path=Path("trained_model/photographs"),
         weights=Path("trained_model/Rain800-light"),  # a model that removes rain already
-        **LIGHT_TEACHER | LAYERS | MANY_RAINS | {"steps": 16_000},
+        **LIGHT_TEACHER | LAYERS | MANY_RAINS | {"steps": 10_000},
     ),
     "SSID-KD": Student(
         dataset="photographs",

@@ -12,11 +12,13 @@ import numpy as np
 
 VEIL, HAZE_LIGHT = (0.1, 0.5), (150, 240)  # the share of the light that haze takes, and gives: its grey level
 JPEG_QUALITY = (50, 96)  # what cameras and web pages save by
+# An unsharp mask, as cameras and web pages apply it: the deviation of its blur, in pixels, and its amount
+SHARPENING = (0.5, 1.2), (0.3, 1.5)
 
 
 @dataclass(frozen=True)
 class Weather:
-    """How layers vary, and which share of the crops is seen without rain, through haze, or as a JPEG."""
+    """How layers vary, and how crops are seen: from afar, without rain, in haze, as a JPEG."""
 
     rotation: float = 0.0  # degrees at most, to either side
     zoom: float = 1.0  # times larger at most, or smaller
@@ -26,7 +28,13 @@ class Weather:
     mirrored: bool = False
     clear: float = 0.0
     veil: float = 0.0
+    shrink: float = 1.0  # times smaller at most
+    sharpen: float = 0.0
     jpeg: float = 0.0
+
+    def reach(self, size: int, rng: np.random.Generator) -> int:
+        """The side of the window that `seen` shrinks to a crop of `size`."""
+        return round(size * self.shrink ** rng.uniform()) if self.shrink != 1 else size
 
     def streaks(
         self,
@@ -55,11 +63,11 @@ class Weather:
         return layer[:, ::-1] if mirrored else layer
 
     def seen(
-        self, rainy: np.ndarray, clean: np.ndarray, rng: np.random.Generator
+        self, rainy: np.ndarray, clean: np.ndarray, size: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A pair without its rain, under haze or out of a JPEG, as often as it is to be.
+        """Windows as crops of `size`: without rain, in haze, sharpened, a JPEG, as often as it is to be.
 
-        Haze and JPEG are on both sides: the network is to take the rain away, and to leave all else.
+        All but the rain is on both sides: the network is to take the rain away, and to leave all else.
         """
         clear, veil, jpeg = rng.random(3) < (self.clear, self.veil, self.jpeg)
         if clear:
@@ -69,10 +77,21 @@ class Weather:
             rainy, clean = (
                 np.round(side * (1 - share) + light * share).astype(np.uint8) for side in (rainy, clean)
             )
+        if len(rainy) != size:
+            rainy, clean = (
+                cv2.resize(side, (size, size), interpolation=cv2.INTER_AREA) for side in (rainy, clean)
+            )
+        if self.sharpen and rng.random() < self.sharpen:
+            deviation, amount = (rng.uniform(*bounds) for bounds in SHARPENING)
+            rainy, clean = (_sharpened(side, deviation, amount) for side in (rainy, clean))
         if jpeg:
             quality = int(rng.integers(*JPEG_QUALITY))
             rainy, clean = (_compressed(side, quality) for side in (rainy, clean))
         return rainy, clean
+
+
+def _sharpened(image: np.ndarray, deviation: float, amount: float) -> np.ndarray:
+    return cv2.addWeighted(image, 1 + amount, cv2.GaussianBlur(image, (0, 0), deviation), -amount, 0)
 
 
 def _compressed(image: np.ndarray, quality: int) -> np.ndarray:

@@ -33,7 +33,7 @@ MOST_FILES = 50_000  # more are not even looked at: reading so many headers take
 class Draw(IntEnum):
     """What a random draw is for: two draws with one (seed, epoch, index) must not be the same."""
 
-    CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS, WEATHER, SHARE = range(8)
+    CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS, WEATHER, SHARE, SHRINK = range(9)
 
 
 # one core may well wait for several disks, and a test or a container may be pinned to it
