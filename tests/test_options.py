@@ -193,7 +193,7 @@ def test_streaks_are_layers_of_their_own_on_the_pairs_clean_sides(tmp_path):
         crops_of(recipe)
 
 
-def test_clear_haze_and_jpeg_come_as_often_as_asked_and_on_both_sides(tmp_path):
+def test_clear_haze_sharpening_and_jpeg_come_as_often_as_asked_and_on_both_sides(tmp_path):
     recipe = teacher(tmp_path, patch_size=24)
 
     def sides(**share):
@@ -202,15 +202,36 @@ def test_clear_haze_and_jpeg_come_as_often_as_asked_and_on_both_sides(tmp_path):
 
     before = sides()
     assert 0.15 < np.mean([np.array_equal(*both) for both in sides(clear_share=0.25)]) < 0.35
-    for share in ("veil_share", "jpeg_share"):
+    for share in ("veil_share", "sharpen_share", "jpeg_share"):
         changed = np.array(sides(**{share: 0.25})) != np.array(before)
         rainy, clean = changed.any(axis=(2, 3, 4)).T
         assert np.array_equal(rainy, clean) and 0.15 < np.mean(rainy) < 0.35
     for each, was in zip(sides(veil_share=1.0), before, strict=True):  # less contrast, on both sides
         assert all(np.ptp(side) <= 0.95 * np.ptp(one) + 1 for side, one in zip(each, was, strict=True))
+    for each, was in zip(sides(sharpen_share=1.0), before, strict=True):  # steeper edges
+        for side, one in zip(each, was, strict=True):
+            assert np.abs(np.diff(side, axis=1)).mean() > np.abs(np.diff(one, axis=1)).mean()
     for (_, clean), (_, was) in zip(sides(jpeg_share=1.0), before, strict=True):
         assert 0 < np.abs(clean - was).mean() < 30
         assert abs(clean.mean() - was.mean()) < 3  # its colours in order
+
+
+def test_pairs_are_shrunk_streaks_and_background_alike(tmp_path):
+    ramp = np.repeat(np.arange(240, dtype=np.uint8)[None, :, None], 240, axis=0).repeat(3, axis=2)
+    streaks = np.zeros_like(ramp)
+    streaks[:, ::2] = 10  # so close that any window has 5 of it on the mean
+    where = (pairs_of(tmp_path / "set", streaks, ramp),)
+    for swapped in (False, True):
+        recipe = teacher(tmp_path, data_path=where, patch_size=32, shrink=4.0, recombine=swapped)
+        crops = crops_of(recipe)
+        factors = []
+        for epoch in range(60):
+            crop = crops[epoch, 0]
+            rainy, clean = whole(crop["rainy"]), whole(crop["clean"])
+            assert clean.shape == (32, 32, 3) and abs((rainy - clean).mean() - 5) < 0.7
+            factors.append((clean[0, -1, 0] - clean[0, 0, 0]) / 31)
+        assert min(factors) >= 1 and max(factors) < 4.1
+        assert 1.5 < np.median(factors) < 2.7 and np.ptp(factors) > 2  # as often by half as twice by half
 
 
 def test_without_recombine_the_layer_options_are_refused():
@@ -285,7 +306,14 @@ def test_a_run_on_several_sets_goes_on_where_it_was_stopped(tmp_path):
     how: dict[str, Any] = {"recombine": True, "streak_layers": 2, "streak_blur": 1.0}
     how |= {"max_streak_rotation": 9.0, "hold_back": 1}
     how |= {"streaks": (tmp_path / "streaks",), "backgrounds": (tmp_path / "clean",)}
-    how |= {"clear_share": 0.2, "veil_share": 0.2, "jpeg_share": 0.2, "shares": (1.0, 1.0, 2.0)}
+    how |= {
+        "clear_share": 0.2,
+        "veil_share": 0.2,
+        "jpeg_share": 0.2,
+        "shrink": 2.0,
+        "sharpen_share": 0.2,
+        "shares": (1.0, 1.0, 2.0),
+    }
     straight = teacher(tmp_path, data_path=(one, two), save_path=tmp_path / "whole", steps=4, **how)
     trained(straight)
     stopped = dataclasses.replace(straight, save_path=tmp_path / "parts")
