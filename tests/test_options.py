@@ -230,7 +230,8 @@ def test_pairs_are_shrunk_streaks_and_background_alike(tmp_path):
             rainy, clean = whole(crop["rainy"]), whole(crop["clean"])
             assert clean.shape == (32, 32, 3) and abs((rainy - clean).mean() - 5) < 0.7
             factors.append((clean[0, -1, 0] - clean[0, 0, 0]) / 31)
-        assert len(set(factors)) > 60 and min(factors) >= 1 and max(factors) < 4.1
+        assert np.mean(np.array(factors[::2]) == factors[1::2]) < 0.2  # each crop its own
+        assert min(factors) >= 1 and max(factors) < 4.1
         assert 1.5 < np.median(factors) < 2.7 and np.ptp(factors) > 2  # as often by half as twice by half
 
 
