@@ -74,7 +74,7 @@ class Training(Machine):
     backgrounds: tuple[Path, ...] = layers((), "folders of further clean images", changes_result=False)
     clear_share: float = share(0.0, "share of the crops that are without rain")
     veil_share: float = share(0.0, "share of the crops that are seen through haze, which stays")
-    shrink: float = extra(1.0, "shrink pairs, times at most: rain from farther away", least=1, most=8)
+    shrink: float = extra(1.0, "shrink pairs, times at most: rain from farther away", least=1, most=4)
     sharpen_share: float = share(0.0, "share of the crops that are sharpened, which stays")
     jpeg_share: float = share(0.0, "share of the crops that come out of a JPEG, which stays")
     hold_back: int = extra(0, "hold out pairs of each set, spread evenly, to validate on", least=0)
