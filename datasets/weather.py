@@ -34,7 +34,7 @@ class Weather:
 
     def reach(self, size: int, rng: np.random.Generator) -> int:
         """The side of the window that `seen` shrinks to a crop of `size`."""
-        return round(size * self.shrink ** rng.uniform()) if self.shrink != 1 else size
+        return round(size * self.shrink ** rng.uniform())
 
     def streaks(
         self,
@@ -81,7 +81,7 @@ class Weather:
             rainy, clean = (
                 cv2.resize(side, (size, size), interpolation=cv2.INTER_AREA) for side in (rainy, clean)
             )
-        if self.sharpen and rng.random() < self.sharpen:
+        if rng.random() < self.sharpen:
             deviation, amount = (rng.uniform(*bounds) for bounds in SHARPENING)
             rainy, clean = (_sharpened(side, deviation, amount) for side in (rainy, clean))
         if jpeg:
