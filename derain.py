@@ -50,6 +50,13 @@ class Derain(Machine):
         ("same", *FORMATS),
     )
     strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", least=0, most=1)
+    darker: float = option(
+        2.0,
+        "levels of 255 that the mean brightness may fall by: what rain gave beyond it a tone curve gives; "
+        "255: as the network has it",
+        least=0,
+        most=255,
+    )
     compare: bool = option(False, "write before | after of each photograph too, and a page with sliders")
     streaks: bool = option(False, "write the rain of each photograph too")
     again: bool = option(False, "make anew what is there already")
@@ -91,6 +98,7 @@ def main() -> None:
         tile=options.tile or None,
         self_ensemble=options.self_ensemble,
         strength=options.strength,
+        darker=options.darker,
     )
     print(f"model: {derain.path}, step {derain.content['step']}")
     print(f"on {device}: {hardware(device)}, {precision}")
@@ -239,7 +247,7 @@ class Session:
         finally:
             self.derain.progress = lambda share: None
         self.bar.update(begun + 1 - self.bar.n)
-        after = before.painted(derained)
+        after = before.painted(self.derain.relit(derained, rainy))
         made = {"": after}
         if self.options.compare:
             made["_compare"] = before.beside(after)

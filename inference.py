@@ -22,6 +22,7 @@ from utils import UserError, to_tensor, to_uint8
 CPU = torch.device("cpu")
 DEFAULT_MODEL = Path("trained_model/photographs")  # of photographs and tools
 OVERLAP = 64  # of two tiles, in pixels
+TONES = 4095  # levels that an image's mean by a tone curve is reckoned by
 # What a tile may take on a CPU, however much is free: with torch itself and a photograph of 3840x2160 less
 # than 2.5 GB, and larger tiles are hardly faster.
 MOST_MEMORY = 1.3e9
@@ -36,6 +37,7 @@ class Derainer:
     None: of the side that the free memory allows, found when the first large image comes.
     `self_ensemble`: the mean over the eight flips and rotations of an image, at eight times the cost.
     `strength`: the share of what the network takes away that goes; 0 leaves the image as it was.
+    `darker`: how far the mean brightness may fall, in levels of 255; beyond it `relit` gives light back.
     `content` and `path` are the checkpoint it was opened from, if it was. Whoever sets `progress` is told
     after each tile which share of the image is done, in (0, 1].
     """
@@ -49,9 +51,11 @@ class Derainer:
         tile: int | None = 0,
         self_ensemble: bool = False,
         strength: float = 1.0,
+        darker: float = 255.0,
     ) -> None:
         self.net = (net if isinstance(net, AutocastModel) else AutocastModel(net, precision)).to(device)
-        self.device, self.tile, self.self_ensemble, self.strength = device, tile, self_ensemble, strength
+        self.device, self.tile, self.self_ensemble = device, tile, self_ensemble
+        self.strength, self.darker = strength, darker
         self.content: dict[str, Any] = {}
         self.path = Path()
         self.progress: Callable[[float], object] = lambda share: None
@@ -83,7 +87,8 @@ class Derainer:
         """
         if rainy.dtype != np.uint8 or rainy.ndim != 3 or rainy.shape[2] != 3:
             raise UserError(f"an image is uint8 RGB, (H, W, 3), not {rainy.dtype} {rainy.shape}")
-        return to_uint8(self.derained(to_tensor(np.require(rainy, requirements="W"))))
+        image = to_tensor(np.require(rainy, requirements="W"))
+        return to_uint8(self.relit(self.derained(image), image))
 
     @torch.inference_mode()
     def derained(self, rainy: Tensor) -> Tensor:
@@ -95,6 +100,15 @@ class Derainer:
             image = self._in_tiles(turned, number / len(turns), 1 / len(turns))
             total += image.flip(flip).rot90(-turn, (1, 2))
         return torch.lerp(rainy, total / len(turns), self.strength)
+
+    def relit(self, derained: Tensor, rainy: Tensor) -> Tensor:
+        """`derained` by a tone curve that keeps black and white, if it is more than `darker` below `rainy`.
+
+        Rain brightens a picture, and a camera meters what it sees: without the rain it would have exposed
+        longer. Both (3, H, W), in [0, 1] but for what is clamped here. Scores are of images before it.
+        """
+        least, levels = float(rainy.mean()) - self.darker / 255, derained.clamp(0, 1)
+        return derained if float(levels.mean()) >= least else levels.pow_(_exponent(levels, least))
 
     def _whole(self, rainy: Tensor) -> Tensor:
         derained = self.net(rainy[None].to(self.device)).derained[0].cpu()
@@ -136,6 +150,14 @@ class Derainer:
         inner = max(1, side - OVERLAP)
         step = math.ceil(inner / math.ceil(inner / ((self.tile - OVERLAP) // 32 * 32)) / 32) * 32
         return [slice(start, start + step + OVERLAP) for start in range(0, inner, step)]
+
+
+def _exponent(image: Tensor, least: float) -> float:
+    """The largest, from 1 down, by which `image`, in [0, 1], has a mean of `least` in 8 bits; 0.2 if none."""
+    exponents, tones = np.linspace(1, 0.2, 801), np.arange(TONES + 1) / TONES
+    counts = sum(np.bincount((part * TONES).round_().int().ravel(), minlength=len(tones)) for part in image)
+    means = np.rint(255 * tones ** exponents[:, None]) / 255 @ (counts / image.numel())
+    return float(exponents[min(int(np.searchsorted(means, least)), len(exponents) - 1)])
 
 
 def _ramp(side: int) -> Tensor:

@@ -105,7 +105,7 @@ def test_what_a_picture_is_stays(tmp_path, call, model):
     path = photograph(tmp_path / "x.jpg", orientation=6)
     deep = Picture(noise((20, 30, 3), np.uint16), noise((20, 30), np.uint16, 1))
     (tmp_path / "deep.png").write_bytes(encoded(deep, ".png")[0])
-    call(path, tmp_path / "deep.png", "--precision", "float32")
+    call(path, tmp_path / "deep.png", "--precision", "float32", "--darker", "255")
     picture = read_picture(tmp_path / "out/x.png")
     assert picture.pixels.shape == (64, 40, 3) and picture.icc == SRGB and len(picture.exif)
     again = read_picture(tmp_path / "out/deep.png")
@@ -192,12 +192,44 @@ def test_strength_blends_with_the_input(tmp_path, call):
     write_image(tmp_path / "x.png", layouts.pair(1)[0])
     made = {}
     for strength in ("0", "0.5", "1"):
-        call(tmp_path / "x.png", "--again", "--strength", strength)
+        call(tmp_path / "x.png", "--again", "--strength", strength, "--darker", "255")
         made[strength] = read_image(tmp_path / "out/x.png").astype(int)
     assert np.array_equal(made["0"], layouts.pair(1)[0])
     inside = (made["1"] > 0) & (made["1"] < 255)  # what is clamped lies elsewhere
     assert np.abs(made["0"] + made["1"] - 2 * made["0.5"])[inside].max() <= 2
     assert not np.array_equal(made["0"], made["1"])
+
+
+class Darker(Identity):
+    """Stands for a network: takes `share` of all light away."""
+
+    share = 0.3
+
+    def forward(self, rainy):
+        derained = (1 - self.share) * rainy
+        return Derained(derained, derained, derained)
+
+
+@pytest.mark.parametrize("darker", [0.0, 2.0, 11.0, 255.0])
+def test_the_light_that_rain_gave_is_given_back_but_for_what_may_go(darker):
+    image = noise((90, 120, 3), np.uint8)
+    image[:9], image[9:18] = 0, 255
+    net = Darker((4, 6, 8), (1, 1, 1))
+    made, bare = Derainer(net, darker=darker)(image), Derainer(net)(image)
+    asked = min(darker, image.mean() - bare.mean())
+    assert asked - 0.2 < image.mean() - made.mean() <= asked + 1e-3 and not made[:9].any()
+    assert (bare.mean(), bare.max()) == pytest.approx((0.7 * image.mean(), 178.5), abs=0.5)
+    order = np.argsort(image, axis=None, kind="stable")
+    assert (np.diff(made.reshape(-1)[order].astype(int)) >= 0).all()  # by one curve
+    for share in (0.002, -0.3):  # what is hardly darker, or brighter, is left alone
+        net.share = share
+        assert np.array_equal(Derainer(net, darker=2)(image), Derainer(net)(image))
+
+
+def test_a_result_without_any_light_stays_so():
+    net, image = Darker((4, 6, 8), (1, 1, 1)), np.full((40, 40, 3), 200, np.uint8)
+    net.share = 1.0
+    assert not Derainer(net, darker=2)(image).any()
 
 
 def test_before_and_after_streaks_and_the_page(tmp_path, call, model):
@@ -211,8 +243,8 @@ def test_before_and_after_streaks_and_the_page(tmp_path, call, model):
     assert not any(name.endswith(".tif") for name in shown)
     before, after = read_image(folder / "2.jpg"), read_image(tmp_path / "out/in/2.png")
     assert np.array_equal(read_image(tmp_path / "out/in/2_compare.png"), np.hstack([before, after]))
-    assert np.array_equal(after, Derainer.open(str(model))(before))  # as the README has it
-    streaks = before.astype(int) - after
+    assert np.array_equal(after, Derainer.open(str(model), darker=2)(before))
+    streaks = before.astype(int) - Derainer.open(str(model))(before)  # as the README has it
     assert np.abs(read_image(tmp_path / "out/in/2_streaks.png") - streaks.clip(0)).max() <= 1
 
 

@@ -226,6 +226,8 @@ def test_changes_tell_what_is_kept_of_images_and_how_they_darken(tmp_path, run_h
     assert "| photographs | 1 | " in capsys.readouterr().out
     assert run_here("tools/changes.py", *words, "--strength", "0", "--niqe", "False") == 0
     assert re.search(r"\| photographs \| 2 \| inf dB, .* \|  \|  \|\n", capsys.readouterr().out)
+    assert run_here("tools/changes.py", *words, "--darker", "0", "--niqe", "False") == 0
+    assert re.search(r"lowest [\d.]+ \| \+[\d.]+, at most \+", capsys.readouterr().out)
     assert run_here("tools/changes.py", *words[:2], "--pairs", str(tmp_path / "data")) == 0
     assert re.search(
         r"\| data \| \d .* \| [\d.]+ dB; [+-][\d.]+, lowest [+-][\d.]+ \| .* \|", capsys.readouterr().out

@@ -34,11 +34,13 @@ def model(tmp_path_factory):
 
 
 def test_a_photograph_comes_back_derained_with_all_that_it_is(tmp_path, model):
-    derain, path = Derainer.open(model), photograph(tmp_path / "x.jpg", orientation=6)
+    derain, path = Derainer.open(model, darker=1), photograph(tmp_path / "x.jpg", orientation=6)
     before, after, result = web.derained_file(derain, path)
     made, given = read_picture(result), read_picture(path)
     assert result.name == "x_derained.png" and made.icc == SRGB and before.shape == after.shape
-    assert np.array_equal(made.pixels, given.painted(derain.derained(given.tensor())).pixels)
+    derained = derain.derained(given.tensor())
+    assert np.array_equal(made.pixels, given.painted(derain.relit(derained, given.tensor())).pixels)
+    assert not np.array_equal(made.pixels, given.painted(derained).pixels)
     (tmp_path / "no.jpg").write_bytes(b"text")
     with pytest.raises(UserError, match=r"no\.jpg is not an image"):
         web.derained_file(derain, tmp_path / "no.jpg")

@@ -42,6 +42,7 @@ class Changes(Machine):
     images: tuple[Path, ...] = option((), "folders of photographs; none: scikit-image's, without rain")
     pairs: tuple[Path, ...] = option((), "test sets that have clean sides")
     strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", least=0, most=1)
+    darker: float = option(255.0, "levels that the mean may fall by, as in derain.py", least=0, most=255)
     most: int = option(4096, "leave out longer images, in pixels", least=16)
     niqe: bool = option(True, "score NIQE too, which takes half of the time")
 
@@ -49,8 +50,8 @@ class Changes(Machine):
 def main() -> None:
     options = parse(Changes(), __doc__)
     device = distributed.device(options)
-    strength, precision = options.strength, options.precision
-    derainer = Derainer.open(options.logdir, device, precision=precision, strength=strength)
+    how = {name: getattr(options, name) for name in ("precision", "strength", "darker")}
+    derainer = Derainer.open(options.logdir, device, **how)
     heads = (str(derainer.path), "images", "PSNR to the input", "brightness", "to the clean side", "NIQE")
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name, images in sets(options):

@@ -24,7 +24,8 @@ ADDRESS = "127.0.0.1"  # the loopback: no other machine reaches it
 def derained_file(derain: Derainer, file: Path) -> tuple[np.ndarray, np.ndarray, Path]:
     """Before and after as a browser shows them, and the result as PNG. Raises UserError for no picture."""
     before = read_picture(file)
-    after = before.painted(derain.derained(before.tensor()))
+    rainy = before.tensor()
+    after = before.painted(derain.relit(derain.derained(rainy), rainy))
     result = file.with_name(f"{file.stem}_derained.png")  # in the page's own folder, which goes with it
     result.write_bytes(encoded(after, ".png")[0])
     return before.shown(), after.shown(), result
