@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
-from inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, hardware
+from inference import DEFAULT_MODEL, LIGHT, OVERLAP, Derainer, best_precision, hardware
 from machinery import distributed, videos
 from machinery.options import Machine, option, parse
 from machinery.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
@@ -52,13 +52,13 @@ class Derain(Machine):
     strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", least=0, most=1)
     darker: float = option(
         2.0,
-        "levels of 255 that the mean brightness may fall by: what rain gave beyond it a tone curve gives; "
-        "255: as the network has it",
+        "the most that the mean brightness may fall by, in levels of 255: a tone curve brightens what falls "
+        f"further, by {LIGHT} at most; 255: never",
         least=0,
         most=255,
     )
     compare: bool = option(False, "write before | after of each photograph too, and a page with sliders")
-    streaks: bool = option(False, "write the rain of each photograph too")
+    streaks: bool = option(False, "write what the network takes from each photograph too")
     again: bool = option(False, "make anew what is there already")
     self_ensemble: bool = option(False, "the mean over eight flips and rotations: eight times slower")
     tile: int = option(

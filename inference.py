@@ -22,6 +22,7 @@ from utils import UserError, to_tensor, to_uint8
 CPU = torch.device("cpu")
 DEFAULT_MODEL = Path("trained_model/photographs")  # of photographs and tools
 OVERLAP = 64  # of two tiles, in pixels
+LIGHT = 10  # levels of 255 that a result is brightened by at most: photographs of real rain lose up to 9
 TONES = 4095  # levels that an image's mean by a tone curve is reckoned by
 # What a tile may take on a CPU, however much is free: with torch itself and a photograph of 3840x2160 less
 # than 2.5 GB, and larger tiles are hardly faster.
@@ -37,7 +38,7 @@ class Derainer:
     None: of the side that the free memory allows, found when the first large image comes.
     `self_ensemble`: the mean over the eight flips and rotations of an image, at eight times the cost.
     `strength`: the share of what the network takes away that goes; 0 leaves the image as it was.
-    `darker`: how far the mean brightness may fall, in levels of 255; beyond it `relit` gives light back.
+    `darker`: how far the mean brightness may fall, in levels of 255; beyond it `relit` brightens.
     `content` and `path` are the checkpoint it was opened from, if it was. Whoever sets `progress` is told
     after each tile which share of the image is done, in (0, 1].
     """
@@ -102,13 +103,15 @@ class Derainer:
         return torch.lerp(rainy, total / len(turns), self.strength)
 
     def relit(self, derained: Tensor, rainy: Tensor) -> Tensor:
-        """`derained` by a tone curve that keeps black and white, if it is more than `darker` below `rainy`.
+        """`derained`, brightened by a tone curve where its mean is more than `darker` below that of `rainy`.
 
-        Rain brightens a picture, and a camera meters what it sees: without the rain it would have exposed
-        longer. Both (3, H, W), in [0, 1] but for what is clamped here. Scores are of images before it.
+        By LIGHT at most: dense rain has much light of its own, which is to go with it. Black and white stay.
+        Both are (3, H, W), in [0, 1] but for what is clamped here. Scores are of images before it.
         """
-        least, levels = float(rainy.mean()) - self.darker / 255, derained.clamp(0, 1)
-        return derained if float(levels.mean()) >= least else levels.pow_(_exponent(levels, least))
+        levels = derained.clamp(0, 1)
+        before, after = float(rainy.mean()), float(levels.mean())
+        least = min(before - self.darker / 255, after + LIGHT / 255)
+        return derained if after >= least else levels.pow_(_exponent(levels, least))
 
     def _whole(self, rainy: Tensor) -> Tensor:
         derained = self.net(rainy[None].to(self.device)).derained[0].cpu()

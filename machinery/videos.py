@@ -16,8 +16,11 @@ from utils import BAR, UserError, file_errors
 
 try:
     import av
+    from av.video.reformatter import Interpolation as By
 except ImportError:
     av = None
+else:  # by default the conversion of colours truncates, by a level or so each way
+    EXACT = By.BILINEAR | By.ACCURATE_RND | By.FULL_CHR_H_INT | By.FULL_CHR_H_INP
 
 # the container that a video is written in; what is not here, or cannot hold H.264, becomes Matroska
 CONTAINERS = {".mp4": ".mp4", ".m4v": ".mp4", ".mov": ".mov", ".mkv": ".mkv"}
@@ -94,8 +97,8 @@ def _copied(path: Path, source: Any, result: Any, paint: Callable[[np.ndarray], 
                     broken += 1
                 for frame in frames:
                     broken += frame.is_corrupt
-                    rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    made = paint(np.ascontiguousarray(rgb))
+                    rgb = frame.to_ndarray(format="rgb24", interpolation=EXACT)
+                    made = paint(np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90))))
                     painted = painted or _picture(result, video, frame, made.shape, pace)
                     begun = round(start / video.time_base)  # the result begins at 0
                     last = max(last + 1, last + step if frame.pts is None else frame.pts - begun)
@@ -136,7 +139,8 @@ def _picture(result: Any, video: Any, first: Any, shape: tuple[int, ...], pace: 
 def _frame(rgb: np.ndarray, like: Any, stream: Any, when: int) -> Any:
     to = stream.codec_context
     colours = {"dst_colorspace": int(like.colorspace), "dst_color_range": int(like.color_range)}
-    frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(to.width, to.height, to.pix_fmt, **colours)
+    frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
+    frame = frame.reformat(to.width, to.height, to.pix_fmt, interpolation=EXACT, **colours)
     frame.pts, frame.time_base = when, to.time_base
     return frame
 

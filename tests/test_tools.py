@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import Run
-from inference import Derainer
+from inference import LIGHT, Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from networks import Derained
 from tests import layouts, small
@@ -226,8 +226,11 @@ def test_changes_tell_what_is_kept_of_images_and_how_they_darken(tmp_path, run_h
     assert "| photographs | 1 | " in capsys.readouterr().out
     assert run_here("tools/changes.py", *words, "--strength", "0", "--niqe", "False") == 0
     assert re.search(r"\| photographs \| 2 \| inf dB, .* \|  \|  \|\n", capsys.readouterr().out)
-    assert run_here("tools/changes.py", *words, "--darker", "0", "--niqe", "False") == 0
-    assert re.search(r"lowest [\d.]+ \| \+[\d.]+, at most \+", capsys.readouterr().out)
+    falls = []
+    for most in ("255", "0"):
+        assert run_here("tools/changes.py", *words, "--darker", most, "--niqe", "False") == 0
+        falls += map(float, re.findall(r"at most (\S+) ", capsys.readouterr().out))
+    assert falls[0] < -10 and falls[1] == pytest.approx(falls[0] + LIGHT, abs=0.3)
     assert run_here("tools/changes.py", *words[:2], "--pairs", str(tmp_path / "data")) == 0
     assert re.search(
         r"\| data \| \d .* \| [\d.]+ dB; [+-][\d.]+, lowest [+-][\d.]+ \| .* \|", capsys.readouterr().out

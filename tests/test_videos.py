@@ -95,6 +95,19 @@ def test_frames_their_times_and_the_sound_stay(tmp_path, name, how):
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted({name, target.name})
 
 
+def test_the_brightness_of_frames_stays(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    target, _ = rewrite(clip(tmp_path / "x.avi", codec="mpeg4", sound="mp3"), tmp_path, lambda rgb: noise)
+    seen = []
+
+    def look(rgb):
+        seen.append(rgb.mean())
+        return rgb
+
+    videos.rewrite(target, tmp_path / "again.mkv", look)
+    assert seen == pytest.approx([noise.mean()] * 12, abs=0.3)  # there and back
+
+
 def test_the_network_sees_and_makes_every_frame_upright(tmp_path):
     path = clip(tmp_path / "x.mp4", rotation=90)
     seen = []
