@@ -192,7 +192,8 @@ class Session:
         self.page: PageWriter | None = None
         if options.compare:
             self.refuse_foreign_page()
-            self.page = PageWriter(options.save_path, "Derained photographs", str(derain.path))
+            note = f"{derain.path}, --strength {options.strength:g}, --darker {options.darker:g}"
+            self.page = PageWriter(options.save_path, "Derained photographs", note)
 
     def run(self) -> None:
         """Raises UserError at the end where anything has failed."""

@@ -238,7 +238,7 @@ def test_before_and_after_streaks_and_the_page(tmp_path, call, model):
     photograph(folder / "wide.tif")
     call(folder, "--compare", "--streaks", "--precision", "float32")
     page = (tmp_path / "out/index.html").read_text()
-    assert page.count("<article") == 3
+    assert page.count("<article") == 3 and "--strength 1, --darker 2" in page
     shown = re.findall(r'data-(?:derained|rainy)="([^"]+)"', page)
     assert len(shown) == 6 and all((tmp_path / "out" / name).is_file() for name in shown)
     assert not any(name.endswith(".tif") for name in shown)
