@@ -158,8 +158,10 @@ class Derainer:
 def _exponent(image: Tensor, least: float) -> float:
     """The largest, from 1 down, by which `image`, in [0, 1], has a mean of `least` in 8 bits; 0.2 if none."""
     exponents, tones = np.linspace(1, 0.2, 801), np.arange(TONES + 1) / TONES
-    counts = sum(np.bincount((part * TONES).round_().int().ravel(), minlength=len(tones)) for part in image)
-    means = np.rint(255 * tones ** exponents[:, None]) / 255 @ (counts / image.numel())
+    counts = torch.zeros(len(tones), dtype=torch.int64)
+    for colour in image:
+        counts += torch.bincount((colour * TONES).round_().int().ravel(), minlength=len(tones))
+    means = np.rint(255 * tones ** exponents[:, None]) / 255 @ (counts.numpy() / image.numel())
     return float(exponents[min(int(np.searchsorted(means, least)), len(exponents) - 1)])
 
 
