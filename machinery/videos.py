@@ -17,10 +17,11 @@ from utils import BAR, UserError, file_errors
 try:
     import av
     from av.video.reformatter import Interpolation as By
-except ImportError:
-    av = None
-else:  # by default the conversion of colours truncates, by a level or so each way
+
+    # by default the conversion of colours truncates, by a level or so each way
     EXACT = By.BILINEAR | By.ACCURATE_RND | By.FULL_CHR_H_INT | By.FULL_CHR_H_INP
+except (ImportError, AttributeError):  # none, or one from before these flags
+    av = None
 
 # the container that a video is written in; what is not here, or cannot hold H.264, becomes Matroska
 CONTAINERS = {".mp4": ".mp4", ".m4v": ".mp4", ".mov": ".mov", ".mkv": ".mkv"}
