@@ -226,7 +226,7 @@ def test_changes_tell_what_is_kept_of_images_and_how_they_darken(tmp_path, run_h
     assert "| photographs | 1 | " in capsys.readouterr().out
     assert run_here("tools/changes.py", *words, "--strength", "0", "--niqe", "False") == 0
     assert re.search(r"\| photographs \| 2 \| inf dB, .* \|  \|  \|\n", capsys.readouterr().out)
-    falls = []
+    falls: list[float] = []
     for most in ("255", "0"):
         assert run_here("tools/changes.py", *words, "--darker", most, "--niqe", "False") == 0
         falls += map(float, re.findall(r"at most (\S+) ", capsys.readouterr().out))
