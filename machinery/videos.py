@@ -18,8 +18,7 @@ try:
     import av
     from av.video.reformatter import Interpolation as By
 
-    # by default the conversion of colours truncates, by a level or so each way
-    EXACT = By.BILINEAR | By.ACCURATE_RND | By.FULL_CHR_H_INT | By.FULL_CHR_H_INP
+    EXACT = By.BILINEAR | By.ACCURATE_RND | By.FULL_CHR_H_INT  # else frames are read a level too dark
 except (ImportError, AttributeError):  # none, or one from before these flags
     av = None
 
@@ -140,8 +139,7 @@ def _picture(result: Any, video: Any, first: Any, shape: tuple[int, ...], pace: 
 def _frame(rgb: np.ndarray, like: Any, stream: Any, when: int) -> Any:
     to = stream.codec_context
     colours = {"dst_colorspace": int(like.colorspace), "dst_color_range": int(like.color_range)}
-    frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
-    frame = frame.reformat(to.width, to.height, to.pix_fmt, interpolation=EXACT, **colours)
+    frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(to.width, to.height, to.pix_fmt, **colours)
     frame.pts, frame.time_base = when, to.time_base
     return frame
 
