@@ -9,10 +9,11 @@ import bisect
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -27,9 +28,9 @@ from datasets.layouts import (
     released_real_folder,
 )
 from datasets.pairs import (
-    Found,
     ListedPairs,
     Pair,
+    PairSet,
     check_pairs,
     merged,
     read_pair,
@@ -37,27 +38,157 @@ from datasets.pairs import (
     sample,
     why_not_recombined,
 )
-from datasets.weather import Weather, turned, window
-from machinery.loading import MOST_FILES, Draw, ImageCache
+from machinery.loading import MOST_FILES, ImageCache, RandomStream
 from utils import UserError, is_file, to_tensor
+
+# ----------------------------------------------------------------------------------------------- augmentation
+
+
+VEIL, HAZE_LIGHT = (0.1, 0.5), (150, 240)  # the share of the light that haze takes, and gives: its grey level
+JPEG_QUALITY = (50, 96)  # what cameras and web pages save by
+# An unsharp mask, as cameras and web pages apply it: the deviation of its blur, in pixels, and its amount
+SHARPENING = (0.5, 1.2), (0.3, 1.5)
+
+
+@dataclass(frozen=True)
+class RainAugmentation:
+    """How layers vary, and how crops are seen: from afar, without rain, in haze, as a JPEG."""
+
+    rotation: float = 0.0  # degrees at most, to either side
+    zoom: float = 1.0  # times larger at most, or smaller
+    strength: float = 1.0  # times brighter at most, or darker
+    blur: float = 0.0  # pixels at most: the standard deviation of a Gaussian
+    layers: int = 1  # at most
+    mirrored: bool = False
+    clear: float = 0.0
+    veil: float = 0.0
+    shrink: float = 1.0  # times smaller at most
+    sharpen: float = 0.0
+    jpeg: float = 0.0
+
+    def reach(self, size: int, rng: np.random.Generator) -> int:
+        """The side of the window that `seen` shrinks to a crop of `size`."""
+        return round(size * self.shrink ** rng.uniform())
+
+    def streaks(
+        self,
+        rainy: np.ndarray,
+        clean: np.ndarray,
+        size: int,
+        place: np.random.Generator,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """A window of the layer between two images, int16 (size, size, 1), at a `place`, varied by `rng`."""
+        angle = rng.triangular(-self.rotation, 0, self.rotation) if self.rotation else 0.0
+        zoom, strength = (most ** rng.uniform(-1, 1) for most in (self.zoom, self.strength))
+        mirrored = self.mirrored and rng.integers(2)
+        deviation = rng.uniform(0, self.blur) if self.blur else 0.0
+        warped = angle or zoom != 1
+        if not warped:
+            rainy, clean = window((rainy, clean), size, place)
+        # one grey layer for the three channels, of which the darkest is clipped the least
+        layer = (rainy.astype(np.int16) - clean).max(axis=2, keepdims=True)
+        if warped:
+            layer = _warped_window(layer, size, angle, zoom, place)
+        if deviation:
+            layer = cv2.GaussianBlur(layer, (0, 0), deviation)[..., None]
+        if strength != 1:
+            layer = np.round(layer * strength).astype(np.int16)
+        return layer[:, ::-1] if mirrored else layer
+
+    def seen(
+        self, rainy: np.ndarray, clean: np.ndarray, size: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Windows as crops of `size`: without rain, in haze, sharpened, a JPEG, as often as it is to be.
+
+        All but the rain is on both sides: the network is to take the rain away, and to leave all else.
+        """
+        clear, veil, jpeg = rng.random(3) < (self.clear, self.veil, self.jpeg)
+        if clear:
+            rainy = clean
+        if veil:
+            share, light = rng.uniform(*VEIL), rng.uniform(*HAZE_LIGHT)
+            rainy, clean = (
+                np.round(side * (1 - share) + light * share).astype(np.uint8) for side in (rainy, clean)
+            )
+        if len(rainy) != size:
+            rainy, clean = (
+                cv2.resize(side, (size, size), interpolation=cv2.INTER_AREA) for side in (rainy, clean)
+            )
+        if rng.random() < self.sharpen:
+            deviation, amount = (rng.uniform(*bounds) for bounds in SHARPENING)
+            rainy, clean = (_sharpened(side, deviation, amount) for side in (rainy, clean))
+        if jpeg:
+            quality = int(rng.integers(*JPEG_QUALITY))
+            rainy, clean = (_compressed(side, quality) for side in (rainy, clean))
+        return rainy, clean
+
+
+def _sharpened(image: np.ndarray, deviation: float, amount: float) -> np.ndarray:
+    return cv2.addWeighted(image, 1 + amount, cv2.GaussianBlur(image, (0, 0), deviation), -amount, 0)
+
+
+def _compressed(image: np.ndarray, quality: int) -> np.ndarray:
+    _, code = cv2.imencode(".jpg", image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))
+    decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    assert decoded is not None  # what it has written itself it reads
+    return decoded[..., ::-1]
+
+
+# -------------------------------------------------------------------------------------------------- windows
+
+
+def window(images: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """One random (size, size, C) window of images of one size; what is smaller is reflected."""
+    height, width = images[0].shape[:2]
+    top, left = (int(rng.integers(max(1, length - size + 1))) for length in (height, width))
+    return [_extended(image[top : top + size, left : left + size], size) for image in images]
+
+
+def _extended(image: np.ndarray, size: int) -> np.ndarray:
+    for axis in (0, 1):
+        if missing := size - image.shape[axis]:
+            widths = [(0, missing if axis == i else 0) for i in range(3)]
+            image = np.pad(image, widths, mode="reflect" if image.shape[axis] > 1 else "edge")
+    return image
+
+
+def _warped_window(
+    layer: np.ndarray, size: int, angle: float, zoom: float, rng: np.random.Generator
+) -> np.ndarray:
+    """A random window of a layer (H, W, 1), turned by `angle` degrees and enlarged `zoom` times.
+
+    What lies outside the layer is mirrored, as `_extended` does. (size, size, 1), of the layer's type.
+    """
+    reach = size / zoom  # of the layer's own pixels
+    x, y = (rng.uniform(min(reach, side) / 2, side - min(reach, side) / 2) for side in layer.shape[1::-1])
+    turn = cv2.getRotationMatrix2D((x, y), angle, zoom)
+    turn[:, 2] += size / 2 - x, size / 2 - y
+    return cv2.warpAffine(layer, turn, (size, size), borderMode=cv2.BORDER_REFLECT_101)[..., None]
+
+
+def dihedral(image: np.ndarray, which: int) -> np.ndarray:
+    """One of the eight flips and rotations of a square; 0 is the image itself, 4 its mirror image."""
+    image = np.rot90(image, which % 4)
+    return image[:, ::-1] if which >= 4 else image
 
 
 class Crops(Dataset, abc.ABC):
     """Entries (epoch, index) -> {name: float32 (3, patch, patch) in [0, 1]}.
 
-    `found_in_words` says what it is drawn from, below `roots`; `notes` are those lines and others for the
+    `summary` says what it is drawn from, below `roots`; `messages` are those lines and others for the
     user. `counts` is what a resumed run must find again: how many images, and a checksum of their names,
     wherever they lie. `pairs` are some of them, to be shown. `held_back` are pairs that no crop is drawn
     from, for validation.
     """
 
-    tag: Draw
+    tag: RandomStream
     roots: list[Path]
     pairs: Sequence[Pair]
-    found_in_words: list[str]
-    notes: list[str]
+    summary: list[str]
+    messages: list[str]
     counts: dict[str, list[int]]
-    held_back: Found | None = None
+    held_back: PairSet | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -71,7 +202,7 @@ class SetCrops(Crops):
 
     def __init__(
         self,
-        found: Found,
+        found: PairSet,
         patch_size: int,
         *,
         seed: int = 0,
@@ -82,9 +213,9 @@ class SetCrops(Crops):
         self.roots, self.pairs, self.patch_size, self.seed = [found.root], found.pairs, patch_size, seed
         self.augment, self.mirror = augment, mirror
         self.read = cache or ImageCache("off")
-        self.found_in_words = [found.describe()]
+        self.summary = [found.describe()]
         self.cached = self.read.keep(_files(self.pairs))
-        self.notes = [*self.found_in_words, self.cached]
+        self.messages = [*self.summary, self.cached]
         self.counts = {"pairs": _count(self.pairs)}
 
     def __len__(self) -> int:
@@ -106,39 +237,41 @@ class PairCrops(SetCrops):
     falls, and `weather` says how the layers vary.
     """
 
-    tag = Draw.CROP
+    tag = RandomStream.CROP
 
     def __init__(
         self,
-        found: Found,
+        found: PairSet,
         patch_size: int,
         *,
         recombine: bool = False,
-        weather: Weather | None = None,
-        backgrounds: Sequence[Found] = (),
+        weather: RainAugmentation | None = None,
+        backgrounds: Sequence[PairSet] = (),
         **common: Any,
     ) -> None:
         super().__init__(found, patch_size, **common)
-        self.recombine, self.weather = recombine, weather or Weather()
+        self.recombine, self.weather = recombine, weather or RainAugmentation()
         own = [] if found.pairs[0].clean is None else [self.pairs]
         self.backgrounds = [*own, *(each.pairs for each in backgrounds)] if recombine else []
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
-        rng = _generator(self.seed, epoch, index, Draw.CROP)
+        rng = _generator(self.seed, epoch, index, RandomStream.CROP)
         turn = self._turn(rng)
-        size = self.weather.reach(self.patch_size, _generator(self.seed, epoch, index, Draw.SHRINK))
+        size = self.weather.reach(self.patch_size, _generator(self.seed, epoch, index, RandomStream.SHRINK))
         if self.recombine:
-            clean = turned(self._background(size, _generator(self.seed, epoch, index, Draw.PARTNER)), turn)
-            rain = self._layer(index, size, rng, _generator(self.seed, epoch, index, Draw.LAYER))
-            more = _generator(self.seed, epoch, index, Draw.MORE_LAYERS)
+            clean = dihedral(
+                self._background(size, _generator(self.seed, epoch, index, RandomStream.PARTNER)), turn
+            )
+            rain = self._layer(index, size, rng, _generator(self.seed, epoch, index, RandomStream.LAYER))
+            more = _generator(self.seed, epoch, index, RandomStream.MORE_LAYERS)
             for _ in range(int(more.integers(self.weather.layers))):
                 rain = rain + self._layer(int(more.integers(len(self.pairs))), size, more, more)
             rainy = np.clip(clean + rain, 0, 255).astype(np.uint8)
         else:
             sides = window(self._both(index), size, rng)
-            rainy, clean = (turned(side, turn) for side in sides)
-        how = _generator(self.seed, epoch, index, Draw.WEATHER)
+            rainy, clean = (dihedral(side, turn) for side in sides)
+        how = _generator(self.seed, epoch, index, RandomStream.WEATHER)
         rainy, clean = self.weather.seen(rainy, clean, self.patch_size, how)
         return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
 
@@ -171,13 +304,13 @@ class MixedCrops(Crops):
     Raises UserError where a share is of less than one entry.
     """
 
-    tag = Draw.CROP
+    tag = RandomStream.CROP
 
     def __init__(self, sets: Sequence[SetCrops], shares: Sequence[float] = (), seed: int = 0) -> None:
         self.sets, self.pairs = sets, sets[0].pairs
         self.roots = [root for each in sets for root in each.roots]
-        self.found_in_words = [line for each in sets for line in each.found_in_words]
-        self.notes = []
+        self.summary = [line for each in sets for line in each.summary]
+        self.messages = []
         self.counts = {f"{what} {n}": c for n, each in enumerate(sets, 1) for what, c in each.counts.items()}
         entries, of_one = sum(map(len, sets)), sum(shares)
         parts = [round(entries * share / of_one) for share in shares] or list(map(len, sets))
@@ -186,7 +319,7 @@ class MixedCrops(Crops):
                 raise UserError(f"--shares leaves {crops.roots[0]} none of {entries} crops: give it more")
         self.ends = list(itertools.accumulate(parts, initial=0))
         # a share may be a part of a set: not its first files
-        orders = (_generator(seed, number, Draw.SHARE) for number in range(len(sets)))
+        orders = (_generator(seed, number, RandomStream.SHARE) for number in range(len(sets)))
         self.orders = [rng.permutation(len(each)) for rng, each in zip(orders, sets, strict=True)]
 
     def __len__(self) -> int:
@@ -204,11 +337,11 @@ class MixedCrops(Crops):
 class RealCrops(SetCrops):
     """Crops of unlabelled images: {"real_rainy"}."""
 
-    tag = Draw.REAL
+    tag = RandomStream.REAL
 
-    def __init__(self, found: Found, patch_size: int, **common: Any) -> None:
+    def __init__(self, found: PairSet, patch_size: int, **common: Any) -> None:
         super().__init__(found, patch_size, **common)
-        self.notes = [*self.found_in_words, f"real {self.cached}"]
+        self.messages = [*self.summary, f"real {self.cached}"]
         self.counts = {"real images": self.counts["pairs"]}
 
     @classmethod
@@ -228,15 +361,15 @@ class RealCrops(SetCrops):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
-        rng = _generator(self.seed, epoch, index, Draw.REAL)
+        rng = _generator(self.seed, epoch, index, RandomStream.REAL)
         crop = window((read_side(self.pairs[index].rainy, self.read),), self.patch_size, rng)[0]
-        return {"real_rainy": to_tensor(turned(crop, self._turn(rng)))}
+        return {"real_rainy": to_tensor(dihedral(crop, self._turn(rng)))}
 
 
 class Source(NamedTuple):
     """A set to draw from, and whether its streaks are laid on other backgrounds."""
 
-    found: Found
+    found: PairSet
     swaps: bool
 
 
@@ -262,16 +395,16 @@ def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
     grounds = [find_backgrounds(path) for path in recipe.backgrounds]
     parts = [_part(recipe, number, sources, grounds, cache) for number in range(len(sources))]
     crops = MixedCrops(parts, recipe.shares, recipe.seed) if len(parts) > 1 else parts[0]
-    crops.found_in_words += [each.describe() for each in grounds]
+    crops.summary += [each.describe() for each in grounds]
     kept_in_memory = [f"{each.roots[0]}: {each.cached}" for each in parts]
     kept_in_memory += [f"{each.root}: {cache.keep(_files(each.pairs))}" for each in grounds]
-    crops.notes = [*crops.found_in_words, *warnings, *kept_in_memory]
+    crops.messages = [*crops.summary, *warnings, *kept_in_memory]
     crops.counts |= {f"backgrounds {n}": _count(each.pairs) for n, each in enumerate(grounds, 1)}
     crops.held_back = merged(held_back) if held_back else None
     return crops
 
 
-def find_set(recipe: Training, path: Path, split: str) -> Found:
+def find_set(recipe: Training, path: Path, split: str) -> PairSet:
     """A recipe's set; of several each is what its folders call it."""
     if len(recipe.data_path) == 1:
         return find_pairs(path, split, recipe.dataset, recipe.rainy_side)
@@ -281,7 +414,7 @@ def find_set(recipe: Training, path: Path, split: str) -> Found:
 
 
 def _part(
-    recipe: Training, number: int, sources: Sequence[Source], grounds: Sequence[Found], cache: ImageCache
+    recipe: Training, number: int, sources: Sequence[Source], grounds: Sequence[PairSet], cache: ImageCache
 ) -> PairCrops:
     found, swaps = sources[number]
     others = [each.found for each in sources if each.found is not found and each.found.pairs[0].clean]
@@ -289,7 +422,7 @@ def _part(
         found,
         recipe.patch_size,
         recombine=swaps,
-        weather=weather_of(recipe),
+        weather=rain_augmentation(recipe),
         backgrounds=[*others, *grounds],
         seed=recipe.seed + (number << 64),  # each set draws for itself
         augment=recipe.augment and swaps == recipe.recombine,  # else its rain would rise
@@ -298,23 +431,23 @@ def _part(
     )
 
 
-def weather_of(recipe: Training) -> Weather:
-    return Weather(
+def rain_augmentation(recipe: Training) -> RainAugmentation:
+    return RainAugmentation(
         rotation=recipe.max_streak_rotation,
         zoom=recipe.streak_zoom,
         strength=recipe.streak_strength,
         blur=recipe.streak_blur,
         layers=recipe.streak_layers,
         mirrored=recipe.augment or recipe.mirror,
-        clear=recipe.clear_share,
-        veil=recipe.veil_share,
-        shrink=recipe.shrink,
-        sharpen=recipe.sharpen_share,
-        jpeg=recipe.jpeg_share,
+        clear=recipe.clear_prob,
+        veil=recipe.haze_prob,
+        shrink=recipe.downscale,
+        sharpen=recipe.sharpen_prob,
+        jpeg=recipe.jpeg_prob,
     )
 
 
-def split(found: Found, hold_back: int) -> tuple[Found, Found | None]:
+def split(found: PairSet, hold_back: int) -> tuple[PairSet, PairSet | None]:
     """A set without `hold_back` of its pairs, spread evenly, and these. Raises UserError if none is left."""
     if not hold_back:
         return found, None

@@ -21,16 +21,16 @@ data = partial(option, group="data", changes_result=True)
 place = partial(option, group="data")
 schedule = partial(option, group="schedule", changes_result=True)
 length = partial(option, group="schedule")  # the learning rate follows the new length
-loss = partial(option, group="weights of the loss", changes_result=True, least=0)
+loss = partial(option, group="weights of the loss", changes_result=True, min=0)
 machine = partial(option, group="machine")
 record = partial(option, group="checkpoints and logs")
 extra = partial(option, group="beyond the paper's recipe", changes_result=True)
 network = partial(extra, architecture=True)
 layers = partial(extra, needs="recombine")
-share = partial(extra, least=0, most=1)
+probability = partial(extra, min=0, max=1)
 MOST_IN_A_BATCH, MOST_EPOCHS = 1 << 16, 10**6  # beyond any use: a slip of the finger, told before it is tried
-in_epochs = partial(length, least=1, most=MOST_EPOCHS)
-in_batch = partial(schedule, least=1, most=MOST_IN_A_BATCH)
+in_epochs = partial(length, min=1, max=MOST_EPOCHS)
+in_batch = partial(schedule, min=1, max=MOST_IN_A_BATCH)
 
 COSINE_END = 0.01  # what a cosine schedule leaves of the learning rate
 
@@ -45,51 +45,53 @@ class Training(Machine):
     preset: str = option("paper", "the recipe: the paper's, or LightNet's own", ("paper", "light"))
 
     data_path: tuple[Path, ...] = place((), "the dataset, as unpacked, or several: see datasets/README.md")
-    shares: tuple[float, ...] = extra((), "each set's part of an epoch, --streaks last; or by size", above=0)
-    patch_size: int = data(120, "side of the square crops, in pixels", least=16, most=4096)
+    shares: tuple[float, ...] = extra(
+        (), "sampling weight per dataset, --streaks last; default: by size", greater_than=0
+    )
+    patch_size: int = data(120, "side of the square crops, in pixels", min=16, max=4096)
     rainy_side: str = data("auto", "of side-by-side images: the rainy half", ("auto", "left", "right"))
-    seed: int = data(0, "of the first weights, the order, the crops", least=0, most=2**63 - 1)
+    seed: int = data(0, "of the first weights, the order, the crops", min=0, max=2**63 - 1)
 
     batchSize: int = in_batch(12, "pairs a step, over all processes")
     epochs: int = in_epochs(520, "a run is epochs * pairs / batchSize steps, unless --steps is given")
-    steps: int = length(0, "length in steps, the milestones in proportion; 0: by epochs", least=0, most=10**9)
-    lr: float = schedule(5e-4, "learning rate of Adam", above=0, most=1)
+    steps: int = length(0, "length in steps, the milestones in proportion; 0: by epochs", min=0, max=10**9)
+    lr: float = schedule(5e-4, "learning rate of Adam", greater_than=0, max=1)
     milestone: tuple[int, ...] = schedule(
-        (312, 416), "epochs after which the rate drops; not with --cosine", least=1, most=MOST_EPOCHS
+        (312, 416), "epochs after which the rate drops; not with --cosine", min=1, max=MOST_EPOCHS
     )
-    lr_factor: float = schedule(0.5, "what a drop multiplies the rate by", above=0, most=1)
+    lr_factor: float = schedule(0.5, "what a drop multiplies the rate by", greater_than=0, max=1)
 
     backbone: str = network("DerainNet", "the network: a name in backbones.BACKBONES")
-    channels: tuple[int, ...] = network((24, 32, 48), "at each resolution, from full down", least=1, most=512)
-    units: tuple[int, ...] = network((10, 4, 2), "applications a stage at each resolution", least=1, most=64)
+    channels: tuple[int, ...] = network((24, 32, 48), "at each resolution, from full down", min=1, max=512)
+    units: tuple[int, ...] = network((10, 4, 2), "applications a stage at each resolution", min=1, max=64)
     augment: bool = extra(False, "flip and rotate crops; with --recombine backgrounds alone: rain falls")
     mirror: bool = extra(False, "mirror the crops left to right: the rain still falls down")
     recombine: bool = extra(False, "swap streak layers between images, of rain that is exact grey addition")
-    max_streak_rotation: float = layers(0.0, "turn a layer: degrees at most", least=0, most=90, also="slant")
-    streak_zoom: float = layers(1.0, "enlarge or shrink a layer, times at most", least=1, most=4)
-    streak_strength: float = layers(1.0, "strengthen or weaken a layer, times at most", least=1, most=4)
-    streak_blur: float = layers(0.0, "blur a layer, by pixels at most", least=0, most=20)
-    streak_layers: int = layers(1, "layers on a crop at most", least=1, most=8)
+    max_streak_rotation: float = layers(0.0, "turn a layer: degrees at most", min=0, max=90, also="slant")
+    streak_zoom: float = layers(1.0, "enlarge or shrink a layer, times at most", min=1, max=4)
+    streak_strength: float = layers(1.0, "strengthen or weaken a layer, times at most", min=1, max=4)
+    streak_blur: float = layers(0.0, "blur a layer, by pixels at most", min=0, max=20)
+    streak_layers: int = layers(1, "layers on a crop at most", min=1, max=8)
     streaks: tuple[Path, ...] = layers((), "folders of further layers, grey on black", changes_result=False)
     backgrounds: tuple[Path, ...] = layers((), "folders of further clean images", changes_result=False)
-    clear_share: float = share(0.0, "share of the crops that are without rain")
-    veil_share: float = share(0.0, "share of the crops that are seen through haze, which stays")
-    shrink: float = extra(1.0, "shrink pairs, times at most: rain from farther away", least=1, most=4)
-    sharpen_share: float = share(0.0, "share of the crops that are sharpened, which stays")
-    jpeg_share: float = share(0.0, "share of the crops that come out of a JPEG, which stays")
-    hold_back: int = extra(0, "hold out pairs of each set, spread evenly, to validate on", least=0)
-    cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, without milestones")
-    psnr_most: float = extra(60.0, "dB that the PSNR term nears as the error nears 0", least=1, most=100)
-    warmup: int = extra(0, "steps in which the rate rises linearly to --lr", least=0, most=10**6)
-    beta2: float = extra(0.999, "of Adam: how long it remembers squared gradients", above=0, most=0.99999)
-    weight_decay: float = extra(0.0, "of Adam, decoupled", least=0, most=1)
-    clip: float = extra(0.0, "largest norm of the gradient; 0: any", least=0, most=10**6)
-    ema: float = extra(
-        0.0, "decay of the weights' average, which is the result; 0: none", least=0, most=0.99999
+    clear_prob: float = probability(0.0, "fraction of crops without rain", also="clear_share")
+    haze_prob: float = probability(
+        0.0, "fraction of crops with haze on both input and target", also="veil_share"
     )
+    downscale: float = extra(1.0, "largest random downscaling of a pair", min=1, max=4, also="shrink")
+    sharpen_prob: float = probability(0.0, "fraction of crops sharpened, both sides", also="sharpen_share")
+    jpeg_prob: float = probability(0.0, "fraction of crops JPEG-compressed, both sides", also="jpeg_share")
+    hold_back: int = extra(0, "hold out pairs of each set, spread evenly, to validate on", min=0)
+    cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, without milestones")
+    psnr_cap: float = extra(60.0, "upper limit of the PSNR term, in dB", min=1, max=100, also="psnr_most")
+    warmup: int = extra(0, "steps in which the rate rises linearly to --lr", min=0, max=10**6)
+    beta2: float = extra(0.999, "second-moment decay of Adam", greater_than=0, max=0.99999)
+    weight_decay: float = extra(0.0, "of Adam, decoupled", min=0, max=1)
+    clip: float = extra(0.0, "largest norm of the gradient; 0: any", min=0, max=10**6)
+    ema: float = extra(0.0, "decay of the weights' average, which is the result; 0: none", min=0, max=0.99999)
 
-    workers: int = machine(2, "loader processes for each training process; 0: none", least=0, most=256)
-    accumulate: int = machine(1, "gradient-accumulation steps: less memory", least=1, most=MOST_IN_A_BATCH)
+    workers: int = machine(2, "loader processes for each training process; 0: none", min=0, max=256)
+    accumulate: int = machine(1, "gradient-accumulation steps: less memory", min=1, max=MOST_IN_A_BATCH)
     cache: str = machine("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
     recompute: bool = machine(False, "recompute the units in the backward pass: less memory, slower")
     compile: bool = machine(False, "compile the units: minutes at the start, faster steps on CUDA")
@@ -97,24 +99,24 @@ class Training(Machine):
 
     save_path: Path = record(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
     resume: bool = record(False, "go on from net_latest, as if never stopped; on CUDA: --deterministic")
-    log_every: int = record(10, "steps between log lines", least=1)
-    save_every: int = record(200, "steps between checkpoints; Ctrl-C saves too", least=1)
-    keep_every: int = record(0, "steps between checkpoints kept for good, as net_STEP; 0: none", least=0)
-    val_every: float = record(10.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
-    val_images: int = record(0, "test pairs to validate on, where none are held back; 0: all", least=0)
+    log_every: int = record(10, "steps between log lines", min=1)
+    save_every: int = record(200, "steps between checkpoints; Ctrl-C saves too", min=1)
+    keep_every: int = record(0, "steps between checkpoints kept for good, as net_STEP; 0: none", min=0)
+    val_every: float = record(10.0, "epochs between validations; 0: never", min=0, max=MOST_EPOCHS)
+    val_images: int = record(0, "test pairs to validate on, where none are held back; 0: all", min=0)
 
     def with_preset(self, name: str) -> Self:
         """The same dataset and stage by another recipe."""
         if name == self.preset:
             return self
         numbers = PRESETS[name].get((self.dataset, self.stage))
-        if numbers is None:  # which `contradiction` will say
+        if numbers is None:  # which `validate` will say
             return replace(self, preset=name)
         folder = f"{self.dataset}-{name}"
         moved = self.save_path.with_name(self.save_path.name.replace(self.dataset, folder))
         return replace(self, preset=name, save_path=moved, **numbers)
 
-    def contradiction(self) -> str | None:
+    def validate(self) -> str | None:
         sets, made = len(self.data_path) + bool(self.streaks), (self.dataset, self.stage)
         papers_own = self.preset == "paper" and not any(made in of for of in PRESETS.values())
         if made not in PRESETS[self.preset] and not papers_own:  # a dataset of the user's has no preset
@@ -127,7 +129,7 @@ class Training(Machine):
         weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
         if not any(weights.values()):
             return f"--{' and --'.join(weights)}: all are 0, so there is nothing to learn"
-        return super().contradiction()
+        return super().validate()
 
 
 @dataclass(frozen=True)
@@ -185,13 +187,13 @@ class Student(Training):
 
     teacher: Path = place(Path(), "checkpoint to start from: a file, or a folder that holds one")
     real_path: tuple[Path, ...] = place((), "folders of unlabelled real rainy images")
-    patch_size: int = data(128, "side of the crops and window of the dark channel", least=16, most=4096)
+    patch_size: int = data(128, "side of the crops and window of the dark channel", min=16, max=4096)
 
     batchSize: int = in_batch(2, "pairs, and as many real images, a step")
     epochs: int = in_epochs(10, "a run is epochs * pairs / batchSize steps, unless --steps is given")
-    lr: float = schedule(1e-4, "learning rate of Adam", above=0, most=1)
-    milestone: tuple[int, ...] = schedule((), "epochs after which the rate drops", least=1, most=10**6)
-    val_every: float = record(1.0, "epochs between validations; 0: never", least=0, most=MOST_EPOCHS)
+    lr: float = schedule(1e-4, "learning rate of Adam", greater_than=0, max=1)
+    milestone: tuple[int, ...] = schedule((), "epochs after which the rate drops", min=1, max=10**6)
+    val_every: float = record(1.0, "epochs between validations; 0: never", min=0, max=MOST_EPOCHS)
 
     l1_weight: float = loss(20.0, "of L1 to the clean image")
     dark_syn_weight: float = loss(1e-6, "of the dark channel, synthetic")
@@ -230,12 +232,12 @@ class Evaluation(Machine):
     method: str = option("", "what the tables call the method, instead of what the checkpoint tells")
     trained_on: str = option("", "the dataset it was trained on, where the checkpoint does not tell")
     set_name: str = option("", "what the tables call the dataset, instead of what its folder tells")
-    tile: int = option(0, "side of the tiles that larger images are cut into, in pixels; 0: never", least=0)
+    tile: int = option(0, "side of the tiles that larger images are cut into, in pixels; 0: never", min=0)
     self_ensemble: bool = option(False, "the mean over eight flips and rotations, at eight times the cost")
     clean_names: bool = option(False, "name results as the clean images, as the released scripts expect")
     niqe: bool = option(False, "score NIQE too, of the derained and the rainy images")
     page: bool = option(True, "write index.html, with a before/after slider for each image")
-    workers: int = option(2, "processes that read ahead; 0: none", least=0, most=256)
+    workers: int = option(2, "processes that read ahead; 0: none", min=0, max=256)
 
     def with_preset(self, name: str) -> Self:
         if name == "paper":
@@ -356,13 +358,13 @@ MANY_RAINS: dict[str, Any] = {
     "streak_strength": 1.5,
     "streak_blur": 1.5,
     "streak_layers": 3,
-    "clear_share": 0.1,
-    "veil_share": 0.15,
-    "shrink": 2.5,  # the rain of photographs is mostly short and thin, and that of the sets near
-    "sharpen_share": 0.3,
-    "jpeg_share": 0.3,
+    "clear_prob": 0.1,
+    "haze_prob": 0.15,
+    "downscale": 2.5,  # the rain of photographs is mostly short and thin, and that of the sets near
+    "sharpen_prob": 0.3,
+    "jpeg_prob": 0.3,
     "hold_back": 6,
-    "psnr_most": 40.0,  # of crops without rain it has no end, and so these would outweigh all others
+    "psnr_cap": 40.0,  # of crops without rain it has no end, and so these would outweigh all others
 }
 PHOTOGRAPHS = {
     "SID": Teacher(

@@ -37,7 +37,7 @@ CAPTIONS = {"pairs": "pairs like Rain200H", "real": "'real': other streaks, haze
 class Demo(Options):
     """The options of this script."""
 
-    steps: int = option(60, "of the teacher; the student takes a quarter", least=1)
+    steps: int = option(60, "of the teacher; the student takes a quarter", min=1)
 
 
 def main() -> None:

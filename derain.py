@@ -19,17 +19,18 @@ from tqdm import tqdm
 
 import utils
 from inference import DEFAULT_MODEL, LIGHT, OVERLAP, Derainer, best_precision, hardware
-from machinery import distributed, videos
+from machinery import distributed
 from machinery.options import Machine, option, parse
-from machinery.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
 from metrix_code.page import PAGE, PageWriter
+from photographs import videos
+from photographs.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
 from utils import (
     IMAGE_SUFFIXES,
     UserError,
+    escape_unprintable,
     file_errors,
+    join_names,
     list_images,
-    one_line,
-    printable,
 )
 
 # photographs and moving pictures that no reader here knows: phones and cameras write them
@@ -49,21 +50,19 @@ class Derain(Machine):
         "of the photographs; 'same': the input's own where that loses nothing (PNG, TIFF, BMP), else PNG",
         ("same", *FORMATS),
     )
-    strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", least=0, most=1)
+    strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", min=0, max=1)
     darker: float = option(
         2.0,
         "the most that the mean brightness may fall by, in levels of 255: a tone curve brightens what falls "
         f"further, by {LIGHT} at most; 255: never",
-        least=0,
-        most=255,
+        min=0,
+        max=255,
     )
     compare: bool = option(False, "write before | after of each photograph too, and a page with sliders")
     streaks: bool = option(False, "write what the network takes from each photograph too")
     again: bool = option(False, "make anew what is there already")
     self_ensemble: bool = option(False, "the mean over eight flips and rotations: eight times slower")
-    tile: int = option(
-        0, "side of the tiles of large images, in pixels; 0: as the free memory allows", least=0
-    )
+    tile: int = option(0, "side of the tiles of large images, in pixels; 0: as the free memory allows", min=0)
     precision: str = option(
         "auto",
         "the network's arithmetic; 'auto' is bfloat16 where the processor is faster at it",
@@ -71,9 +70,9 @@ class Derain(Machine):
         group="machine",
     )
     serve: bool = option(False, "show a page in your browser instead, for this machine alone")
-    port: int = option(8000, "of that page; 0: any that is free", least=0, most=65535)
+    port: int = option(8000, "of that page; 0: any that is free", min=0, max=65535)
 
-    def contradiction(self) -> str | None:
+    def validate(self) -> str | None:
         if not self.serve and not self.inputs:
             return "what is to be derained? Name photographs, folders or videos, or give --serve"
         if self.serve and self.inputs:
@@ -82,7 +81,7 @@ class Derain(Machine):
             return "--serve writes nothing here: leave out --compare, --streaks, --again and --format"
         if 0 < self.tile < 4 * OVERLAP:
             return f"--tile {self.tile} is too small: {4 * OVERLAP} at least, or 0"
-        return super().contradiction()
+        return super().validate()
 
 
 def main() -> None:
@@ -103,7 +102,7 @@ def main() -> None:
     print(f"model: {derain.path}, step {derain.content['step']}")
     print(f"on {device}: {hardware(device)}, {precision}")
     if options.serve:
-        from tools import web  # Gradio takes seconds to import
+        from photographs import web  # Gradio takes seconds to import
 
         web.serve(derain, options.port)
         return
@@ -149,7 +148,9 @@ def found_below(folder: Path, save_path: str) -> Iterator[tuple[Path, Path]]:
         others = OF_CAMERAS | videos.CONTAINERS.keys()
         left_out += [each for each in sorted(files) if Path(each).suffix.lower() in others]
     if left_out:
-        print(f"{folder}: left out {one_line(left_out)}: name a video itself, save HEIC and the like as JPEG")
+        print(
+            f"{folder}: left out {join_names(left_out)}: name a video itself, save HEIC and the like as JPEG"
+        )
     if not count:
         raise UserError(f"{folder} holds no photographs ({', '.join(sorted(IMAGE_SUFFIXES))})")
 
@@ -219,13 +220,13 @@ class Session:
                     failed.append(path)
                     named = isinstance(error, UserError)
                     why = str(error) if named else f"{path}: the memory is used up: lower --tile"
-                    tqdm.write(f"failed: {printable(why)}")
+                    tqdm.write(f"failed: {escape_unprintable(why)}")
         if self.page and derained + skipped:
             print(f"to look at: {self.page.finish()}")
         there = " (they are there; --again makes them anew)" if skipped else ""
         print(f"derained {derained}; skipped {skipped}{there}; failed {len(failed)}")
         if failed:
-            names = one_line(map(printable, failed))
+            names = join_names(map(escape_unprintable, failed))
             raise UserError(f"{len(failed)} of {len(self.files)} could not be derained: {names}")
 
     def made_of(self, path: Path) -> list[Path]:
@@ -241,19 +242,19 @@ class Session:
     def photograph(self, path: Path, file: Path) -> None:
         before = read_picture(path)
         rainy, begun = before.tensor(), self.bar.n
-        self.bar.set_postfix_str(printable(path.name))
+        self.bar.set_postfix_str(escape_unprintable(path.name))
         self.derain.progress = lambda share: self.bar.update(begun + share - self.bar.n)
         try:
             derained = self.derain.derained(rainy)
         finally:
             self.derain.progress = lambda share: None
         self.bar.update(begun + 1 - self.bar.n)
-        after = before.painted(self.derain.relit(derained, rainy))
+        after = before.with_pixels(self.derain.relit(derained, rainy))
         made = {"": after}
         if self.options.compare:
             made["_compare"] = before.beside(after)
         if self.options.streaks:
-            made["_streaks"] = before.painted(rainy - derained.clamp(0, 1))
+            made["_streaks"] = before.with_pixels(rainy - derained.clamp(0, 1))
         lost: tuple[str, ...] = ()
         for kind, picture in made.items():
             place = beside(file, self.options)[kind]
@@ -283,7 +284,7 @@ class Session:
 
     def tell(self, path: Path, file: Path, lost: list[str] | tuple[str, ...]) -> None:
         without = f", without {'; '.join(lost)}" if lost else ""
-        tqdm.write(f"{printable(path)} -> {printable(file)}{without}")
+        tqdm.write(f"{escape_unprintable(path)} -> {escape_unprintable(file)}{without}")
 
 
 if __name__ == "__main__":

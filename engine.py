@@ -22,9 +22,9 @@ from backbones import AutocastModel, architecture_of, build, for_training
 from config import Schedule, Training, preset_words
 from datasets.pairs import read_pair, sample
 from DerainDataset import Crops
+from evaluation import mean_scores, validation_set
 from inference import CPU, Derainer, best_precision, hardware
 from machinery import distributed
-from machinery.arithmetic import many_sizes
 from machinery.checkpoints import (
     BEST,
     LATEST,
@@ -34,11 +34,10 @@ from machinery.checkpoints import (
     refuse_unless_resumable,
     save_checkpoint,
 )
-from machinery.distributed import World
+from machinery.distributed import World, many_sizes
 from machinery.loading import Batches, ImageCache
-from machinery.options import as_plain, binding, parse
+from machinery.options import parse, resume_keys, to_dict
 from machinery.runlog import RunLog, run_folder
-from scoring import mean_scores, validation_set
 from stages import Stage
 from utils import UserError, file_errors
 
@@ -138,7 +137,7 @@ class TrainState:
     @property
     def data(self) -> list[str]:
         """What it is trained on, in words."""
-        return [line for each in self.crops for line in each.found_in_words]
+        return [line for each in self.crops for line in each.summary]
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -159,13 +158,13 @@ class TrainState:
         return [f"starts from: {self.initialized_from}"] if path else []
 
     def _build_beside(self) -> None:
-        self.stage.beside = nn.ModuleDict(self.stage.held_beside(self.net)).requires_grad_(False)
-        self.stage.beside.to(next(self.net.parameters()).device)
+        self.stage.aux_networks = nn.ModuleDict(self.stage.make_aux_networks(self.net)).requires_grad_(False)
+        self.stage.aux_networks.to(next(self.net.parameters()).device)
 
     def _resume(self, path: Path) -> str:
         content = load_checkpoint(path)
-        given = {**as_plain(self.recipe), "stage": self.stage.name}
-        refuse_unless_resumable(content, path, given, binding(self.recipe), self.counts)
+        given = {**to_dict(self.recipe), "stage": self.stage.name}
+        refuse_unless_resumable(content, path, given, resume_keys(self.recipe), self.counts)
         training = content["training"]
         load_weights(self.net.net, training.get("net", content["net"]), path)
         self._build_beside()
@@ -177,7 +176,7 @@ class TrainState:
                     f"{path}: its optimizer does not belong to its network: start anew without --resume"
                 )
             restore_optimizer(self.optimizer, training["optimizer"])
-            self.stage.beside.load_state_dict(training["beside"])
+            self.stage.aux_networks.load_state_dict(training["beside"])
             self._refuse_unless_its_own(path)
         self.step, self.initialized_from = content["step"], content["initialized_from"]
         self.best, self.validated = training["best"], training["validated"]
@@ -207,7 +206,7 @@ class TrainState:
         training: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
             "moments": len(self.optimizer.state),
-            "beside": self.stage.beside.state_dict(),
+            "beside": self.stage.aux_networks.state_dict(),
             "best": self.best,
             "validated": self.validated,
         }
@@ -217,7 +216,7 @@ class TrainState:
             "net": result.net.state_dict(),
             "network": self.network,
             "step": self.step,
-            "recipe": {**as_plain(self.recipe), "stage": self.stage.name},
+            "recipe": {**to_dict(self.recipe), "stage": self.stage.name},
             "data": self.data,
             "counts": self.counts,
             "initialized_from": self.initialized_from,
@@ -254,7 +253,7 @@ class Run:
         begin_with = first_checkpoint(recipe, self.stage)  # before the data, which takes longer
         self.crops = self.stage.crops(ImageCache(recipe.cache))
         self.test, notes = validation_set(recipe, self.crops[0])
-        for line in (*(note for crops in self.crops for note in crops.notes), *notes):
+        for line in (*(note for crops in self.crops for note in crops.messages), *notes):
             self.log_line(line)
         self.schedule = Schedule.of(recipe, len(self.crops[0]))
         if recipe.milestone and not recipe.cosine and min(self.schedule.drops) >= self.schedule.steps:
@@ -312,7 +311,7 @@ class Run:
             RunLog(recipe.save_path, state.step, state.validated, silent=not main) as self.log,
             tqdm(unit="step", smoothing=0.1, **how) as bar,
         ):
-            self.log.recipe(state.step, distributed.command(), as_plain(recipe), state.data)
+            self.log.recipe(state.step, distributed.command(), to_dict(recipe), state.data)
             if schedule.validates(state.step) and state.step > state.validated:  # a kill cut it short
                 self._validate()
             for parts in self.batches:

@@ -42,7 +42,7 @@ class Stage(abc.ABC):
         self.recipe, self.parts = recipe, parts
         fields = vars(recipe).items()
         self.weights = {name[: -len("_weight")]: value for name, value in fields if name.endswith("_weight")}
-        self.beside = nn.ModuleDict()  # the networks of `held_beside`, by name
+        self.aux_networks = nn.ModuleDict()  # the networks of `make_aux_networks`, by name
 
     @abc.abstractmethod
     def crops(self, cache: ImageCache) -> list[Crops]:
@@ -52,13 +52,13 @@ class Stage(abc.ABC):
     def first_weights(self) -> Path | None:
         """The checkpoint that the network starts from; None: fresh weights."""
 
-    def held_beside(self, net: nn.Module) -> dict[str, nn.Module]:
-        """Networks beside the one in training, as an average of it (`average_of`) or a teacher (`frozen`).
+    def make_aux_networks(self, net: nn.Module) -> dict[str, nn.Module]:
+        """Networks beside the one in training, as an average of it (`ema_of`) or a teacher (`frozen`).
 
         They get no gradient. The loop moves them to the device, moves averages on after each step, and keeps
-        all in the checkpoint; `terms` finds them in `self.beside`.
+        all in the checkpoint; `terms` finds them in `self.aux_networks`.
         """
-        return {"average": average_of(net, self.recipe.ema)} if self.recipe.ema else {}
+        return {"average": ema_of(net, self.recipe.ema)} if self.recipe.ema else {}
 
     @abc.abstractmethod
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,13 +77,13 @@ class Stage(abc.ABC):
 
     def after_step(self, net: nn.Module) -> None:
         """Once the optimizer has moved the weights."""
-        for each in self.beside.values():
+        for each in self.aux_networks.values():
             if isinstance(each, AveragedModel):
                 each.update_parameters(net)
 
     def result(self, net: nn.Module) -> nn.Module:
         """The network that is validated and handed on: the average of the weights where one is kept."""
-        average = dict(self.beside).get("average")
+        average = dict(self.aux_networks).get("average")
         return average.module if isinstance(average, AveragedModel) else net
 
 
@@ -100,7 +100,7 @@ class SID(Stage):
         return self.recipe.weights if self.recipe.weights != Path() else None
 
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return supervised(net(batch["rainy"]).derained, batch["clean"], self.recipe.psnr_most)
+        return supervised(net(batch["rainy"]).derained, batch["clean"], self.recipe.psnr_cap)
 
 
 class SSIDKD(Stage):
@@ -125,7 +125,7 @@ class SSIDKD(Stage):
         code_syn, code_real = code.chunk(2)  # (N, C4, P / 4, P / 4)
         window = self.recipe.patch_size
         return {
-            **supervised(derained_syn, batch["clean"], self.recipe.psnr_most),
+            **supervised(derained_syn, batch["clean"], self.recipe.psnr_cap),
             # sums over the batch, as released: see `parts`
             "dark_syn": self.parts * dark_channel((derained_syn + 1) / 2, window),
             "dark_real": self.parts * dark_channel((derained_real + 1) / 2, window),
@@ -135,19 +135,19 @@ class SSIDKD(Stage):
         }
 
 
-def supervised(derained: Tensor, clean: Tensor, psnr_most: float) -> dict[str, Tensor]:
+def supervised(derained: Tensor, clean: Tensor, psnr_cap: float) -> dict[str, Tensor]:
     """What can be said of a derained image (N, 3, P, P) where the clean one is known."""
     return {
         "minus_ssim": -ssim(derained, clean),
         "l1": l1(derained, clean),
-        "minus_psnr": -psnr(derained, clean, psnr_most),
+        "minus_psnr": -psnr(derained, clean, psnr_cap),
     }
 
 
 # ---------------------------------------------------------------------------------------- beside the network
 
 
-def average_of(net: nn.Module, share: float) -> AveragedModel:
+def ema_of(net: nn.Module, share: float) -> AveragedModel:
     """An exponential average of the weights of `net`, which keeps `share` of itself at each step.
 
     It begins with less, n / (n + 50) after n steps: else the first weights would stay in it for long.

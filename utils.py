@@ -45,7 +45,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         # raised in a loader's worker, it comes as the end of a traceback
-        super().__init__(printable(message.rpartition("\nutils.UserError: ")[2].rstrip("\n")))
+        super().__init__(escape_unprintable(message.rpartition("\nutils.UserError: ")[2].rstrip("\n")))
 
 
 # --------------------------------------------------------------------------------------- errors in one line
@@ -89,7 +89,7 @@ def _exit_code(main: Callable[[], None]) -> Any:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"{printable(Path(sys.argv[0]).name)}: {message}", file=sys.stderr)
+    print(f"{escape_unprintable(Path(sys.argv[0]).name)}: {message}", file=sys.stderr)
     return code
 
 
@@ -173,12 +173,12 @@ def _short(error: BaseException, most: int = 160) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def printable(text: object) -> str:
-    """A name as one line of any terminal can show it: what is not printable is escaped."""
+def escape_unprintable(text: object) -> str:
+    """A name as one line of any terminal can show it: what is not escape_unprintable is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def one_line(names: Iterable[object], most: int = 5) -> str:
+def join_names(names: Iterable[object], most: int = 5) -> str:
     """'a, b, c and 4 more'"""
     listed = [str(name) for name in names]
     tail = f" and {len(listed) - most} more" if len(listed) > most else ""

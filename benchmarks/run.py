@@ -83,7 +83,7 @@ def call(work: str, how: str, device: torch.device) -> Callable[[], Any]:
     recipe = (TEACHERS if name == "SID" else STUDENTS)["Rain200H"]
     recipe = replace(recipe.with_preset("light") if light else recipe, patch_size=side)
     stage = (SID if name == "SID" else SSIDKD)(recipe)
-    stage.beside = torch.nn.ModuleDict(stage.held_beside(net))
+    stage.aux_networks = torch.nn.ModuleDict(stage.make_aux_networks(net))
     batch = {each: torch.rand(count, 3, side, side).to(device) for each in ("rainy", "clean", "real_rainy")}
     net = plain.PlainStudent(net) if how == "plain" and name == "SSID-KD" else net
     optimizer = optimizer_of(recipe, net)

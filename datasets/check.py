@@ -20,9 +20,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script t
 
 from datasets.catalogue import CATALOGUE
 from datasets.layouts import SplitQuery, find_images, locate
-from datasets.pairs import Found, ListedPairs, Pair, check_pairs, read_pair
+from datasets.pairs import ListedPairs, Pair, PairSet, check_pairs, read_pair
 from machinery.options import Options, option, parse
-from utils import UserError, one_line, run
+from utils import UserError, join_names, run
 
 
 def downloaded() -> list[str]:
@@ -40,10 +40,10 @@ class Check(Options):
     all: bool = option(False, "print everything that is wrong, instead of 20 lines")
     rainy_side: str = option("auto", "of side-by-side images: which half is rainy", ("auto", "left", "right"))
 
-    def contradiction(self) -> str | None:
+    def validate(self) -> str | None:
         if self.dataset not in downloaded():
             return f"{self.dataset!r} is none of {', '.join(downloaded())}"
-        return super().contradiction()
+        return super().validate()
 
 
 def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
@@ -74,9 +74,9 @@ def check_split(dataset: str, split: str, options: Check) -> list[str]:
         candidate, warnings = locate(options.path, SplitQuery(split, dataset, options.rainy_side))
         pairs, lone_rainy, lone_clean = candidate.gather()
         warnings += [f"no rainy image to the clean {path}" for path in lone_clean]
-        found = Found(candidate.layout, candidate.folder, pairs, tuple(warnings), dataset)
+        found = PairSet(candidate.layout, candidate.folder, pairs, tuple(warnings), dataset)
     if not found.pairs:
-        return [f"{found.root} holds no pairs: {one_line(lone_rainy) or 'no images'}"]
+        return [f"{found.root} holds no pairs: {join_names(lone_rainy) or 'no images'}"]
     expected = CATALOGUE[dataset].counts[split]
     print(f"{dataset} {split}: {found.describe()}, officially {expected:,}")
     wrong = [f"no clean image to the rainy {path}" for path in lone_rainy]
@@ -106,7 +106,7 @@ def listed_but_absent(pairs: ListedPairs) -> Iterator[str]:
 
 
 def unreadable(pairs: Sequence[Pair]) -> Iterator[str]:
-    def problem(pair: Pair) -> str:
+    def validate(pair: Pair) -> str:
         try:
             read_pair(pair)
         except UserError as error:
@@ -114,7 +114,7 @@ def unreadable(pairs: Sequence[Pair]) -> Iterator[str]:
         return ""
 
     with ThreadPool() as pool:
-        problems = pool.imap(problem, pairs, chunksize=8)
+        problems = pool.imap(validate, pairs, chunksize=8)
         yield from filter(None, tqdm(problems, "opening images", len(pairs), unit="pair", leave=False))
 
 

@@ -14,18 +14,20 @@ from typing import NamedTuple
 
 from datasets import catalogue
 from datasets.catalogue import CATALOGUE, Entry
-from datasets.names import below, distinct_names, match
 from datasets.pairs import (
     OTHER_HALF,
-    Found,
+    ImageRef,
     ListedPairs,
     Pair,
-    Side,
+    PairSet,
+    below,
+    distinct_names,
     halves_agree,
     looks_swapped,
+    match,
     refuse_unless_layers,
 )
-from utils import UserError, file_errors, is_file, is_folder, list_images, natural_key, one_line
+from utils import UserError, file_errors, is_file, is_folder, join_names, list_images, natural_key
 
 OTHER_SPLIT = {"train": "test", "test": "train"}
 WHERE = "datasets/README.md says where the sets are to be had"
@@ -77,7 +79,7 @@ def clean_folders() -> list[str]:
     return ["norain", "clean", "target", *(entry.sides[1] for entry in CATALOGUE.values())]
 
 
-class Gathered(NamedTuple):
+class MatchedPairs(NamedTuple):
     """The pairs of a folder, and the images without a partner."""
 
     pairs: Sequence[Pair]
@@ -90,7 +92,7 @@ class LayoutMatch(NamedTuple):
 
     folder: Path
     layout: str
-    gather: Callable[[], Gathered]
+    gather: Callable[[], MatchedPairs]
 
 
 # ------------------------------------------------------------------------------------------------ the layouts
@@ -198,23 +200,23 @@ def _side_by_side(folder: Path, origin: str, side: str, files: Callable[[], Sequ
     return LayoutMatch(
         folder,
         f"{origin}, side by side, rainy {side}",
-        lambda: Gathered(_halves(folder, files(), half)),
+        lambda: MatchedPairs(_halves(folder, files(), half)),
     )
 
 
 def _halves(root: Path, files: Sequence[Path], rainy_half: str) -> list[Pair]:
     clean_half = OTHER_HALF[rainy_half]
     return [
-        Pair(name, Side(path, rainy_half), Side(path, clean_half))
+        Pair(name, ImageRef(path, rainy_half), ImageRef(path, clean_half))
         for name, path in zip(distinct_names(files, root), files, strict=True)
     ]
 
 
-def _matched(root: Path, rainy: Sequence[Path], clean: Sequence[Path]) -> Gathered:
+def _matched(root: Path, rainy: Sequence[Path], clean: Sequence[Path]) -> MatchedPairs:
     matched = match(rainy, clean)
     names = distinct_names([r for r, _ in matched.pairs], root)
-    pairs = [Pair(name, Side(r), Side(c)) for name, (r, c) in zip(names, matched.pairs, strict=True)]
-    return Gathered(pairs, matched.lone, matched.lone_clean)
+    pairs = [Pair(name, ImageRef(r), ImageRef(c)) for name, (r, c) in zip(names, matched.pairs, strict=True)]
+    return MatchedPairs(pairs, matched.lone, matched.lone_clean)
 
 
 def _images_in(*folders: Path) -> list[Path]:
@@ -231,13 +233,15 @@ def _list_in(folder: Path) -> Path | None:
 
 
 def _listed(list_file: Path) -> LayoutMatch:
-    return LayoutMatch(list_file.parent, f"list {list_file.name}", lambda: Gathered(ListedPairs(list_file)))
+    return LayoutMatch(
+        list_file.parent, f"list {list_file.name}", lambda: MatchedPairs(ListedPairs(list_file))
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the search
 
 
-def find_pairs(data_path: Path, split: str, dataset: str = "", rainy_side: str = "auto") -> Found:
+def find_pairs(data_path: Path, split: str, dataset: str = "", rainy_side: str = "auto") -> PairSet:
     """Recognises the layout of `data_path` and returns its `split` ("train" or "test").
 
     `data_path` is a set's own folder, its split's, or one that holds it; or a list file. `dataset` (a name
@@ -254,13 +258,15 @@ def find_pairs(data_path: Path, split: str, dataset: str = "", rainy_side: str =
             f"{lone_rainy[0]} has no clean image of that name or number{more}: fetch the set again"
         )
     if lone_clean:
-        warnings.append(f"clean images without a rainy one, not used: {one_line(p.name for p in lone_clean)}")
+        warnings.append(
+            f"clean images without a rainy one, not used: {join_names(p.name for p in lone_clean)}"
+        )
     expected = catalogue.get_entry(dataset).counts.get(split)
     if expected and len(pairs) != expected:
         warnings.append(
             f"{found.folder} holds {len(pairs):,} pairs; {dataset}'s official {split} set has {expected:,}"
         )
-    return Found(found.layout, found.folder, pairs, tuple(warnings), dataset)
+    return PairSet(found.layout, found.folder, pairs, tuple(warnings), dataset)
 
 
 def locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]:
@@ -288,7 +294,7 @@ def locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]:
             "alone or under train and test folders"
         )
     if len(places) > 1:
-        several = one_line(found.folder for found in places)
+        several = join_names(found.folder for found in places)
         raise UserError(f"{data_path} holds several sets ({several}): point --data_path at one of them")
     strength = _strength(places[0].folder)
     if strength and _strength(Path(query.dataset)) not in ("", strength):
@@ -366,7 +372,7 @@ def _strength(path: Path) -> str:
     return ""
 
 
-def recognised(found: Found) -> str:
+def recognised(found: PairSet) -> str:
     """The catalogue's set that folder names and layout tell, "" where they do not: not what was asked for."""
     named = next((name for each in _inside_out(found.root) if (name := claimed_by(each))), "")
     sides = [side.path.parent for side in found.pairs[0][1:] if side]
@@ -398,7 +404,7 @@ def _inside_out(folder: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------------ unlabelled images
 
 
-def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--real_path") -> Found:
+def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--real_path") -> PairSet:
     """Unlabelled real images of any size: files, folders with all below them, or a list file's rainy column.
 
     Of a folder of pairs only the rainy side is taken, and of images that are a pair side by side the rainy
@@ -411,22 +417,22 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     paths = [_list_in(path) or path for path in map(Path, folders)]
     lists = {path: ListedPairs(path, labelled=False) for path in paths if path.suffix == ".txt"}
     if len(paths) == len(lists) == 1:
-        return Found(f"rainy images of {paths[0].name}", paths[0].parent, lists[paths[0]], (), dataset)
-    sides: list[Side] = []
+        return PairSet(f"rainy images of {paths[0].name}", paths[0].parent, lists[paths[0]], (), dataset)
+    sides: list[ImageRef] = []
     around = dict.fromkeys(path.parent for path in paths if path not in lists and is_file(path))
     halves = {folder: _rainy_half_of(Folder(folder), warnings) for folder in around}
     for path in paths:
         if path in lists:
             found = [pair.rainy for pair in lists[path]]
         elif is_file(path):
-            found = [Side(path, halves[path.parent])]
+            found = [ImageRef(path, halves[path.parent])]
         else:
             found = _images_below(_there(path, option), warnings)
         if not found:
             raise UserError(f"{path} holds no images: {option} takes folders of images; {WHERE}")
         sides += found
     if len({side.path.is_absolute() for side in sides}) > 1:
-        sides = [Side(side.path.absolute(), side.half) for side in sides]
+        sides = [ImageRef(side.path.absolute(), side.half) for side in sides]
     sides = list(dict.fromkeys(sides))  # a folder given twice, or inside another
     root = Path(os.path.commonpath([side.path.parent for side in sides]))
     names = distinct_names([side.path for side in sides], root)
@@ -434,17 +440,17 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     if expected and len(sides) != expected:
         warnings.append(f"{root} holds {len(sides):,} images; {dataset} officially has {expected:,}")
     pairs = [Pair(name, side, None) for name, side in zip(names, sides, strict=True)]
-    return Found("unlabelled", root, pairs, tuple(warnings), dataset)
+    return PairSet("unlabelled", root, pairs, tuple(warnings), dataset)
 
 
-def find_layers(folders: Sequence[Path]) -> Found:
+def find_layers(folders: Sequence[Path]) -> PairSet:
     """Streak layers alone: grey streaks on black. Raises UserError for an image of another kind."""
     found = find_images(folders, option="--streaks")
     refuse_unless_layers(found)
     return replace(found, layout="streaks")
 
 
-def find_backgrounds(folder: Path) -> Found:
+def find_backgrounds(folder: Path) -> PairSet:
     """Clean images. Raises UserError for a folder of pairs, of which nobody knows which side is meant."""
     found = find_images([folder], option="--backgrounds")
     if found.warnings or isinstance(found.pairs, ListedPairs):
@@ -459,9 +465,9 @@ def _there(folder: Path, option: str) -> Path:
     raise UserError(f"{folder} is not a folder: {option} takes a folder of images; {WHERE}")
 
 
-def _images_below(top: Path, warnings: list[str]) -> list[Side]:
+def _images_below(top: Path, warnings: list[str]) -> list[ImageRef]:
     """Every image below `top`, each folder's own before its children's."""
-    sides: list[Side] = []
+    sides: list[ImageRef] = []
     waiting, seen = [top], set()
     while waiting:
         folder = Folder(waiting.pop())
@@ -469,7 +475,7 @@ def _images_below(top: Path, warnings: list[str]) -> list[Side]:
             continue
         seen.add(real)
         half = _rainy_half_of(folder, warnings)
-        sides += [Side(path, half) for path in folder.images]
+        sides += [ImageRef(path, half) for path in folder.images]
         children, clean = folder.folders, folder.named(clean_folders())
         if clean and folder.named(rainy_folders()):
             warnings += [f"{path} is the clean side of pairs: not taken as rainy images" for path in clean]

@@ -6,7 +6,7 @@ Images are uint8 RGB (H, W, 3).
 import codecs
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ NOUNS = {"streaks": "layers", "backgrounds": "clean images"}  # what unlabelled 
 DARK = 16  # the median level of a streak layer, at most: it is black but for the streaks
 
 
-class Side(NamedTuple):
+class ImageRef(NamedTuple):
     """One side of a pair: a whole image file, or its left or right half."""
 
     path: Path
@@ -32,12 +32,12 @@ class Pair(NamedTuple):
     """A rainy image and its clean one. Derained outputs are called `name`, unique within a set."""
 
     name: str
-    rainy: Side
-    clean: Side | None  # None: a real photograph, nobody knows it without the rain
+    rainy: ImageRef
+    clean: ImageRef | None  # None: a real photograph, nobody knows it without the rain
 
 
 @dataclass(frozen=True)
-class Found:
+class PairSet:
     """What a folder turned out to hold. `root` is the folder in which the pairs themselves lie."""
 
     layout: str
@@ -52,7 +52,7 @@ class Found:
         return f"{self.layout}: {len(self.pairs):,} {what} from {self.root}"
 
 
-def merged(sets: Sequence[Found]) -> Found:
+def merged(sets: Sequence[PairSet]) -> PairSet:
     """Several sets as one; the names of their pairs begin with the number of the set."""
     if len(sets) == 1:
         return sets[0]
@@ -62,7 +62,7 @@ def merged(sets: Sequence[Found]) -> Found:
         for pair in found.pairs
     ]
     warnings = tuple(each for found in sets for each in found.warnings)
-    return Found(", ".join(found.layout for found in sets), sets[0].root, pairs, warnings)
+    return PairSet(", ".join(found.layout for found in sets), sets[0].root, pairs, warnings)
 
 
 class ListedPairs(Sequence[Pair]):
@@ -105,8 +105,8 @@ class ListedPairs(Sequence[Pair]):
                 f"{self.list_file} lists {'/'.join(rainy)} as its own clean image: fetch it again"
             )
         root = self.list_file.parent
-        clean_side = Side(root.joinpath(*clean)) if self.labelled else None
-        return Pair(self._name(rainy), Side(root.joinpath(*rainy)), clean_side)
+        clean_side = ImageRef(root.joinpath(*clean)) if self.labelled else None
+        return Pair(self._name(rainy), ImageRef(root.joinpath(*rainy)), clean_side)
 
     @staticmethod
     def _name(parts: list[str]) -> str:
@@ -156,7 +156,7 @@ def read_pair(
     return rainy, clean
 
 
-def read_side(side: Side, read: Callable[[Path], np.ndarray] = read_image) -> np.ndarray:
+def read_side(side: ImageRef, read: Callable[[Path], np.ndarray] = read_image) -> np.ndarray:
     """One side of a pair, uint8 RGB (H, W, 3)."""
     image = read(side.path)
     if not side.half:
@@ -240,7 +240,7 @@ def looks_swapped(
 
 
 def check_pairs(
-    found: Found, most: int = 8, failed: Callable[[UserError], object] | None = None
+    found: PairSet, most: int = 8, failed: Callable[[UserError], object] | None = None
 ) -> list[str]:
     """Every suspicion about a set: those found with its names, and sides that look swapped in its pixels.
 
@@ -271,7 +271,7 @@ def why_not_additive(rainy: np.ndarray, clean: np.ndarray) -> str:
     return ""
 
 
-def why_not_recombined(found: Found, most: int = 16) -> str:
+def why_not_recombined(found: PairSet, most: int = 16) -> str:
     """Why a set's layers cannot be swapped: rain that is no exact grey addition, as far as known; else "".
 
     What the catalogue says of the set is not taken on trust: a repacked download may be another.
@@ -291,10 +291,96 @@ def why_not_recombined(found: Found, most: int = 16) -> str:
     return ""
 
 
-def refuse_unless_layers(found: Found, most: int = 16) -> None:
+def refuse_unless_layers(found: PairSet, most: int = 16) -> None:
     """Raises UserError where images are no streak layers: grey, on black."""
     for index in sample(len(found.pairs), most):
         path = found.pairs[index].rainy.path
         image = read_image(path)
         if (image != image[..., :1]).any() or np.median(image) > DARK:
             raise UserError(f"{path} is no streak layer: --streaks takes grey streaks on black")
+
+
+# ------------------------------------------------------------------------------------------------------ names
+
+
+# What datasets and methods put around an image's own name: norain-1x2, 438gt, 7_derained, ...
+DECORATIONS = {
+    *("rain", "norain", "rainy", "clean", "gt", "input", "target"),
+    *("derain", "derained", "output", "result"),
+}
+
+
+class Matched(NamedTuple):
+    """(image, its clean one) in the images' order, and what is left without a partner."""
+
+    pairs: list[tuple[Path, Path]]
+    lone: list[Path]
+    lone_clean: list[Path]
+
+
+def match(images: Sequence[Path], clean: Sequence[Path]) -> Matched:
+    """Finds the clean image of each rainy or derained one.
+
+    Tried in this order: the same stem; the same stem without its decorations; the same numbers; and
+    Rain1400's fourteen to one, 901_1 to 901_14 to 901. A rule that fits two images of a side decides nothing,
+    and what one rule has given, a later one does not give again: an image whose partner is missing must not
+    get another's.
+    """
+    partner: dict[Path, Path] = {}
+    for rule in (_stem, _own_name, _numbers):
+        given = set(partner.values())
+        candidates = _told_apart((path for path in clean if path not in given), rule)
+        waiting = _told_apart((path for path in images if path not in partner), rule)
+        partner |= {path: candidates[key] for key, path in waiting.items() if key in candidates}
+    given = set(partner.values())
+    scenes = _told_apart((path for path in clean if path not in given), _own_name)
+    for path in images:
+        if path not in partner and (scene := _scene(path)) in scenes:
+            partner[path] = scenes[scene]
+    given = set(partner.values())
+    return Matched(
+        [(path, partner[path]) for path in images if path in partner],
+        [path for path in images if path not in partner],
+        [path for path in clean if path not in given],
+    )
+
+
+def _told_apart(paths: Iterable[Path], rule: Callable[[Path], Hashable]) -> dict[Hashable, Path]:
+    """The images by what `rule` makes of their names, where it tells one from all others."""
+    groups: dict[Hashable, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(rule(path), []).append(path)
+    return {key: group[0] for key, group in groups.items() if key and len(group) == 1}
+
+
+def _stem(path: Path) -> str:
+    return path.stem
+
+
+def _own_name(path: Path) -> tuple[str, ...]:
+    """norain-57x2, rain-57, 57gt: ("57",)."""
+    parts = re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=\d)x2$", "", path.stem.lower()))
+    return tuple(part for part in parts if part not in DECORATIONS)
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in _own_name(path) if part.isdecimal())
+
+
+def _scene(path: Path) -> tuple[str, ...]:
+    """901_14, the fourteenth rain on scene 901: ("901",)."""
+    *scene, variant = _own_name(path) or ("",)
+    return tuple(scene) if variant.isdecimal() else ()
+
+
+def distinct_names(files: Sequence[Path], root: Path) -> list[str]:
+    """Stems where they differ, else paths below `root`: two inputs must not be written to one output."""
+    for name in (lambda p: p.stem, lambda p: below(p, root).with_suffix("").as_posix()):
+        names = [name(path) for path in files]
+        if len(set(names)) == len(names):
+            return names
+    return [below(path, root).as_posix() for path in files]
+
+
+def below(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else Path(*path.parts[1:])

@@ -154,7 +154,7 @@ class Simulate(Options):
     """The options of this script."""
 
     out: Path = option(Path("datasets/simulated"), "folder to write to")
-    seed: int = option(0, "another seed, other crops and rain", least=0)
+    seed: int = option(0, "another seed, other crops and rain", min=0)
 
 
 def main() -> None:

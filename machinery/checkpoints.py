@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from machinery.released import from_released, is_released, network_of
-from utils import UserError, file_errors, one_line, refuse_unless_file, write_atomically
+from utils import UserError, file_errors, join_names, refuse_unless_file, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 LATEST, BEST = "net_latest", "net_best"
@@ -105,7 +105,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if "network" not in content:  # the authors', and ours of older days
         content["network"] = network_of(weights)
         if not all(map(all, content["network"]["arguments"].values())):
-            raise UserError(f"{path} does not hold the weights of SID or SSID-KD: {one_line(weights)}")
+            raise UserError(f"{path} does not hold the weights of SID or SSID-KD: {join_names(weights)}")
     refuse_unless_buildable(content["network"], path)
     return content
 
@@ -138,7 +138,7 @@ def _refuse_unless_finite(weights: Mapping[str, Tensor], consequence: str) -> No
     if broken:
         raise UserError(
             f"{consequence}: {len(broken)} of its {len(weights)} weights are no finite numbers "
-            f"({one_line(broken, most=2)}); try a lower --lr"
+            f"({join_names(broken, most=2)}); try a lower --lr"
         )
 
 
@@ -174,7 +174,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> N
     ]
     wrong += [f"{key} is not in this network" for key in weights if key not in expected]
     if wrong:
-        raise UserError(f"{path} does not fit: {one_line(wrong, most=3)}; see --channels and --units")
+        raise UserError(f"{path} does not fit: {join_names(wrong, most=3)}; see --channels and --units")
     empty = any(value.is_meta for value in net.state_dict().values())
     net.load_state_dict({key: value.float() for key, value in weights.items()}, assign=empty)
 

@@ -30,7 +30,7 @@ from utils import UserError, image_size, read_image
 MOST_FILES = 50_000  # more are not even looked at: reading so many headers takes minutes on a network disk
 
 
-class Draw(IntEnum):
+class RandomStream(IntEnum):
     """What a random draw is for: two draws with one (seed, epoch, index) must not be the same."""
 
     CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS, WEATHER, SHARE, SHRINK = range(9)
@@ -116,7 +116,7 @@ def _decoded_bytes(path: Path) -> int:
 class IndexedDataset(Protocol):
     """What a loader draws from: entries by (epoch, index). `tag` keeps its order apart from another's."""
 
-    tag: Draw
+    tag: RandomStream
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
@@ -164,7 +164,7 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
                     epoch, entry = divmod(position, self.count)
                     if epoch != shuffled:
                         shuffled = epoch
-                        key = (self.seed, epoch, self.tag, Draw.ORDER)
+                        key = (self.seed, epoch, self.tag, RandomStream.ORDER)
                         order = np.random.default_rng(key).permutation(self.count)
                     batch.append((epoch, int(order[entry])))
                 yield batch

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from utils import printable
+from utils import escape_unprintable
 
 # as --help shows them, those without a heading first
 GROUPS = (
@@ -38,9 +38,9 @@ def option(
     architecture: bool = False,
     positional: bool = False,
     required: bool = False,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
+    min: float | None = None,
+    greater_than: float | None = None,
+    max: float | None = None,
     count: int | None = None,
 ) -> Any:
     """A field that is an option: its default, what `--help` says of it, and which values are sound.
@@ -48,12 +48,12 @@ def option(
     `group`: the heading it stands under in `--help`. `also`: an older name. `needs`: the option
     without which only the default is sound. `changes_result`: a resumed run must have the value it began
     with. `architecture`: a network is built with it. `positional`: given without a name. `required`:
-    `default` is never used, unless the record is made in Python. `least` <= value <= `most`, or `above` <
-    value; of several values, each, and `count` of them.
+    `default` is never used, unless the record is made in Python. `min` <= value <= `max`, or
+    `greater_than` < value; of several values, each, and `count` of them.
     """
     kind = {"changes_result": changes_result, "positional": positional, "required": required}
     kind |= {"architecture": architecture}
-    limits = {"least": least, "above": above, "most": most, "count": count}
+    limits = {"min": min, "greater_than": greater_than, "max": max, "count": count}
     help = f"with --{needs}: {help}" if needs else help
     names = {"help": help, "choices": choices, "group": group, "also": also, "needs": needs}
     return field(default=default, metadata={**names, **kind, **limits})
@@ -63,7 +63,7 @@ def option(
 class Options:
     """A script's options, one a field."""
 
-    def contradiction(self) -> str | None:
+    def validate(self) -> str | None:
         """What cannot be right about several options together, in a line; None where nothing is wrong."""
         return None
 
@@ -83,7 +83,7 @@ class Machine(Options):
         (0, 1),
         "CUDA devices: a process on each trains, other scripts take the first; absent: left out",
         group="machine",
-        least=0,
+        min=0,
     )
     precision: str = option(
         "float32",
@@ -93,10 +93,10 @@ class Machine(Options):
         group="machine",
     )
 
-    def contradiction(self) -> str | None:
+    def validate(self) -> str | None:
         if len(set(self.gpu_id)) < len(self.gpu_id):
             return f"--gpu_id {','.join(map(str, self.gpu_id))} names a card twice"
-        return super().contradiction()
+        return super().validate()
 
 
 Record = TypeVar("Record", bound=Options)
@@ -127,7 +127,7 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     # an option that takes several values comes as a list of tuples: "24,32 48" is ((24, 32), (48,))
     given = {k: tuple(itertools.chain(*v)) if isinstance(v, list) else v for k, v in given.items()}
     changed = dataclasses.replace(record, **given)
-    if wrong := problem(changed):
+    if wrong := validate(changed):
         parser.exit(2, f"{parser.prog}: {wrong}\n")  # one line: all of the usage would bury it
     return changed
 
@@ -148,10 +148,10 @@ class _Parser(argparse.ArgumentParser):
         """In one line, whatever was typed, with the first example of the script's own words."""
         lines = [line.strip() for line in (self.description or "").splitlines()]
         example = next((f"; as in: {line}" for line in lines if line.startswith("python ")), "")
-        super().error(printable(message) + example)
+        super().error(escape_unprintable(message) + example)
 
 
-def as_plain(record: Options) -> dict[str, Any]:
+def to_dict(record: Options) -> dict[str, Any]:
     """A record as numbers, texts and lists, which a checkpoint can hold."""
 
     def plain(value: Any) -> Any:
@@ -162,7 +162,7 @@ def as_plain(record: Options) -> dict[str, Any]:
     return {key: plain(value) for key, value in vars(record).items()}
 
 
-def binding(record: Options) -> list[str]:
+def resume_keys(record: Options) -> list[str]:
     """The options that a resumed run must have the values of that it began with."""
     return [each.name for each in dataclasses.fields(record) if each.metadata.get("changes_result")]
 
@@ -210,7 +210,7 @@ def _truth(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
-def problem(record: Options) -> str | None:
+def validate(record: Options) -> str | None:
     """What is wrong with a record's values, in a line that names the option; None where all are sound."""
     for each in dataclasses.fields(record):
         value, limits = getattr(record, each.name), each.metadata
@@ -227,10 +227,10 @@ def problem(record: Options) -> str | None:
             if isinstance(number, int) and not -(2**63) <= number < 2**63:  # which no checkpoint could hold
                 return f"--{each.name} takes no number of {len(str(abs(number)))} digits"
             for limit, broken, words in (
-                (limits.get("least"), operator.lt, "at least"),
-                (limits.get("above"), operator.le, "above"),
-                (limits.get("most"), operator.gt, "at most"),
+                (limits.get("min"), operator.lt, "at least"),
+                (limits.get("greater_than"), operator.le, "greater than"),
+                (limits.get("max"), operator.gt, "at most"),
             ):
                 if limit is not None and broken(number, limit):
                     return f"--{each.name} {number} must be {words} {limit}"
-    return record.contradiction()
+    return record.validate()

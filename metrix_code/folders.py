@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from datasets.names import match
+from datasets.pairs import match
 from machinery.options import Options, option, parse
 from metrix_code.protocol import PROTOCOLS, mean, size
-from utils import UserError, list_images, printable, read_image, refuse_inputs, write_text
+from utils import UserError, escape_unprintable, list_images, read_image, refuse_inputs, write_text
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class MetricOptions(Options):
     """The options of a metric that needs no clean images."""
 
     res_path: Path = option(Path(), "the derained images", required=True)
-    workers: int = option(os.cpu_count() or 1, "images scored at a time", least=1)
+    workers: int = option(os.cpu_count() or 1, "images scored at a time", min=1)
     csv: Path = option(Path(), "also write the scores to this file")
 
 
@@ -86,9 +86,12 @@ def main(
         scores = list(tqdm(done, title, len(pairs), unit="image"))
     for score in scores:
         if score.value is None:
-            print(f"{printable(score.derained.name)}  not scored: {printable(score.why)}", file=sys.stderr)
+            print(
+                f"{escape_unprintable(score.derained.name)}  not scored: {escape_unprintable(score.why)}",
+                file=sys.stderr,
+            )
         else:
-            print(f"{printable(score.derained.name)}  {score.value:.{digits}f}")
+            print(f"{escape_unprintable(score.derained.name)}  {score.value:.{digits}f}")
     print(_summary([score.value for score in scores], f"{title} ({protocol})", digits))
     if options.csv != Path():
         _write_csv(options.csv, scores, protocol, title.lower())
@@ -111,7 +114,7 @@ def _pairs(derained: list[Path], res_path: Path, gt_path: Path) -> list[tuple[Pa
         (unused, "clean images not derained"),
     ):
         if paths:
-            names = ", ".join(printable(path.name) for path in paths)
+            names = ", ".join(escape_unprintable(path.name) for path in paths)
             print(f"{what}, not scored ({len(paths)}): {names}", file=sys.stderr)
     return list(pairs)
 

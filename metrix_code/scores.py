@@ -25,7 +25,7 @@ from typing import Any
 
 from metrix_code.metrics import KEYS
 from metrix_code.protocol import mean
-from utils import UserError, content_of, file_errors, printable, write_text
+from utils import UserError, content_of, escape_unprintable, file_errors, write_text
 
 SCORES = "scores.json"
 UNKNOWN = "unknown"  # of a method or its training: neither the checkpoint nor the user says it
@@ -85,10 +85,10 @@ def _wrong(scores: Any) -> str:
 def _in_printable(value: Any) -> Any:
     """Every text of it as a terminal can show it."""
     if isinstance(value, dict):
-        return {printable(key): _in_printable(item) for key, item in value.items()}
+        return {escape_unprintable(key): _in_printable(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_in_printable(item) for item in value]
-    return printable(value) if isinstance(value, str) else value
+    return escape_unprintable(value) if isinstance(value, str) else value
 
 
 def _is_score(value: Any) -> bool:

@@ -69,7 +69,7 @@ def rain100(root: Path) -> Path:
 
 
 def halves(root: Path, rainy_side: str, counts: dict[str, int]) -> Path:
-    """Side-by-side images, so many of each name, in which the number is {}."""
+    """ImageRef-by-side images, so many of each name, in which the number is {}."""
     for name, count in counts.items():
         for n in range(1, count + 1):
             write_side_by_side(root / name.format(n), n, rainy_side)

@@ -7,7 +7,7 @@ import torch
 
 import engine
 from backbones import AutocastModel
-from machinery.arithmetic import set_arithmetic
+from machinery.distributed import set_arithmetic
 from tests.small import a_run, teacher
 from tests.test_networks import small_network
 

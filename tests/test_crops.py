@@ -15,9 +15,8 @@ import torch
 
 from config import REAL
 from datasets.layouts import find_images, find_pairs
-from datasets.pairs import Found, read_pair, why_not_recombined
-from datasets.weather import _warped_window
-from DerainDataset import Crops, PairCrops, RealCrops
+from datasets.pairs import PairSet, read_pair, why_not_recombined
+from DerainDataset import Crops, PairCrops, RealCrops, _warped_window
 from machinery import loading
 from machinery.loading import BatchStream, ImageCache, loader
 from tests import layouts
@@ -33,7 +32,7 @@ def batches(crops: Crops, *, size: int = 4, steps: int, workers: int = 0) -> lis
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> Found:
+def pairs(tmp_path: Path) -> PairSet:
     return find_pairs(layouts.plain(tmp_path / "set", "rain", "norain", count=5), "train")
 
 
@@ -43,7 +42,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("recombine", [False, True])
 @pytest.mark.parametrize("augment", [False, True])
-def test_crops_are_a_function_of_seed_epoch_index(pairs: Found, augment: bool, recombine: bool) -> None:
+def test_crops_are_a_function_of_seed_epoch_index(pairs: PairSet, augment: bool, recombine: bool) -> None:
     def crops(seed: int) -> PairCrops:
         return PairCrops(pairs, 16, seed=seed, augment=augment, recombine=recombine)
 
@@ -61,7 +60,7 @@ def as_uint8(crop: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_crops_are_windows_of_both_sides_at_one_place(pairs: Found, augment: bool) -> None:
+def test_crops_are_windows_of_both_sides_at_one_place(pairs: PairSet, augment: bool) -> None:
     crops, turned = PairCrops(pairs, 20, seed=3, augment=augment), 0
     for key in itertools.product(range(4), range(5)):
         both = np.dstack([image for image in read_pair(pairs.pairs[key[1]]) if image is not None])
@@ -89,7 +88,7 @@ def test_small_images_are_reflected(tmp_path: Path, size: tuple[int, int]) -> No
     assert any(np.array_equal(crop, window) for window in windows)
 
 
-def test_cache_and_workers_change_nothing(pairs: Found, tmp_path: Path) -> None:
+def test_cache_and_workers_change_nothing(pairs: PairSet, tmp_path: Path) -> None:
     real = find_images([layouts.real_images(tmp_path / "real")])
     for make in (
         lambda cache: PairCrops(pairs, 16, recombine=True, backgrounds=[real], cache=ImageCache(cache)),
@@ -102,17 +101,17 @@ def test_cache_and_workers_change_nothing(pairs: Found, tmp_path: Path) -> None:
                 assert same(batch, expected)
 
 
-def test_cache_is_filled_by_workers_and_said(pairs: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_filled_by_workers_and_said(pairs: PairSet, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = PairCrops(pairs, 16, cache=ImageCache())
-    assert "images are cached in memory: 0.00 GB" in crops.notes[-1]
+    assert "images are cached in memory: 0.00 GB" in crops.messages[-1]
     batches(crops, size=5, steps=2, workers=1)
     monkeypatch.setattr(loading, "read_image", lambda path: pytest.fail(f"{path} was decoded again"))
     assert crops[(0, 0)]["rainy"].shape == (3, 16, 16)  # in this process, from what the worker decoded
-    assert "as asked" in PairCrops(pairs, 16, cache=ImageCache("off")).notes[-1]
+    assert "as asked" in PairCrops(pairs, 16, cache=ImageCache("off")).messages[-1]
 
 
 def test_one_cache_decides_for_each_set_whether_it_fits(
-    pairs: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = 10 * 3 * layouts.SIZE[0] * layouts.SIZE[1]
     real = find_images([layouts.real_images(tmp_path / "real")])
@@ -121,7 +120,7 @@ def test_one_cache_decides_for_each_set_whether_it_fits(
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         cache = ImageCache(mode)
         both = (PairCrops(pairs, 16, cache=cache), RealCrops(real, 16, cache=cache))
-        return ["are cached in memory" in each.notes[-1] for each in both]
+        return ["are cached in memory" in each.messages[-1] for each in both]
 
     memory = SimpleNamespace(available=2 * decoded)
     monkeypatch.setattr(loading.psutil, "virtual_memory", lambda: memory)
@@ -138,7 +137,7 @@ def test_more_workers_than_cores_are_no_reason_to_warn() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_crops_survive_pickling_without_their_cache(pairs: Found) -> None:
+def test_crops_survive_pickling_without_their_cache(pairs: PairSet) -> None:
     crops = PairCrops(pairs, 16, cache=ImageCache("on"))
     packed = pickle.dumps(crops)
     assert len(packed) < 10_000
@@ -192,7 +191,7 @@ def test_uneven_split_is_refused_with_what_works() -> None:
             stream(10, batch, 0, 1, 0, world)
 
 
-def test_pairs_and_real_images_are_shuffled_apart(pairs: Found) -> None:
+def test_pairs_and_real_images_are_shuffled_apart(pairs: PairSet) -> None:
     orders = [list(BatchStream(50, 50, tag=each.tag, steps=range(1))) for each in (PairCrops, RealCrops)]
     assert orders[0] != orders[1]
 
@@ -200,7 +199,7 @@ def test_pairs_and_real_images_are_shuffled_apart(pairs: Found) -> None:
 # ---------------------------------------------------------------------------------------------- recombination
 
 
-def test_recombined_crops_are_a_layer_on_another_background(pairs: Found, tmp_path: Path) -> None:
+def test_recombined_crops_are_a_layer_on_another_background(pairs: PairSet, tmp_path: Path) -> None:
     backgrounds = tmp_path / "backgrounds"
     for n in range(5):
         write_image(backgrounds / f"{n}.png", layouts.clean_image(100 + n))

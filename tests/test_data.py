@@ -13,14 +13,14 @@ import pytest
 from datasets import check, pairs, simulate
 from datasets.catalogue import CATALOGUE
 from datasets.layouts import find_images, find_pairs
-from datasets.pairs import Found, Pair, check_pairs, looks_swapped, read_pair, why_not_additive
+from datasets.pairs import Pair, PairSet, check_pairs, looks_swapped, read_pair, why_not_additive
 from DerainDataset import PairCrops, RealCrops
 from machinery.loading import ImageCache
 from tests import layouts
 from utils import UserError, read_image, write_image
 
 
-def assert_clean_is_clean(found: Found) -> None:
+def assert_clean_is_clean(found: PairSet) -> None:
     """Rain was only added, so every rainy side is brighter and busier than its clean one."""
     for rainy, clean in map(read_pair, found.pairs):
         assert clean is not None
@@ -29,7 +29,7 @@ def assert_clean_is_clean(found: Found) -> None:
         assert pairs.rain_excess(rainy, clean) > 0
 
 
-def names(found: Found) -> list[str]:
+def names(found: PairSet) -> list[str]:
     return [pair.name for pair in found.pairs]
 
 
@@ -189,7 +189,7 @@ def test_long_list_opens_without_listing_or_reading(tmp_path, monkeypatch):
     assert peak < 50e6
     assert len(found.pairs) == len(crops) == len(pickle.loads(pickle.dumps(found)).pairs) == 638_492
     assert found.warnings == ()
-    assert "not cached" in crops.notes[-1]
+    assert "not cached" in crops.messages[-1]
     name, rainy, clean = found.pairs[-1]
     assert (name, rainy.path) == ("real_world/638491/638491", root / "real_world/638491/638491.png")
     assert clean is not None

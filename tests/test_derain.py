@@ -12,8 +12,8 @@ import torch
 
 import derain
 from inference import CPU, LIGHT, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fits
-from machinery.pictures import Picture, encoded, read_picture
 from networks import Derained, DerainNet
+from photographs.pictures import Picture, encoded, read_picture
 from tests import layouts
 from tests.small import evaluation, teacher, trained
 from tests.test_networks import small_network
@@ -110,7 +110,7 @@ def test_what_a_picture_is_stays(tmp_path, call, model):
     assert picture.pixels.shape == (64, 40, 3) and picture.icc == SRGB and len(picture.exif)
     again = read_picture(tmp_path / "out/deep.png")
     derained = Derainer.open(model).derained(deep.tensor())
-    assert np.array_equal(again.pixels, deep.painted(derained).pixels)
+    assert np.array_equal(again.pixels, deep.with_pixels(derained).pixels)
     assert again.alpha is not None and np.array_equal(again.alpha, noise((20, 30), np.uint16, 1))
 
 

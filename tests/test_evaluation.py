@@ -19,13 +19,12 @@ import utils
 from backbones import AutocastModel
 from config import EVALUATIONS
 from datasets.layouts import find_pairs
-from evaluation import in_words, left_out, page_note, score
+from evaluation import Results, in_words, left_out, page_note, score, score_pairs
 from inference import Derainer
 from machinery.checkpoints import load_checkpoint, save_checkpoint
 from metrix_code import tables
 from metrix_code.psnr import psnr
 from metrix_code.scores import average, read_scores
-from scoring import Results, score_pairs
 from tests import layouts
 from tests.small import CPU, ROOT, evaluation, teacher, trained
 from tests.test_golden import NETWORK, released_weights, swapped
@@ -370,7 +369,7 @@ def test_the_workers_of_a_killed_evaluation_end_with_it(tmp_path):
         import multiprocessing, os, signal, sys
         from pathlib import Path
         from datasets.layouts import find_images
-        from scoring import score_pairs
+        from evaluation import score_pairs
         from inference import Derainer
         from networks import DerainNet
         net = DerainNet((4, 4, 4), (1, 1, 1))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.names import distinct_names, match
+from datasets.pairs import distinct_names, match
 
 
 @pytest.mark.parametrize(

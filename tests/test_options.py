@@ -22,16 +22,15 @@ from datasets.layouts import find_pairs
 from datasets.pairs import read_pair, sample
 from DerainDataset import Crops, RealCrops, pair_crops
 from engine import optimizer_of, training_step
-from evaluation import score, seen_in_training
+from evaluation import score, seen_in_training, validation_set
 from inference import Derainer
 from lightnet import LightNet
 from losses import l1, psnr, ssim
 from machinery.checkpoints import LATEST, load_checkpoint
 from machinery.loading import ImageCache
-from machinery.options import problem
+from machinery.options import validate
 from networks import Derained, DerainNet
-from scoring import validation_set
-from stages import SID, average_of, frozen, supervised
+from stages import SID, ema_of, frozen, supervised
 from tests import layouts, small
 from tests.small import CPU, LIGHT, a_run, evaluation, lines, student, teacher, trained
 from tests.test_training import a_run_stopped_after_three
@@ -201,17 +200,17 @@ def test_clear_haze_sharpening_and_jpeg_come_as_often_as_asked_and_on_both_sides
         return [[whole(crop) for crop in crops[epoch, 0].values()] for epoch in range(200)]
 
     before = sides()
-    assert 0.15 < np.mean([np.array_equal(*both) for both in sides(clear_share=0.25)]) < 0.35
-    for share in ("veil_share", "sharpen_share", "jpeg_share"):
+    assert 0.15 < np.mean([np.array_equal(*both) for both in sides(clear_prob=0.25)]) < 0.35
+    for share in ("haze_prob", "sharpen_prob", "jpeg_prob"):
         changed = np.array(sides(**{share: 0.25})) != np.array(before)
         rainy, clean = changed.any(axis=(2, 3, 4)).T
         assert np.array_equal(rainy, clean) and 0.15 < np.mean(rainy) < 0.35
-    for each, was in zip(sides(veil_share=1.0), before, strict=True):  # less contrast, on both sides
+    for each, was in zip(sides(haze_prob=1.0), before, strict=True):  # less contrast, on both sides
         assert all(np.ptp(side) <= 0.95 * np.ptp(one) + 1 for side, one in zip(each, was, strict=True))
-    for each, was in zip(sides(sharpen_share=1.0), before, strict=True):  # steeper edges
+    for each, was in zip(sides(sharpen_prob=1.0), before, strict=True):  # steeper edges
         for side, one in zip(each, was, strict=True):
             assert np.abs(np.diff(side, axis=1)).mean() > np.abs(np.diff(one, axis=1)).mean()
-    for (_, clean), (_, was) in zip(sides(jpeg_share=1.0), before, strict=True):
+    for (_, clean), (_, was) in zip(sides(jpeg_prob=1.0), before, strict=True):
         assert 0 < np.abs(clean - was).mean() < 30
         assert abs(clean.mean() - was.mean()) < 3  # its colours in order
 
@@ -222,7 +221,7 @@ def test_pairs_are_shrunk_streaks_and_background_alike(tmp_path):
     streaks[:, ::2] = 10  # so close that any window has 5 of it on the mean
     where = (pairs_of(tmp_path / "set", streaks, ramp, ramp),)
     for swapped in (False, True):
-        recipe = teacher(tmp_path, data_path=where, patch_size=32, shrink=4.0, recombine=swapped)
+        recipe = teacher(tmp_path, data_path=where, patch_size=32, downscale=4.0, recombine=swapped)
         crops = crops_of(recipe)
         factors = []
         for key in itertools.product(range(40), range(2)):
@@ -240,8 +239,8 @@ def test_without_recombine_the_layer_options_are_refused():
     given |= {"streak_blur": 1.0, "streak_layers": 2, "streaks": (Path("x"),), "backgrounds": (Path("x"),)}
     for name, value in given.items():
         recipe = dataclasses.replace(TEACHERS["Rain200H"], **{name: value})
-        assert problem(recipe) == f"--{name} is of what --recombine does: give both, or neither"
-        assert problem(dataclasses.replace(recipe, recombine=True)) is None
+        assert validate(recipe) == f"--{name} is of what --recombine does: give both, or neither"
+        assert validate(dataclasses.replace(recipe, recombine=True)) is None
 
 
 # ---------------------------------------------------------------------------------------------- several sets
@@ -270,11 +269,11 @@ def test_several_sets_are_mixed_by_size_or_by_shares(tmp_path):
     # of each set every pair comes before any comes again; the first is not the first file
     assert sorted(greys.count(grey) for grey in range(120, 128)) == [1] * 4 + [2] * 4
     assert [grey for grey in greys if grey >= 120][:3] != [120, 121, 122]
-    refused = dataclasses.replace(recipe, shares=(1.0,)).contradiction()
+    refused = dataclasses.replace(recipe, shares=(1.0,)).validate()
     assert refused == "--shares takes a number a set, 2, not 1"
     with pytest.raises(UserError, match=r"--shares leaves .*two.* none of 12 crops: give it more"):
         crops_of(dataclasses.replace(recipe, shares=(100.0, 1.0)))
-    assert "--data_path names no folder" in (dataclasses.replace(recipe, data_path=()).contradiction() or "")
+    assert "--data_path names no folder" in (dataclasses.replace(recipe, data_path=()).validate() or "")
 
 
 COLOURED = (60, 20, 90)
@@ -284,7 +283,7 @@ def test_layers_fall_on_every_sets_backgrounds_and_other_rain_stays_where_it_is(
     added, coloured = flat(tmp_path / "one", 20, 3, 50), flat(tmp_path / "two", 120, 3, COLOURED)
     recipe = teacher(tmp_path, data_path=(added, coloured), recombine=True, augment=True, patch_size=60)
     crops = crops_of(recipe)
-    assert any("the rain stays on its own images" in note and "two" in note for note in crops.notes)
+    assert any("the rain stays on its own images" in note and "two" in note for note in crops.messages)
     on = {int(whole(crops[epoch, 0]["clean"]).max()) for epoch in range(100)}
     assert on == {20, 21, 22, 120, 121, 122}
     for epoch in range(30):
@@ -308,11 +307,11 @@ def test_a_run_on_several_sets_goes_on_where_it_was_stopped(tmp_path):
     how |= {"max_streak_rotation": 9.0, "hold_back": 1}
     how |= {"streaks": (tmp_path / "streaks",), "backgrounds": (tmp_path / "clean",)}
     how |= {
-        "clear_share": 0.2,
-        "veil_share": 0.2,
-        "jpeg_share": 0.2,
-        "shrink": 2.0,
-        "sharpen_share": 0.2,
+        "clear_prob": 0.2,
+        "haze_prob": 0.2,
+        "jpeg_prob": 0.2,
+        "downscale": 2.0,
+        "sharpen_prob": 0.2,
         "shares": (1.0, 1.0, 2.0),
     }
     straight = teacher(tmp_path, data_path=(one, two), save_path=tmp_path / "whole", steps=4, **how)
@@ -331,7 +330,7 @@ def test_backgrounds_are_clean_images_alone_and_seen(tmp_path):
     with pytest.raises(UserError, match=r"data holds pairs: --backgrounds takes the folder of their clean"):
         crops_of(teacher(tmp_path, recombine=True, backgrounds=(tmp_path / "data",)))
     clean = tmp_path / "data/rain_data_test_Heavy/norain"
-    data = crops_of(teacher(tmp_path, recombine=True, backgrounds=(clean,))).found_in_words
+    data = crops_of(teacher(tmp_path, recombine=True, backgrounds=(clean,))).summary
     trained_on = {"data": data, "real_path": [], "released": False}
     assert "it was trained on the images in" in seen_in_training("Rain200H", clean.parent, trained_on, "SID")
     assert not seen_in_training("Rain200H", tmp_path / "elsewhere", trained_on, "SID")
@@ -400,7 +399,7 @@ def test_the_average_is_what_is_validated_and_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as a run on a card has it
     run.run()
     assert seeks == [False, False] and torch.backends.cudnn.benchmark
-    average: Any = run.stage.beside["average"]
+    average: Any = run.stage.aux_networks["average"]
     own = run.state.net.net
     assert int(average.n_averaged) == 4
     assert not torch.equal(average.module.net.head1.weight, own.head1.weight)
@@ -413,7 +412,7 @@ def test_the_average_is_what_is_validated_and_saved(tmp_path, monkeypatch):
 def test_the_average_follows_slowly_and_begins_sooner():
     net = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(net.weight)
-    average: Any = average_of(net, 0.9)
+    average: Any = ema_of(net, 0.9)
     expected = 0.0
     average.update_parameters(net)  # the first is a copy
     for n in range(1, 1000):
@@ -494,7 +493,7 @@ def test_the_supervised_terms_are_those_of_losses():
 def test_what_psnr_nears_is_the_options(tmp_path, of):
     """By what changes nothing, on pairs without rain."""
     trained(teacher(tmp_path, steps=1))
-    run = a_run(of(tmp_path, save_path=tmp_path / "clear", clear_share=1.0, psnr_most=25.0))
+    run = a_run(of(tmp_path, save_path=tmp_path / "clear", clear_prob=1.0, psnr_cap=25.0))
     batch = next(iter(run.batches))[0]
     terms = run.stage.terms(lambda rainy: Derained(rainy, 0 * rainy, rainy), batch)
     assert terms["minus_psnr"].item() == pytest.approx(-25)
@@ -621,7 +620,7 @@ def test_how_often_it_logs_saves_and_keeps(tmp_path, monkeypatch):
 
 def test_cache_and_workers_are_as_asked(tmp_path):
     run = a_run(teacher(tmp_path, cache="off", workers=0))
-    assert run.crops[0].notes[-1].endswith("images are not cached: as asked") and run.batches.workers == 0
+    assert run.crops[0].messages[-1].endswith("images are not cached: as asked") and run.batches.workers == 0
     assert a_run(teacher(tmp_path, workers=1)).batches.workers == 1
 
 
@@ -666,17 +665,17 @@ def test_a_frozen_teacher_of_another_size_is_held_beside(tmp_path):
     assert not net.training and net(torch.rand(1, 3, 32, 32)).code.shape[1] == 8
 
     class Distilled(SID):
-        def held_beside(self, net):
-            return {**super().held_beside(net), "teacher": frozen(tmp_path / "teacher")}
+        def make_aux_networks(self, net):
+            return {**super().make_aux_networks(net), "teacher": frozen(tmp_path / "teacher")}
 
         def terms(self, net, batch):
-            target = self.beside["teacher"](batch["rainy"]).derained
+            target = self.aux_networks["teacher"](batch["rainy"]).derained
             assert not target.requires_grad
             return {**super().terms(net, batch), "l1": l1(net(batch["rainy"]).derained, target)}
 
     recipe = teacher(tmp_path, save_path=tmp_path / "light", steps=2, l1_weight=1.0, **LIGHT)
     run = engine.Run(Distilled, recipe, small.ALONE)
-    before = copy.deepcopy(run.stage.beside.state_dict())
+    before = copy.deepcopy(run.stage.aux_networks.state_dict())
     run.run()
     assert_equal(load_checkpoint(tmp_path / "light/net_latest")["training"]["beside"], dict(before))
 

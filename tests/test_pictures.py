@@ -9,7 +9,7 @@ import tifffile
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from machinery.pictures import EXIF_IFD, FORMATS, GPS_IFD, ORIENTATION, Picture, encoded, read_picture
+from photographs.pictures import EXIF_IFD, FORMATS, GPS_IFD, ORIENTATION, Picture, encoded, read_picture
 from utils import UserError
 
 TAKEN, LONGITUDE, MAKER, WIDTH = 0x9003, 3, 0x010F, 0xA002
@@ -121,10 +121,10 @@ def test_what_a_network_makes_comes_back_in_the_pictures_own_bits():
             picture = picture_of(kind, grey)
             tensor = picture.tensor()
             assert tensor.shape == (3, 33, 47) and tensor.dtype == torch.float32
-            assert np.array_equal(picture.painted(tensor).pixels, picture.pixels)
+            assert np.array_equal(picture.with_pixels(tensor).pixels, picture.pixels)
         top, colour = np.iinfo(kind).max, picture_of(kind)
-        assert (colour.painted(torch.full((3, 33, 47), 1.5)).pixels == top).all()
-        assert (colour.painted(torch.full((3, 33, 47), -0.5)).pixels == 0).all()
+        assert (colour.with_pixels(torch.full((3, 33, 47), 1.5)).pixels == top).all()
+        assert (colour.with_pixels(torch.full((3, 33, 47), -0.5)).pixels == 0).all()
 
 
 def test_a_browser_is_shown_srgb_on_white():

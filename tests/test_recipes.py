@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from config import EVALUATIONS, PHOTOGRAPHS, PRESETS, STUDENTS, TEACHERS, Schedule
-from machinery.options import GROUPS, Options, binding, option, parse
+from machinery.options import GROUPS, Options, option, parse, resume_keys
 from tests.small import ROOT
 
 RECORDS: dict[tuple[str, str], Any] = {("SID", name): each for name, each in TEACHERS.items()}
@@ -72,7 +72,7 @@ def assert_as_in_the_table(recipe, key, preset):
     options = {each.name for each in dataclasses.fields(recipe) if "help" in each.metadata}
     assert options == expected.keys() | OTHERS & options
     assert not [name for name, value in expected.items() if not same(as_text(getattr(recipe, name)), value)]
-    assert set(binding(recipe)) == set(expected) - MAY_CHANGE
+    assert set(resume_keys(recipe)) == set(expected) - MAY_CHANGE
 
 
 def test_there_are_no_others():

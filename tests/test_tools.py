@@ -9,13 +9,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import export
 from engine import Run
 from inference import LIGHT, Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from networks import Derained
 from tests import layouts, small
 from tests.small import SMALL, arguments
-from tools import changes, export, study
+from tools import changes, study
 from tools.adaptation import Adapted, Adapting, over_turns, statistics_gap
 from tools.contact_sheet import CAPTION, GAP
 from utils import UserError, read_image, write_image
@@ -72,9 +73,9 @@ def test_what_a_student_may_learn_besides_from_real_rain(tmp_path):
     for term in new:
         assert 0 < terms[term] < 1
         assert torch.autograd.grad(terms[term], first, retain_graph=True)[0].any()
-    assert set(run.stage.beside) == {"teacher", "frozen"}
+    assert set(run.stage.aux_networks) == {"teacher", "frozen"}
     with torch.no_grad():
-        target = over_turns(run.stage.beside["frozen"], batch["real_rainy"])
+        target = over_turns(run.stage.aux_networks["frozen"], batch["real_rainy"])
         derained = run.state.net(batch["real_rainy"]).derained
     torch.testing.assert_close(terms["turned"], (derained - target).abs().mean())
     code = torch.rand(2, 3, 4, 4)
@@ -115,7 +116,7 @@ def test_a_network_that_changes_nothing_agrees_with_its_teacher_in_any_view(tmp_
     batch = {name: torch.rand(2, 3, 16, 16) for name in ("rainy", "clean", "real_rainy")}
     weights = {"consistency_weight": 1.0, "transplant_weight": 1.0}
     stage = Adapted(Adapting(**{**vars(small.student(tmp_path)), **weights}))
-    stage.beside["teacher"] = Keeps(1)
+    stage.aux_networks["teacher"] = Keeps(1)
     terms = stage.terms(Keeps(1), batch)
     assert terms["consistency"] == pytest.approx(0, abs=1e-7) and terms["transplant"] == 0
     seen = []
@@ -128,7 +129,7 @@ def test_a_network_that_changes_nothing_agrees_with_its_teacher_in_any_view(tmp_
     assert terms["consistency"] > 0.05
     view, light = seen[1].flip(3), torch.tensor([0.8, 1.2]).view(-1, 1, 1, 1)
     torch.testing.assert_close(view, batch["real_rainy"] * light)
-    stage.beside["teacher"], seen = Keeps(0.5), []
+    stage.aux_networks["teacher"], seen = Keeps(0.5), []
     stage.terms(darkened, batch)
     streaks = (batch["real_rainy"] / 2).mean(1, keepdim=True)
     torch.testing.assert_close(seen[2], (batch["clean"] + streaks).clamp(max=1))
@@ -137,7 +138,7 @@ def test_a_network_that_changes_nothing_agrees_with_its_teacher_in_any_view(tmp_
 def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp_path, run_here):
     run = small.trained(small.teacher(tmp_path))
     words = ("--logdir", str(tmp_path / "teacher"))
-    assert run_here("tools/export.py", *words) == 0
+    assert run_here("export.py", *words) == 0
     whole, alone = (tmp_path / "teacher" / below / "net_latest" for below in ("", "pretrained"))
     assert alone.stat().st_size < whole.stat().st_size / 4  # float16, and no moments of Adam
     content = load_checkpoint(alone)
@@ -150,7 +151,7 @@ def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp
     before, after = (EventAccumulator(str(path.parent)).Reload() for path in (whole, alone))
     assert after.Scalars("loss/total") == before.Scalars("loss/total")
     assert before.Tags()["images"] and not after.Tags()["images"]  # which show images of a dataset
-    assert run_here("tools/export.py", *words) == 2  # nothing is written over
+    assert run_here("export.py", *words) == 2  # nothing is written over
     before = alone.read_bytes()
     assert find_checkpoint(tmp_path / "teacher", "") == whole
     small.trained(small.teacher(tmp_path, steps=1))
@@ -174,7 +175,7 @@ def test_a_contact_sheet_has_a_column_a_folder_and_a_row_an_image(tmp_path, run_
 
 
 @pytest.mark.parametrize(
-    "script", ["tools/study.py", "tools/export.py", "tools/contact_sheet.py", "demo.py", "derain.py"]
+    "script", ["tools/study.py", "export.py", "tools/contact_sheet.py", "demo.py", "derain.py"]
 )
 def test_help(script, run_here, capsys):
     assert run_here(script, "--help") == 0
@@ -187,7 +188,7 @@ def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, 
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-extras.txt")
     small.trained(small.teacher(tmp_path, steps=1, **(small.LIGHT if light else {"units": (1, 1, 1)})))
     words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(tmp_path / "it.onnx"))
-    assert run_here("tools/export.py", *words) == 0
+    assert run_here("export.py", *words) == 0
     session = onnxruntime.InferenceSession(tmp_path / "it.onnx", providers=["CPUExecutionProvider"])
     derain = Derainer.open(tmp_path / "teacher")
     # at 171 and 228 ONNX's own nearest upsampling takes other pixels than PyTorch's

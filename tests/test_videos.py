@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from machinery import videos
+from photographs import videos
 from utils import UserError, write_atomically
 
 UNEVEN = [0, 40, 80, 200, 210, 500, 900, 901]

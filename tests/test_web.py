@@ -12,10 +12,10 @@ from skimage.data import chelsea
 
 from datasets.simulate import clean_image
 from inference import Derainer
-from machinery.pictures import read_picture
+from photographs import web
+from photographs.pictures import read_picture
 from tests.small import ROOT, teacher, trained
 from tests.test_pictures import SRGB, photograph
-from tools import web
 from utils import UserError
 
 
@@ -39,8 +39,8 @@ def test_a_photograph_comes_back_derained_with_all_that_it_is(tmp_path, model):
     made, given = read_picture(result), read_picture(path)
     assert result.name == "x_derained.png" and made.icc == SRGB and before.shape == after.shape
     derained = derain.derained(given.tensor())
-    assert np.array_equal(made.pixels, given.painted(derain.relit(derained, given.tensor())).pixels)
-    assert not np.array_equal(made.pixels, given.painted(derained).pixels)
+    assert np.array_equal(made.pixels, given.with_pixels(derain.relit(derained, given.tensor())).pixels)
+    assert not np.array_equal(made.pixels, given.with_pixels(derained).pixels)
     (tmp_path / "no.jpg").write_bytes(b"text")
     with pytest.raises(UserError, match=r"no\.jpg is not an image"):
         web.derained_file(derain, tmp_path / "no.jpg")

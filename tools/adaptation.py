@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from config import Student, loss
 from losses import l1
 from machinery.options import option
-from stages import SSIDKD, Network, average_of, frozen
+from stages import SSIDKD, Network, ema_of, frozen
 
 BRIGHTNESS = (0.8, 1.2)  # of the views of real rain, from the first of a batch to the last
 TURNS = (0, 45, 90, 135)  # degrees, of the views that a target is the mean of; upside down is not another
@@ -27,9 +27,7 @@ TURNS = (0, 45, 90, 135)  # degrees, of the views that a target is the mean of; 
 class Adapting(Student):
     """A student's recipe, with the weights of the further terms."""
 
-    momentum: float = option(
-        0.99, "share of itself that the mean teacher keeps at each step", least=0, most=1
-    )
+    momentum: float = option(0.99, "share of itself that the mean teacher keeps at each step", min=0, max=1)
     align_weight: float = loss(0.0, "of the distance between the codes' statistics")
     consistency_weight: float = loss(0.0, "of L1 to the mean teacher, on another view of real rain")
     turned_weight: float = loss(0.0, "of L1 to the teacher's mean over four turned views of real rain")
@@ -42,8 +40,8 @@ class Adapted(SSIDKD):
     name = "SSID-KD adapted"
     recipe: Adapting
 
-    def held_beside(self, net: nn.Module) -> dict[str, nn.Module]:
-        beside = {**super().held_beside(net), "teacher": average_of(net, self.recipe.momentum)}
+    def make_aux_networks(self, net: nn.Module) -> dict[str, nn.Module]:
+        beside = {**super().make_aux_networks(net), "teacher": ema_of(net, self.recipe.momentum)}
         if self.weights["turned"]:
             beside["frozen"] = frozen(self.recipe.teacher, self.recipe.precision)
         return beside
@@ -55,13 +53,13 @@ class Adapted(SSIDKD):
         terms["align"] = statistics_gap(*both.code.chunk(2))
         terms["consistency"] = terms["turned"] = terms["transplant"] = both.derained.new_zeros(())
         if self.weights["consistency"] or self.weights["transplant"]:
-            dry = self.beside["teacher"](real).derained
+            dry = self.aux_networks["teacher"](real).derained
         if self.weights["consistency"]:
             light = torch.linspace(*BRIGHTNESS, len(real), device=real.device).view(-1, 1, 1, 1)
             view = (real * light).flip(3)  # a function of the batch alone, so that a run resumes exactly
             terms["consistency"] = l1(net(view).derained, (dry * light).flip(3))
         if self.weights["turned"]:
-            terms["turned"] = l1(both.derained.chunk(2)[1], over_turns(self.beside["frozen"], real))
+            terms["turned"] = l1(both.derained.chunk(2)[1], over_turns(self.aux_networks["frozen"], real))
         if self.weights["transplant"]:
             streaks = (real - dry).clamp(min=0).mean(1, keepdim=True)  # grey, as rain is
             terms["transplant"] = l1(net((clean + streaks).clamp(max=1)).derained, clean)
@@ -76,13 +74,13 @@ def over_turns(net: nn.Module, rainy: Tensor) -> Tensor:
     """
     total, seen = torch.zeros_like(rainy), torch.zeros_like(rainy[:1, :1])
     for turn in TURNS:
-        view = turned(rainy, turn, "reflection")
-        total += turned(view - net(view).derained, -turn, "zeros")
-        seen += turned(torch.ones_like(seen), -turn, "zeros")
+        view = dihedral(rainy, turn, "reflection")
+        total += dihedral(view - net(view).derained, -turn, "zeros")
+        seen += dihedral(torch.ones_like(seen), -turn, "zeros")
     return rainy - total / seen
 
 
-def turned(images: Tensor, degrees: float, outside: str) -> Tensor:
+def dihedral(images: Tensor, degrees: float, outside: str) -> Tensor:
     """Images (N, C, P, P) turned about their middle; what was outside is reflected, or zero."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix = images.new_tensor([[cos, -sin, 0], [sin, cos, 0]]).expand(len(images), 2, 3)

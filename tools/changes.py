@@ -23,7 +23,7 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
 from datasets.layouts import find_images, find_pairs
-from datasets.pairs import Pair, Side, read_pair
+from datasets.pairs import ImageRef, Pair, read_pair
 from inference import DEFAULT_MODEL, Derainer
 from machinery import distributed
 from machinery.options import Machine, option, parse
@@ -41,9 +41,9 @@ class Changes(Machine):
     logdir: Path = option(DEFAULT_MODEL, "the model: a checkpoint, or its folder")
     images: tuple[Path, ...] = option((), "folders of photographs; none: scikit-image's, without rain")
     pairs: tuple[Path, ...] = option((), "test sets that have clean sides")
-    strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", least=0, most=1)
-    darker: float = option(255.0, "levels that the mean may fall by, as in derain.py", least=0, most=255)
-    most: int = option(4096, "leave out longer images, in pixels", least=16)
+    strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", min=0, max=1)
+    darker: float = option(255.0, "levels that the mean may fall by, as in derain.py", min=0, max=255)
+    most: int = option(4096, "leave out longer images, in pixels", min=16)
     niqe: bool = option(True, "score NIQE too, which takes half of the time")
 
 
@@ -80,7 +80,7 @@ def sets(options: Changes) -> Iterator[tuple[str, Iterator[Images]]]:
         yield folder.name, map(read_pair, short)
 
 
-def longest(side: Side) -> int:
+def longest(side: ImageRef) -> int:
     height, width = image_size(side.path)
     return max(height, width // 2 if side.half else width)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
 
-from datasets.names import match
+from datasets.pairs import match
 from machinery.options import Options, option, parse
 from utils import UserError, list_images, read_image, refuse_inputs, run, write_image
 
@@ -51,12 +51,12 @@ class Sheet(Options):
 
     columns: tuple[str, ...] = option((), "CAPTION=FOLDER, from left to right", positional=True)
     out: Path = option(Path(), "the picture to write", required=True)
-    most: int = option(8, "rows at the most", least=1)
-    height: int = option(160, "of each image, in pixels", least=1, most=4096)
+    most: int = option(8, "rows at the most", min=1)
+    height: int = option(160, "of each image, in pixels", min=1, max=4096)
 
-    def contradiction(self) -> str | None:
+    def validate(self) -> str | None:
         wrong = [column for column in self.columns if not all(column.partition("="))]
-        return f"{wrong[0]}: a column is CAPTION=FOLDER" if wrong else super().contradiction()
+        return f"{wrong[0]}: a column is CAPTION=FOLDER" if wrong else super().validate()
 
 
 def main() -> None:

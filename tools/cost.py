@@ -28,7 +28,7 @@ from benchmarks.measure import peak_memory, seconds
 from inference import DEFAULT_MODEL, Derainer, hardware
 from machinery import distributed
 from machinery.options import Machine, option, parse
-from utils import printable, run
+from utils import escape_unprintable, run
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Cost(Machine):
     """The options of this script."""
 
     logdir: Path = option(DEFAULT_MODEL, "the model: a checkpoint, or its folder")
-    size: tuple[int, ...] = option((256, 256), "height and width of the image", count=2, least=1, most=16384)
-    rounds: int = option(5, "times that the image is derained, after a first that does not count", least=1)
+    size: tuple[int, ...] = option((256, 256), "height and width of the image", count=2, min=1, max=16384)
+    rounds: int = option(5, "times that the image is derained, after a first that does not count", min=1)
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     derainer.derained(rainy)  # the first: its peak is the process's, no later image can have added to it
     peak = peak_memory(device)
     times = [seconds(lambda: derainer.derained(rainy), device) for _ in range(options.rounds)]
-    method = printable(derainer.content["recipe"].get("stage", "unknown"))
+    method = escape_unprintable(derainer.content["recipe"].get("stage", "unknown"))
     parameters = sum(each.numel() for each in net.parameters())
     height, width = options.size
     cells = {

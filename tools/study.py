@@ -30,10 +30,10 @@ from evaluation import score
 from machinery import distributed
 from machinery.checkpoints import LATEST, find_checkpoint, load_checkpoint
 from machinery.distributed import World
-from machinery.options import as_plain, binding, option, parse
+from machinery.options import option, parse, resume_keys, to_dict
 from metrix_code.scores import SCORES, read_scores
 from tools.adaptation import Adapted, Adapting
-from utils import UserError, one_line
+from utils import UserError, join_names
 
 BASE = "no real terms"  # plain fine-tuning: what the others are compared to
 NO_REAL_TERMS = {"dark_real_weight": 0.0, "tv_real_weight": 0.0, "kl_weight": 0.0}
@@ -146,8 +146,8 @@ def finished(student: Study) -> bool:
     if not path.exists():
         return False
     content = load_checkpoint(path)
-    made_of, given = content["recipe"], as_plain(student)
-    same = all(made_of.get(name) == given[name] for name in (*binding(student), "teacher", "data_path"))
+    made_of, given = content["recipe"], to_dict(student)
+    same = all(made_of.get(name) == given[name] for name in (*resume_keys(student), "teacher", "data_path"))
     pairs = sum(count for what, (count, _) in content["counts"].items() if what.startswith("pairs"))
     return same and content["step"] == Schedule.of(student, pairs).steps
 
@@ -199,7 +199,7 @@ def table(study: Study, found: dict[str, list[dict[str, float]]]) -> str:
             differences.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(
         [
-            f"{study.steps or 'all'} steps, seeds {one_line(study.seeds)}; mean (standard deviation). "
+            f"{study.steps or 'all'} steps, seeds {join_names(study.seeds)}; mean (standard deviation). "
             "PSNR in dB and SSIM: RGB, 8 bits; NIQE: LIVE parameters.",
             "",
             *scores,

@@ -36,7 +36,7 @@ DERAIN = "derain.py {here}/data/rain_data_test_Heavy/rain/X2 --logdir {here}/tea
 DERAIN += " --use_GPU False"
 PSNR = "metrix_code/psnr.py --res_path {here}/data/rain_data_test_Heavy/rain/X2"
 PSNR += " --gt_path {here}/data/rain_data_test_Heavy/norain"
-EXPORT = "tools/export.py --logdir {here}/teacher --save_path {here}/out"
+EXPORT = "export.py --logdir {here}/teacher --save_path {here}/out"
 
 TESTED = "data/rain_data_test_Heavy/rain/X2/norain-1x2.png"
 TRAINED = "data/rain_data_train_Heavy/rain/X2/norain-1x2.png"

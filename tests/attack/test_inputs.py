@@ -22,12 +22,19 @@ from config import EVALUATIONS, STUDENTS, TEACHERS, Training
 from datasets.catalogue import CATALOGUE
 from datasets.check import Check, check_split, missing_names
 from datasets.layouts import find_images, find_pairs, released_real_folder
-from datasets.names import distinct_names, match
-from datasets.pairs import Found, ListedPairs, check_pairs, read_pair, why_not_recombined
+from datasets.pairs import (
+    ListedPairs,
+    PairSet,
+    check_pairs,
+    distinct_names,
+    match,
+    read_pair,
+    why_not_recombined,
+)
 from derain import Derain
 from engine import Schedule
 from machinery.loading import BatchStream
-from machinery.options import Machine, as_plain, parse, problem
+from machinery.options import Machine, parse, to_dict, validate
 from tests import layouts
 from tests.attack.conftest import Budget
 from tests.small import ROOT
@@ -35,10 +42,10 @@ from tools.cost import Cost
 from utils import (
     MOST_PIXELS,
     UserError,
+    escape_unprintable,
     image_size,
+    join_names,
     natural_key,
-    one_line,
-    printable,
     read_image,
     write_atomically,
 )
@@ -160,7 +167,7 @@ def test_outputs_are_told_apart_and_names_are_ordered(budget: Budget) -> None:
         outputs = distinct_names(files, Path("set"))
         assert len(set(outputs)) == len(files) and all(outputs)
         assert sorted(map(natural_key, files)) == sorted(map(natural_key, files[::-1]))
-        line = printable(one_line(files))
+        line = escape_unprintable(join_names(files))
         assert line.isprintable()
         line.encode()
 
@@ -192,7 +199,7 @@ def test_a_file_of_any_name_is_written_whole_or_told(budget: Budget, tmp_path: P
                 path.write_text("old")
             write_atomically(path, write)
         except UserError as error:
-            assert str(error).startswith(f"{printable(path)} cannot be written")
+            assert str(error).startswith(f"{escape_unprintable(path)} cannot be written")
             assert fails or len(name) > 255
             assert not there or path.read_text() == "old"
         except OSError:
@@ -253,7 +260,7 @@ def put(path: Path, what: str) -> None:
             path.write_bytes(content(what))
 
 
-def assert_sound(found: Found) -> None:
+def assert_sound(found: PairSet) -> None:
     found.describe()
     check_pairs(found)
     why_not_recombined(found)
@@ -292,7 +299,7 @@ def test_any_tree_is_read_or_told_and_left_as_it_is(budget: Budget, tmp_path: Pa
             try:
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                     found = act()
-                if isinstance(found, Found):
+                if isinstance(found, PairSet):
                     assert_sound(found)
             except UserError as error:
                 assert str(error)
@@ -352,9 +359,9 @@ def test_options_are_sound_or_refused_by_name(budget: Budget) -> None:
             assert all(text.startswith(("usage: ", " ")) for text in usage)
             assert any(f"--{name}" in error for name in names) or "unrecognized arguments" in error
             return
-        assert problem(made) is None
+        assert validate(made) is None
         assert all(map(math.isfinite, numbers_in(tuple(vars(made).values()))))
-        assert as_plain(made).keys() == vars(made).keys()
+        assert to_dict(made).keys() == vars(made).keys()
         if isinstance(made, Training):  # what the loop makes of them, before it creates anything
             schedule = Schedule.of(made, 1800)
             assert schedule.steps > 0 and all(drop >= 0 for drop in schedule.drops)

@@ -191,7 +191,7 @@ GO_ON = "; go on from the last checkpoint with: python .* --resume"
     [
         (TRAIN + " --steps 6 --workers 2", "DerainDataset.PairCrops", GO_ON),
         (STUDENT + " --steps 6 --workers 2", "DerainDataset.PairCrops", GO_ON),
-        (EVAL + " --workers 1", "scoring.Images", ", then run it again"),
+        (EVAL + " --workers 1", "evaluation.Images", ", then run it again"),
     ],
 )
 def test_a_killed_reader_is_one_line_that_says_how_to_go_on(

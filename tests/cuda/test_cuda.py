@@ -15,8 +15,8 @@ from backbones import AutocastModel
 from config import STUDENTS, TEACHERS
 from engine import optimizer_of, training_step
 from lightnet import LightNet
-from machinery.arithmetic import set_arithmetic
 from machinery.checkpoints import load_checkpoint
+from machinery.distributed import set_arithmetic
 from networks import Conv, DerainNet
 from stages import SID, SSIDKD
 from tests import plain

@@ -15,7 +15,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is im
 
 from datasets.simulate import HEAVY, LIGHT, clean_image, rainy_image
 from inference import Derainer
-from machinery.pictures import encoded, read_picture
+from photographs.pictures import encoded, read_picture
 from utils import UserError, write_image
 
 ADDRESS = "127.0.0.1"  # the loopback: no other machine reaches it
@@ -25,7 +25,7 @@ def derained_file(derain: Derainer, file: Path) -> tuple[np.ndarray, np.ndarray,
     """Before and after as a browser shows them, and the result as PNG. Raises UserError for no picture."""
     before = read_picture(file)
     rainy = before.tensor()
-    after = before.painted(derain.relit(derain.derained(rainy), rainy))
+    after = before.with_pixels(derain.relit(derain.derained(rainy), rainy))
     result = file.with_name(f"{file.stem}_derained.png")  # in the page's own folder, which goes with it
     result.write_bytes(encoded(after, ".png")[0])
     return before.shown(), after.shown(), result

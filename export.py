@@ -1,7 +1,7 @@
 """Makes a trained model fit to publish: the network alone, in float16, with its recipe, log and curves.
 
-    python tools/export.py --logdir trained_model/Rain200H          trained_model/Rain200H/pretrained/
-    python tools/export.py --logdir trained_model/Rain200H --save_path derain.onnx
+    python export.py --logdir trained_model/Rain200H          trained_model/Rain200H/pretrained/
+    python export.py --logdir trained_model/Rain200H --save_path derain.onnx
 
 It loads like any other (`--logdir`, `--teacher`), into float32; only `--resume` needs the whole one. An ONNX
 file takes 'rainy' (N, 3, H, W), float32 RGB in [0, 1], sides of 32 pixels at least, and gives 'derained', not

@@ -44,7 +44,7 @@ class Picture:
         """Float32 RGB (3, H, W) in [0, 1]."""
         return torch.from_numpy(self.pixels.astype(np.float32)).div_(_peak(self.pixels)).permute(2, 0, 1)
 
-    def painted(self, image: Tensor) -> Self:
+    def with_pixels(self, image: Tensor) -> Self:
         """This picture with the pixels of `image`, float (3, H, W), clamped to [0, 1] and rounded."""
         image = image.mean(0).expand(3, -1, -1) if self.grey else image
         levels = (image.permute(1, 2, 0).clamp(0, 1) * _peak(self.pixels)).round_().numpy()
