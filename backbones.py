@@ -18,9 +18,9 @@ BACKBONES: dict[str, type[nn.Module]] = {"DerainNet": DerainNet, "LightNet": Lig
 
 
 class AutocastModel(nn.Module):
-    """Any backbone, run channels last and in the arithmetic asked for. What it gives is float32.
+    """Any backbone, run channels last and in the given arithmetic.
 
-    So no loss and no score ever sees bfloat16, and whoever writes one need not think of it.
+    Outputs are cast to float32, so losses and metrics never see bfloat16.
     """
 
     def __init__(self, net: nn.Module, precision: str = "float32") -> None:
@@ -28,10 +28,21 @@ class AutocastModel(nn.Module):
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = precision
 
-    def forward(self, rainy: Tensor) -> Derained:
-        with torch.autocast(rainy.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            output = self.net(rainy.contiguous(memory_format=torch.channels_last))
+    def forward(self, rainy: Tensor, **context: Tensor) -> Derained:
+        """`context`: what a backbone takes besides, as LightNet's `image_mean`."""
+        with self._autocast(rainy):
+            output = self.net(rainy.contiguous(memory_format=torch.channels_last), **context)
         return Derained(*(each.float() for each in output))
+
+    def image_mean(self, rainy: Tensor) -> Tensor | None:
+        """What tiles of (N, 3, H, W) need to know of the whole image; None: nothing."""
+        if not hasattr(self.net, "image_mean"):
+            return None
+        with self._autocast(rainy):
+            return self.net.image_mean(rainy.contiguous(memory_format=torch.channels_last))
+
+    def _autocast(self, rainy: Tensor) -> torch.autocast:
+        return torch.autocast(rainy.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def architecture_of(recipe: Any) -> dict[str, Any]:

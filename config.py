@@ -53,9 +53,14 @@ class Training(Machine):
     seed: int = data(0, "of the first weights, the order, the crops", min=0, max=2**63 - 1)
 
     batchSize: int = in_batch(12, "pairs a step, over all processes")
+    late_start: float = extra(1.0, "fraction of the run after which crops are larger; 1: off", min=0, max=1)
+    late_patch_size: int = extra(256, "side of the larger crops, in pixels", min=16, max=4096)
+    late_batchSize: int = extra(2, "pairs a step of larger crops", min=1, max=MOST_IN_A_BATCH)
     epochs: int = in_epochs(520, "a run is epochs * pairs / batchSize steps, unless --steps is given")
     steps: int = length(0, "length in steps, the milestones in proportion; 0: by epochs", min=0, max=10**9)
     lr: float = schedule(5e-4, "learning rate of Adam", greater_than=0, max=1)
+    optimizer: str = extra("adam", "muon: for hidden convolutions, Adam for the rest", ("adam", "muon"))
+    muon_lr: float = extra(0.0, "learning rate of Muon; 0: that of Adam", min=0, max=1)
     milestone: tuple[int, ...] = schedule(
         (312, 416), "epochs after which the rate drops; not with --cosine", min=1, max=MOST_EPOCHS
     )
@@ -64,6 +69,7 @@ class Training(Machine):
     backbone: str = network("DerainNet", "the network: a name in backbones.BACKBONES")
     channels: tuple[int, ...] = network((24, 32, 48), "at each resolution, from full down", min=1, max=512)
     units: tuple[int, ...] = network((10, 4, 2), "applications a stage at each resolution", min=1, max=64)
+    context: bool = network(False, "LightNet: add the mean of the deepest features over the image")
     augment: bool = extra(False, "flip and rotate crops; with --recombine backgrounds alone: rain falls")
     mirror: bool = extra(False, "mirror the crops left to right: the rain still falls down")
     recombine: bool = extra(False, "swap streak layers between images, of rain that is exact grey addition")
@@ -81,7 +87,7 @@ class Training(Machine):
     downscale: float = extra(1.0, "largest random downscaling of a pair", min=1, max=4, also="shrink")
     sharpen_prob: float = probability(0.0, "fraction of crops sharpened, both sides", also="sharpen_share")
     jpeg_prob: float = probability(0.0, "fraction of crops JPEG-compressed, both sides", also="jpeg_share")
-    hold_back: int = extra(0, "hold out pairs of each set, spread evenly, to validate on", min=0)
+    hold_back: int = extra(0, "validate on so many pairs a set, and train on none of their scenes", min=0)
     cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, without milestones")
     psnr_cap: float = extra(60.0, "upper limit of the PSNR term, in dB", min=1, max=100, also="psnr_most")
     warmup: int = extra(0, "steps in which the rate rises linearly to --lr", min=0, max=10**6)
@@ -142,6 +148,8 @@ class Schedule:
     validations: int  # steps between them; 0: one at the end alone
     cosine: bool
     warmup: int
+    late: int  # the first step of larger crops
+    batch_sizes: tuple[int, int]  # crops a step before it and from it on
 
     @classmethod
     def of(cls, recipe: Training, pairs: int) -> Self:
@@ -151,7 +159,14 @@ class Schedule:
         drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
         an_epoch = pairs / recipe.batchSize
         validations = max(1, round(recipe.val_every * an_epoch)) if recipe.val_every else 0
-        return cls(steps, drops, recipe.lr_factor, validations, recipe.cosine, recipe.warmup)
+        late, batch_sizes = round(recipe.late_start * steps), (recipe.batchSize, recipe.late_batchSize)
+        return cls(
+            steps, drops, recipe.lr_factor, validations, recipe.cosine, recipe.warmup, late, batch_sizes
+        )
+
+    def batch_size(self, step: int) -> int:
+        """Crops of the step that ends as step number `step`, counted from 1."""
+        return self.batch_sizes[step > self.late]
 
     def factor(self, step: int) -> float:
         """What the recipe's learning rate is multiplied by at a step, counted from 0."""
@@ -325,6 +340,8 @@ LIGHT: dict[str, Any] = {
     "batchSize": 4,  # at equal time, four crops a step were ahead of sixteen
     "milestone": (),
     "cosine": True,
+    "context": True,
+    "optimizer": "muon",
     "beta2": 0.99,
     "weight_decay": 1e-4,
     "clip": 1.0,
@@ -335,8 +352,23 @@ LIGHT: dict[str, Any] = {
     "psnr_weight": 0.1,
     "ssim_weight": 2.0,
 }
-LIGHT_TEACHER: dict[str, Any] = LIGHT | {"lr": 6e-4, "warmup": 200, "steps": 11_000, "val_every": 5.0}
-LIGHT_STUDENT: dict[str, Any] = LIGHT | {"lr": 1e-4, "warmup": 100, "steps": 400, "val_every": 5.0}
+# Larger crops show more of an image's tone, and train more pixels a second.
+LIGHT_TEACHER: dict[str, Any] = LIGHT | {
+    "lr": 6e-4,
+    "muon_lr": 1.2e-3,  # of one, two and five times Adam's, two was best
+    "warmup": 200,
+    "steps": 9_000,
+    "late_start": 0.5,
+    "val_every": 5.0,
+}
+LIGHT_STUDENT: dict[str, Any] = LIGHT | {
+    "lr": 1e-4,
+    "muon_lr": 2e-4,
+    "warmup": 100,
+    "steps": 400,
+    "late_start": 0.0,
+    "val_every": 5.0,
+}
 # What rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength.
 LAYERS: dict[str, Any] = {
     "augment": True,

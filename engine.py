@@ -5,6 +5,7 @@ process. The method is in `stages.py`.
 """
 
 import contextlib
+import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ from machinery.distributed import World, many_sizes
 from machinery.loading import Batches, ImageCache
 from machinery.options import parse, resume_keys, to_dict
 from machinery.runlog import RunLog, run_folder
+from muon import Muon
 from stages import Stage
 from utils import UserError, file_errors
 
@@ -68,23 +70,22 @@ def train(stage: type[Stage], recipe: Training) -> None:
 
 
 def training_step(
-    stage: Stage, net: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Batch]
+    stage: Stage, net: nn.Module, optimizer: torch.optim.Optimizer, micro_batches: Sequence[Batch]
 ) -> dict[str, Tensor]:
-    """Moves the weights once, by a batch that comes in one part or several, and returns terms and `total`.
+    """One optimizer step, with gradient accumulation over `micro_batches`; returns the terms and `total`.
 
-    `net` is an AutocastModel, or DistributedDataParallel of one. The gradient is the mean over the parts, so
-    that one of twelve crops and three of four give the same. Raises UserError where the stage's terms and the
-    recipe's weights do not have the same names.
+    `net` is an AutocastModel, or DistributedDataParallel of one. The gradient is the mean over micro-batches, so
+    one of twelve crops and three of four give the same. Raises UserError where terms and weights do not match.
     """
     optimizer.zero_grad()
     logged = []
-    for number, batch in enumerate(parts, 1):
-        # gradients travel between processes once a step, with the last part
-        alone = isinstance(net, DistributedDataParallel) and number < len(parts)
+    for number, batch in enumerate(micro_batches, 1):
+        # all-reduce gradients on the last micro-batch only
+        alone = isinstance(net, DistributedDataParallel) and number < len(micro_batches)
         with net.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
             terms = stage.terms(net, batch)
             total = stage.total(terms)
-            (total / len(parts)).backward()
+            (total / len(micro_batches)).backward()
         logged.append({name: value.detach() for name, value in {**terms, "total": total}.items()})
     if stage.recipe.clip:
         nn.utils.clip_grad_norm_(net.parameters(), stage.recipe.clip)
@@ -94,15 +95,21 @@ def training_step(
 
 
 def optimizer_of(recipe: Training, net: nn.Module) -> torch.optim.Adam:
-    """Adam; its weight decay, where there is any, is AdamW's."""
-    return torch.optim.Adam(
-        net.parameters(),
-        recipe.lr,
-        betas=(0.9, recipe.beta2),
-        weight_decay=recipe.weight_decay,
-        decoupled_weight_decay=True,
-        fused=True,  # one pass over the weights: on a CPU a quarter of the time
-    )
+    """Adam, or Muon beside it; weight decay is decoupled. `initial_lr` is a group's rate by the recipe."""
+    settings: dict[str, Any] = {
+        "betas": (0.9, recipe.beta2),
+        "weight_decay": recipe.weight_decay,
+        "decoupled_weight_decay": True,
+        "fused": True,  # one pass over the weights: on a CPU a quarter of the time
+    }
+    optimizer: torch.optim.Adam
+    if recipe.optimizer == "muon":
+        optimizer = Muon(net, recipe.lr, recipe.muon_lr or recipe.lr, **settings)
+    else:
+        optimizer = torch.optim.Adam(net.parameters(), recipe.lr, **settings)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -177,28 +184,9 @@ class TrainState:
                 )
             restore_optimizer(self.optimizer, training["optimizer"])
             self.stage.aux_networks.load_state_dict(training["beside"])
-            self._refuse_unless_its_own(path)
         self.step, self.initialized_from = content["step"], content["initialized_from"]
         self.best, self.validated = training["best"], training["validated"]
         return f"resuming at step {self.step}"
-
-    def _refuse_unless_its_own(self, path: Path) -> None:
-        """Raises UserError unless the moments fit the weights, are finite, and do not overlap."""
-        for group in self.optimizer.param_groups:
-            for weight in group["params"]:
-                if (moments := self.optimizer.state.get(weight)) in (None, {}):
-                    continue  # it has had no gradient yet: no term of the loss reaches it
-                averages = [moments["exp_avg"], moments["exp_avg_sq"]]
-                alike = all(
-                    (each.shape, each.dtype) == (weight.shape, weight.dtype) and each.isfinite().all()
-                    for each in averages
-                )
-                overlap = any(each.stride() != weight.stride() for each in averages)
-                counted = moments["step"].dtype == torch.float32 and 0 <= moments["step"] < math.inf
-                if not alike or overlap or not counted:
-                    raise UserError(
-                        f"{path}: its optimizer does not belong to its network: start anew without --resume"
-                    )
 
     def save(self, path: Path) -> None:
         """Writes the complete checkpoint. Raises UserError where a weight is not a finite number."""
@@ -246,7 +234,7 @@ class Run:
 
     def __init__(self, stage: type[Stage], recipe: Training, world: World) -> None:
         self.recipe, self.world, self.stop = recipe, world, distributed.Stop()
-        self.stage = stage(recipe, parts=world.size * recipe.accumulate)
+        self.stage = stage(recipe, micro_batches=world.size * recipe.accumulate)
         self.log_line(f"on {world.device}: {hardware(world.device)}, {recipe.precision}")
         if (world.device, recipe.precision, best_precision(CPU)) == (CPU, "float32", "bfloat16"):
             self.log_line("note: this processor trains faster with --precision bfloat16")
@@ -259,15 +247,30 @@ class Run:
         if recipe.milestone and not recipe.cosine and min(self.schedule.drops) >= self.schedule.steps:
             self.log_line(f"note: {recipe.epochs} epochs end before --milestone: the rate does not drop")
         self.state = self._build(begin_with)
-        self.batches = Batches(
-            self.crops,
-            world,
-            range(self.state.step, self.schedule.steps),
-            batch_size=recipe.batchSize,
-            accumulate=recipe.accumulate,
-            seed=recipe.seed,
-            workers=recipe.workers,
-        )
+        self.phases = self._phases()
+        self.batches = itertools.chain.from_iterable(self.phases)
+
+    def _phases(self) -> list[Batches]:
+        """The batches of the steps that are left: of the recipe's crops, then of larger ones."""
+        recipe, first, late = self.recipe, self.state.step, self.schedule.late
+        larger = [each.larger(recipe.late_patch_size) for each in self.crops]
+        phases = [
+            (self.crops, range(first, late), recipe.batchSize),
+            (larger, range(max(first, late), self.schedule.steps), recipe.late_batchSize),
+        ]
+        return [
+            Batches(
+                crops,
+                self.world,
+                steps,
+                batch_size=batch_size,
+                accumulate=recipe.accumulate,
+                seed=recipe.seed,
+                workers=recipe.workers,
+            )
+            for crops, steps, batch_size in phases
+            if steps
+        ]
 
     def log_line(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
@@ -314,11 +317,11 @@ class Run:
             self.log.recipe(state.step, distributed.command(), to_dict(recipe), state.data)
             if schedule.validates(state.step) and state.step > state.validated:  # a kill cut it short
                 self._validate()
-            for parts in self.batches:
-                rate = recipe.lr * schedule.factor(state.step)  # of this step alone: nothing to restore
+            for micro_batches in self.batches:
+                factor = schedule.factor(state.step)  # of this step alone: nothing to restore
                 for group in state.optimizer.param_groups:
-                    group["lr"] = rate
-                terms = training_step(self.stage, self.model, state.optimizer, parts)
+                    group["lr"] = group["initial_lr"] * factor
+                terms = training_step(self.stage, self.model, state.optimizer, micro_batches)
                 state.step += 1
                 bar.update()
                 stopped = distributed.any_rank(self.stop.asked, self.world)
@@ -327,7 +330,9 @@ class Run:
                 saving = validating or stopped or state.step % recipe.save_every == 0
                 if saving or state.step % recipe.log_every == 0:
                     shared = distributed.all_reduce_mean(terms, self.world)
-                    self.log.terms(state.step, shared, lr=rate, batch_size=recipe.batchSize)
+                    self.log.terms(
+                        state.step, shared, lr=recipe.lr * factor, batch_size=schedule.batch_size(state.step)
+                    )
                     bar.set_postfix(loss=f"{shared['total']:.4f}", refresh=False)
                 # first: what resumes from net_latest would never come back to this step
                 if recipe.keep_every and state.step % recipe.keep_every == 0:

@@ -1,14 +1,15 @@
 """LightNet: a backbone at a fraction of the cost of the paper's, for the same two stages. Not in the paper.
 
-A plain residual U-Net: no normalisation, no attention, nothing that looks further than its convolutions do
-(197 pixels at most), so that a tile gives close to what the whole image gives there.
+A plain residual U-Net, without normalisation or attention. Its convolutions see 197 pixels at most, so a tile
+gives close to what the whole image gives there; `context` alone sees the whole image, as one vector.
 
     head            3x3 convolution
     level 1 ... 5   `units` residual blocks each; a 2x2 convolution of stride 2 leads down to the next
     level 4 ... 1   a 1x1 convolution and a pixel shuffle lead up; plus the skip; as many blocks again
     tail            3x3 convolution: the streaks; derained = rainy - streaks
 
-The deepest level's features are the code.
+With `context`, the deepest level begins by adding a 1x1 convolution of its input's mean over the image: the
+tone of the whole. The deepest level's features are the code.
 """
 
 from collections.abc import Sequence
@@ -55,11 +56,15 @@ class LightNet(nn.Module):
     """rainy (N, 3, H, W) to `Derained`, for any size from 1x1 up. The default: 4,054,347 parameters.
 
     `channels` and `units`, the number of blocks, are those of each level, from full resolution down.
+    `context` adds 37,056 parameters.
     The code is (N, channels[-1], H / 16, W / 16), of the image padded to a multiple of 16.
     """
 
     def __init__(
-        self, channels: Sequence[int] = (24, 48, 96, 144, 192), units: Sequence[int] = (1, 2, 2, 2, 2)
+        self,
+        channels: Sequence[int] = (24, 48, 96, 144, 192),
+        units: Sequence[int] = (1, 2, 2, 2, 2),
+        context: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) != len(units):
@@ -71,21 +76,36 @@ class LightNet(nn.Module):
         self.up = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1) for fine, coarse in steps)
         self.decode = nn.ModuleList(map(Level, channels[:-1], units[:-1]))
         self.tail = nn.Conv2d(channels[0], 3, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)  # it begins by changing nothing
-        nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
+        self.context = nn.Conv2d(channels[-1], channels[-1], 1) if context else None
+        for conv in filter(None, (self.tail, self.context)):  # it begins by changing nothing
+            nn.init.zeros_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, rainy: Tensor) -> Derained:
+    def forward(self, rainy: Tensor, image_mean: Tensor | None = None) -> Derained:
+        """`image_mean`: of the image that `rainy` is a tile of (`self.image_mean`); default: of `rainy`."""
         height, width = rainy.shape[-2:]
+        x, skips = self._encoded(rainy)
+        if self.context is not None:
+            x = x + self.context(x.mean((2, 3), keepdim=True) if image_mean is None else image_mean)
+        code = x = self.encode[-1](x)  # (N, C5, H / 16, W / 16)
+        for decode, up in zip(reversed(self.decode), reversed(self.up), strict=True):
+            # the skip first: the sum is channels last as it is, which pixel_shuffle on CUDA is not
+            x = decode(skips.pop() + F.pixel_shuffle(up(x), 2))
+        streaks = self.tail(x)[..., :height, :width]
+        return Derained(rainy - streaks, streaks, code)
+
+    def _encoded(self, rainy: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The input of the deepest level, (N, C5, H / 16, W / 16), and the skips from the others."""
         x = self.head(pad_to_multiple(rainy, 2 ** len(self.down)))  # (N, C1, H, W), padded
         skips = []
         for encode, down in zip(self.encode, self.down, strict=False):
             skips.append(encode(x))
             x = down(skips[-1])
-        code = x = self.encode[-1](x)  # (N, C5, H / 16, W / 16)
-        for decode, up in zip(reversed(self.decode), reversed(self.up), strict=True):
-            x = decode(F.pixel_shuffle(up(x), 2) + skips.pop())
-        streaks = self.tail(x)[..., :height, :width]
-        return Derained(rainy - streaks, streaks, code)
+        return x, skips
+
+    def image_mean(self, rainy: Tensor) -> Tensor | None:
+        """What `context` reads of an image: (N, C5, 1, 1); None for a network without it."""
+        return None if self.context is None else self._encoded(rainy)[0].mean((2, 3), keepdim=True)
 
     def recompute_units(self) -> None:
         """Has the backward pass compute each block's inner map anew: slower, in less memory."""

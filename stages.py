@@ -10,12 +10,12 @@ writes a stage of their own in another: docs/changing_the_method.md.
 """
 
 import abc
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from backbones import AutocastModel, network_from
 from config import Student, Teacher, Training
@@ -32,14 +32,14 @@ Network = Callable[[Tensor], Derained]  # rainy (N, 3, H, W) to what it makes of
 class Stage(abc.ABC):
     """What the loop asks of a stage.
 
-    `parts`: how many a step's batch is split into, for processes or one after the other. The loop averages
-    over them: a term that is a sum over the batch is multiplied by `parts`.
+    `micro_batches`: how many a step's batch is split into, over processes and accumulation steps. The loop
+    averages over them, so a term that is a sum over the batch is multiplied by `micro_batches`.
     """
 
     name = ""
 
-    def __init__(self, recipe: Training, parts: int = 1) -> None:
-        self.recipe, self.parts = recipe, parts
+    def __init__(self, recipe: Training, micro_batches: int = 1) -> None:
+        self.recipe, self.micro_batches = recipe, micro_batches
         fields = vars(recipe).items()
         self.weights = {name[: -len("_weight")]: value for name, value in fields if name.endswith("_weight")}
         self.aux_networks = nn.ModuleDict()  # the networks of `make_aux_networks`, by name
@@ -53,12 +53,12 @@ class Stage(abc.ABC):
         """The checkpoint that the network starts from; None: fresh weights."""
 
     def make_aux_networks(self, net: nn.Module) -> dict[str, nn.Module]:
-        """Networks beside the one in training, as an average of it (`ema_of`) or a teacher (`frozen`).
+        """Networks beside the one in training, as an average of it (`Average`) or a teacher (`frozen`).
 
         They get no gradient. The loop moves them to the device, moves averages on after each step, and keeps
         all in the checkpoint; `terms` finds them in `self.aux_networks`.
         """
-        return {"average": ema_of(net, self.recipe.ema)} if self.recipe.ema else {}
+        return {"average": Average(net, self.recipe.ema)} if self.recipe.ema else {}
 
     @abc.abstractmethod
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,13 +78,13 @@ class Stage(abc.ABC):
     def after_step(self, net: nn.Module) -> None:
         """Once the optimizer has moved the weights."""
         for each in self.aux_networks.values():
-            if isinstance(each, AveragedModel):
-                each.update_parameters(net)
+            if isinstance(each, Average):
+                each.update(net)
 
     def result(self, net: nn.Module) -> nn.Module:
         """The network that is validated and handed on: the average of the weights where one is kept."""
         average = dict(self.aux_networks).get("average")
-        return average.module if isinstance(average, AveragedModel) else net
+        return average.module if isinstance(average, Average) else net
 
 
 class SID(Stage):
@@ -123,14 +123,14 @@ class SSIDKD(Stage):
         derained, _, code = net(torch.cat([batch["rainy"], batch["real_rainy"]]))
         derained_syn, derained_real = derained.chunk(2)  # (N, 3, P, P) each
         code_syn, code_real = code.chunk(2)  # (N, C4, P / 4, P / 4)
-        window = self.recipe.patch_size
+        window = derained.shape[-1]  # as released, the side of the crops
         return {
             **supervised(derained_syn, batch["clean"], self.recipe.psnr_cap),
-            # sums over the batch, as released: see `parts`
-            "dark_syn": self.parts * dark_channel((derained_syn + 1) / 2, window),
-            "dark_real": self.parts * dark_channel((derained_real + 1) / 2, window),
-            "tv_syn": self.parts * total_variation(derained_syn),
-            "tv_real": self.parts * total_variation(derained_real),
+            # sums over the batch, as released: see `micro_batches`
+            "dark_syn": self.micro_batches * dark_channel((derained_syn + 1) / 2, window),
+            "dark_real": self.micro_batches * dark_channel((derained_real + 1) / 2, window),
+            "tv_syn": self.micro_batches * total_variation(derained_syn),
+            "tv_real": self.micro_batches * total_variation(derained_real),
             "kl": distillation(code_syn, code_real),
         }
 
@@ -147,17 +147,30 @@ def supervised(derained: Tensor, clean: Tensor, psnr_cap: float) -> dict[str, Te
 # ---------------------------------------------------------------------------------------- beside the network
 
 
-def ema_of(net: nn.Module, share: float) -> AveragedModel:
-    """An exponential average of the weights of `net`, which keeps `share` of itself at each step.
+class Average(nn.Module):
+    """Exponential moving average of the weights of a network: `module`, not trained itself.
 
-    It begins with less, n / (n + 50) after n steps: else the first weights would stay in it for long.
+    Warm-up: decay = min(decay, n / (n + 50)) after n steps, so the initial weights are forgotten quickly.
     """
 
-    def average(averaged: list[Tensor], current: list[Tensor], n: Tensor | int) -> None:
-        kept = min(share, float(n) / (float(n) + 50))
-        torch._foreach_lerp_(averaged, current, 1 - kept)
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module, self.decay, self.steps = copy.deepcopy(net), decay, 0
 
-    return AveragedModel(net, multi_avg_fn=average)  # type: ignore[arg-type]
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        decay = min(self.decay, self.steps / (self.steps + 50))
+        torch._foreach_lerp_([*self.module.parameters()], [*net.parameters()], 1 - decay)
+        self.steps += 1
+
+    def forward(self, rainy: Tensor) -> Derained:
+        return self.module(rainy)
+
+    def get_extra_state(self) -> int:
+        return self.steps  # a Python number: one on the device would make each step wait for it
+
+    def set_extra_state(self, state: int) -> None:
+        self.steps = state
 
 
 def frozen(logdir: Path, precision: str = "float32") -> AutocastModel:

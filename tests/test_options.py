@@ -30,7 +30,7 @@ from machinery.checkpoints import LATEST, load_checkpoint
 from machinery.loading import ImageCache
 from machinery.options import validate
 from networks import Derained, DerainNet
-from stages import SID, ema_of, frozen, supervised
+from stages import SID, Average, frozen, supervised
 from tests import layouts, small
 from tests.small import CPU, LIGHT, a_run, evaluation, lines, student, teacher, trained
 from tests.test_training import a_run_stopped_after_three
@@ -66,7 +66,7 @@ def test_the_seed_is_that_of_weights_order_and_crops(tmp_path):
     runs = [a_run(teacher(tmp_path, seed=seed)) for seed in (0, 0, 7)]
     weights = [run.state.net.net.head1.weight.tolist() for run in runs]
     crops = [run.crops[0][0, 0]["clean"].tolist() for run in runs]
-    orders = [list(run.batches.streams[0]) for run in runs]
+    orders = [list(run.phases[0].streams[0]) for run in runs]
     real = [
         RealCrops.of(student(tmp_path, seed=seed), OFF)[0, 0]["real_rainy"].tolist() for seed in (0, 0, 7)
     ]
@@ -401,7 +401,7 @@ def test_the_average_is_what_is_validated_and_saved(tmp_path, monkeypatch):
     assert seeks == [False, False] and torch.backends.cudnn.benchmark
     average: Any = run.stage.aux_networks["average"]
     own = run.state.net.net
-    assert int(average.n_averaged) == 4
+    assert average.steps == 4
     assert not torch.equal(average.module.net.head1.weight, own.head1.weight)
     assert all(each is average.module for each in validated)
     content = load_checkpoint(tmp_path / "teacher/net_latest")
@@ -412,12 +412,12 @@ def test_the_average_is_what_is_validated_and_saved(tmp_path, monkeypatch):
 def test_the_average_follows_slowly_and_begins_sooner():
     net = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(net.weight)
-    average: Any = ema_of(net, 0.9)
+    average: Any = Average(net, 0.9)
     expected = 0.0
-    average.update_parameters(net)  # the first is a copy
+    average.update(net)  # the first is a copy
     for n in range(1, 1000):
         torch.nn.init.constant_(net.weight, float(n))
-        average.update_parameters(net)
+        average.update(net)
         kept = min(0.9, n / (n + 50))
         expected = kept * expected + (1 - kept) * n
         if n == 20:  # what it began with is soon forgotten
@@ -620,8 +620,10 @@ def test_how_often_it_logs_saves_and_keeps(tmp_path, monkeypatch):
 
 def test_cache_and_workers_are_as_asked(tmp_path):
     run = a_run(teacher(tmp_path, cache="off", workers=0))
-    assert run.crops[0].messages[-1].endswith("images are not cached: as asked") and run.batches.workers == 0
-    assert a_run(teacher(tmp_path, workers=1)).batches.workers == 1
+    assert (
+        run.crops[0].messages[-1].endswith("images are not cached: as asked") and run.phases[0].workers == 0
+    )
+    assert a_run(teacher(tmp_path, workers=1)).phases[0].workers == 1
 
 
 # -------------------------------------------------------------------------------------------- at inference
