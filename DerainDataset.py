@@ -10,7 +10,9 @@ import copy
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -40,37 +42,45 @@ from datasets.pairs import (
     why_not_recombined,
 )
 from datasets.scenes import show_scene_of
-from machinery.loading import MOST_FILES, ImageCache, RandomStream
+from machinery.loading import MOST_FILES, ImageCache
 from utils import UserError, is_file, to_tensor
 
 # ----------------------------------------------------------------------------------------------- augmentation
 
-
-VEIL, HAZE_LIGHT = (0.1, 0.5), (150, 240)  # the share of the light that haze takes, and gives: its grey level
-JPEG_QUALITY = (50, 96)  # what cameras and web pages save by
-# An unsharp mask, as cameras and web pages apply it: the deviation of its blur, in pixels, and its amount
+HAZE, HAZE_LIGHT = (0.1, 0.5), (150, 240)  # weight of the haze, and its grey level
+JPEG_QUALITY = (50, 96)  # of cameras and web pages
+# unsharp mask, as cameras and web pages apply it: sigma in pixels, amount
 SHARPENING = (0.5, 1.2), (0.3, 1.5)
 
 
 @dataclass(frozen=True)
 class RainAugmentation:
-    """How layers vary, and how crops are seen: from afar, without rain, in haze, as a JPEG."""
+    """Augmentation of training crops: streak layers, haze, rescaling, sharpening, JPEG.
 
-    rotation: float = 0.0  # degrees at most, to either side
-    zoom: float = 1.0  # times larger at most, or smaller
-    strength: float = 1.0  # times brighter at most, or darker
-    blur: float = 0.0  # pixels at most: the standard deviation of a Gaussian
-    layers: int = 1  # at most
-    mirrored: bool = False
-    clear: float = 0.0
-    veil: float = 0.0
-    shrink: float = 1.0  # times smaller at most
-    sharpen: float = 0.0
-    jpeg: float = 0.0
+    Its fields are the recipe's options. A streak layer is what rain adds to an image: int16 (H, W, 1), >= 0.
+    Crops are uint8 RGB (P, P, 3). All random draws come from the generator that is given.
+    """
 
-    def reach(self, size: int, rng: np.random.Generator) -> int:
-        """The side of the window that `seen` shrinks to a crop of `size`."""
-        return round(size * self.shrink ** rng.uniform())
+    max_streak_rotation: float = 0.0  # degrees, to either side
+    streak_zoom: float = 1.0  # largest factor, or its inverse
+    streak_strength: float = 1.0  # likewise
+    streak_blur: float = 0.0  # largest sigma of a Gaussian, in pixels
+    streak_layers: int = 1  # at most
+    augment: bool = False
+    mirror: bool = False
+    clear_prob: float = 0.0
+    haze_prob: float = 0.0
+    downscale: float = 1.0  # largest factor
+    sharpen_prob: float = 0.0
+    jpeg_prob: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Training) -> Self:
+        return cls(**{each.name: getattr(recipe, each.name) for each in fields(cls)})
+
+    def source_size(self, size: int, rng: np.random.Generator) -> int:
+        """Side of the window that `augment_pair` downscales to a crop of `size`."""
+        return round(size * self.downscale ** rng.uniform())
 
     def streaks(
         self,
@@ -80,14 +90,14 @@ class RainAugmentation:
         place: np.random.Generator,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """A window of the layer between two images, int16 (size, size, 1), at a `place`, varied by `rng`."""
-        angle = rng.triangular(-self.rotation, 0, self.rotation) if self.rotation else 0.0
-        zoom, strength = (most ** rng.uniform(-1, 1) for most in (self.zoom, self.strength))
-        mirrored = self.mirrored and rng.integers(2)
-        deviation = rng.uniform(0, self.blur) if self.blur else 0.0
+        """A window of the layer between two images, int16 (size, size, 1), at `place`, varied by `rng`."""
+        angle = rng.triangular(-tilt, 0, tilt) if (tilt := self.max_streak_rotation) else 0.0
+        zoom, strength = (most ** rng.uniform(-1, 1) for most in (self.streak_zoom, self.streak_strength))
+        mirrored = (self.augment or self.mirror) and rng.integers(2)
+        deviation = rng.uniform(0, self.streak_blur) if self.streak_blur else 0.0
         warped = angle or zoom != 1
         if not warped:
-            rainy, clean = window((rainy, clean), size, place)
+            rainy, clean = random_crop((rainy, clean), size, place)
         # one grey layer for the three channels, of which the darkest is clipped the least
         red, green, blue = np.moveaxis(rainy.astype(np.int16) - clean, 2, 0)
         layer = np.maximum(np.maximum(red, green), blue)[..., None]  # .max(axis=2) takes 18 times as long
@@ -99,18 +109,18 @@ class RainAugmentation:
             layer = np.round(layer * strength).astype(np.int16)
         return layer[:, ::-1] if mirrored else layer
 
-    def seen(
+    def augment_pair(
         self, rainy: np.ndarray, clean: np.ndarray, size: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Windows as crops of `size`: without rain, in haze, sharpened, a JPEG, as often as it is to be.
+        """Windows to crops of `size`: no rain, haze, sharpening, JPEG, each with its own probability.
 
-        All but the rain is on both sides: the network is to take the rain away, and to leave all else.
+        Everything but rain is applied to both sides, so the network learns to remove rain alone.
         """
-        clear, veil, jpeg = rng.random(3) < (self.clear, self.veil, self.jpeg)
+        clear, haze, jpeg = rng.random(3) < (self.clear_prob, self.haze_prob, self.jpeg_prob)
         if clear:
             rainy = clean
-        if veil:
-            share, light = rng.uniform(*VEIL), rng.uniform(*HAZE_LIGHT)
+        if haze:
+            share, light = rng.uniform(*HAZE), rng.uniform(*HAZE_LIGHT)
             rainy, clean = (
                 np.round(side * (1 - share) + light * share).astype(np.uint8) for side in (rainy, clean)
             )
@@ -118,7 +128,7 @@ class RainAugmentation:
             rainy, clean = (
                 cv2.resize(side, (size, size), interpolation=cv2.INTER_AREA) for side in (rainy, clean)
             )
-        if rng.random() < self.sharpen:
+        if rng.random() < self.sharpen_prob:
             deviation, amount = (rng.uniform(*bounds) for bounds in SHARPENING)
             rainy, clean = (_sharpened(side, deviation, amount) for side in (rainy, clean))
         if jpeg:
@@ -141,7 +151,7 @@ def _compressed(image: np.ndarray, quality: int) -> np.ndarray:
 # -------------------------------------------------------------------------------------------------- windows
 
 
-def window(images: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
+def random_crop(images: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """One random (size, size, C) window of images of one size; what is smaller is reflected."""
     height, width = images[0].shape[:2]
     top, left = (int(rng.integers(max(1, length - size + 1))) for length in (height, width))
@@ -174,6 +184,12 @@ def dihedral(image: np.ndarray, which: int) -> np.ndarray:
     """One of the eight flips and rotations of a square; 0 is the image itself, 4 its mirror image."""
     image = np.rot90(image, which % 4)
     return image[:, ::-1] if which >= 4 else image
+
+
+class RandomStream(IntEnum):
+    """What a random draw is for: no two draws have one (seed, epoch, index)."""
+
+    CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS, AUGMENTATION, SHARE, DOWNSCALE = range(9)
 
 
 class Crops(Dataset, abc.ABC):
@@ -244,7 +260,7 @@ class PairCrops(SetCrops):
     `recombine` lays the streaks of pair `index` on the clean side of another pair, or on an image of
     `backgrounds` (of pairs, their clean sides). Images without a clean side are streak layers themselves. The
     rain must be an exact grey addition (`why_not_recombined`). Then the background alone is rotated, for rain
-    falls, and `weather` says how the layers vary.
+    falls, and `augmentation` says how the layers vary.
     """
 
     tag = RandomStream.CROP
@@ -255,34 +271,33 @@ class PairCrops(SetCrops):
         patch_size: int,
         *,
         recombine: bool = False,
-        weather: RainAugmentation | None = None,
+        augmentation: RainAugmentation | None = None,
         backgrounds: Sequence[PairSet] = (),
         **common: Any,
     ) -> None:
         super().__init__(found, patch_size, **common)
-        self.recombine, self.weather = recombine, weather or RainAugmentation()
+        self.recombine, self.augmentation = recombine, augmentation or RainAugmentation()
         own = [] if found.pairs[0].clean is None else [self.pairs]
         self.backgrounds = [*own, *(each.pairs for each in backgrounds)] if recombine else []
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, index = key
-        rng = _generator(self.seed, epoch, index, RandomStream.CROP)
+        draw = partial(_generator, self.seed, *key)
+        index, rng = key[1], draw(RandomStream.CROP)
         turn = self._turn(rng)
-        size = self.weather.reach(self.patch_size, _generator(self.seed, epoch, index, RandomStream.SHRINK))
+        size = self.augmentation.source_size(self.patch_size, draw(RandomStream.DOWNSCALE))
         if self.recombine:
-            clean = dihedral(
-                self._background(size, _generator(self.seed, epoch, index, RandomStream.PARTNER)), turn
-            )
-            rain = self._layer(index, size, rng, _generator(self.seed, epoch, index, RandomStream.LAYER))
-            more = _generator(self.seed, epoch, index, RandomStream.MORE_LAYERS)
-            for _ in range(int(more.integers(self.weather.layers))):
+            clean = dihedral(self._background(size, draw(RandomStream.PARTNER)), turn)
+            rain = self._layer(index, size, rng, draw(RandomStream.LAYER))
+            more = draw(RandomStream.MORE_LAYERS)
+            for _ in range(int(more.integers(self.augmentation.streak_layers))):
                 rain = rain + self._layer(int(more.integers(len(self.pairs))), size, more, more)
             rainy = np.clip(clean + rain, 0, 255).astype(np.uint8)
         else:
-            sides = window(self._both(index), size, rng)
+            sides = random_crop(self._both(index), size, rng)
             rainy, clean = (dihedral(side, turn) for side in sides)
-        how = _generator(self.seed, epoch, index, RandomStream.WEATHER)
-        rainy, clean = self.weather.seen(rainy, clean, self.patch_size, how)
+        rainy, clean = self.augmentation.augment_pair(
+            rainy, clean, self.patch_size, draw(RandomStream.AUGMENTATION)
+        )
         return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
 
     def _both(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -296,7 +311,7 @@ class PairCrops(SetCrops):
     ) -> np.ndarray:
         rainy, clean = read_pair(self.pairs[index], self.read)
         dry = np.zeros_like(rainy) if clean is None else clean
-        return self.weather.streaks(rainy, dry, size, place, rng)
+        return self.augmentation.streaks(rainy, dry, size, place, rng)
 
     def _background(self, size: int, rng: np.random.Generator) -> np.ndarray:
         choice = int(rng.integers(sum(map(len, self.backgrounds))))
@@ -305,7 +320,7 @@ class PairCrops(SetCrops):
                 break
             choice -= len(pairs)
         side = pairs[choice].clean or pairs[choice].rainy
-        return window((read_side(side, self.read),), size, rng)[0]
+        return random_crop((read_side(side, self.read),), size, rng)[0]
 
 
 class MixedCrops(Crops):
@@ -375,9 +390,8 @@ class RealCrops(SetCrops):
         )
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, index = key
-        rng = _generator(self.seed, epoch, index, RandomStream.REAL)
-        crop = window((read_side(self.pairs[index].rainy, self.read),), self.patch_size, rng)[0]
+        rng = _generator(self.seed, *key, RandomStream.REAL)
+        crop = random_crop((read_side(self.pairs[key[1]].rainy, self.read),), self.patch_size, rng)[0]
         return {"real_rainy": to_tensor(dihedral(crop, self._turn(rng)))}
 
 
@@ -438,28 +452,12 @@ def _part(
         found,
         recipe.patch_size,
         recombine=swaps,
-        weather=rain_augmentation(recipe),
+        augmentation=RainAugmentation.of(recipe),
         backgrounds=[*others, *grounds],
         seed=recipe.seed + (number << 64),  # each set draws for itself
         augment=recipe.augment and swaps == recipe.recombine,  # else its rain would rise
         mirror=recipe.augment or recipe.mirror,
         cache=cache,
-    )
-
-
-def rain_augmentation(recipe: Training) -> RainAugmentation:
-    return RainAugmentation(
-        rotation=recipe.max_streak_rotation,
-        zoom=recipe.streak_zoom,
-        strength=recipe.streak_strength,
-        blur=recipe.streak_blur,
-        layers=recipe.streak_layers,
-        mirrored=recipe.augment or recipe.mirror,
-        clear=recipe.clear_prob,
-        veil=recipe.haze_prob,
-        shrink=recipe.downscale,
-        sharpen=recipe.sharpen_prob,
-        jpeg=recipe.jpeg_prob,
     )
 
 

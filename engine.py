@@ -74,8 +74,9 @@ def training_step(
 ) -> dict[str, Tensor]:
     """One optimizer step, with gradient accumulation over `micro_batches`; returns the terms and `total`.
 
-    `net` is an AutocastModel, or DistributedDataParallel of one. The gradient is the mean over micro-batches, so
-    one of twelve crops and three of four give the same. Raises UserError where terms and weights do not match.
+    `net` is an AutocastModel, or DistributedDataParallel of one. Gradients are averaged over micro-batches:
+    one of twelve crops and three of four give the same. Raises UserError where terms and weights do not
+    match.
     """
     optimizer.zero_grad()
     logged = []
@@ -282,7 +283,7 @@ class Run:
         recipe, device = self.recipe, self.world.device
         torch.manual_seed(recipe.seed)
         torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
-        network = architecture_of(recipe)
+        network = architecture_of(recipe) if begin_with is None else load_checkpoint(begin_with)["network"]
         net = for_training(build(network), recipe).to(device)
         optimizer = optimizer_of(recipe, net)
         state = TrainState(

@@ -15,7 +15,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,13 +26,8 @@ from torch.utils.data import DataLoader, Sampler
 from machinery.distributed import World
 from utils import UserError, image_size, read_image
 
+ORDER = 4  # keeps the shuffling's random numbers apart from others of one seed: RandomStream.ORDER
 MOST_FILES = 50_000  # more are not even looked at: reading so many headers takes minutes on a network disk
-
-
-class RandomStream(IntEnum):
-    """What a random draw is for: two draws with one (seed, epoch, index) must not be the same."""
-
-    CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS, WEATHER, SHARE, SHRINK = range(9)
 
 
 # one core may well wait for several disks, and a test or a container may be pinned to it
@@ -116,7 +110,8 @@ def _decoded_bytes(path: Path) -> int:
 class IndexedDataset(Protocol):
     """What a loader draws from: entries by (epoch, index). `tag` keeps its order apart from another's."""
 
-    tag: RandomStream
+    @property
+    def tag(self) -> int: ...
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
@@ -164,7 +159,7 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
                     epoch, entry = divmod(position, self.count)
                     if epoch != shuffled:
                         shuffled = epoch
-                        key = (self.seed, epoch, self.tag, RandomStream.ORDER)
+                        key = (self.seed, epoch, self.tag, ORDER)
                         order = np.random.default_rng(key).permutation(self.count)
                     batch.append((epoch, int(order[entry])))
                 yield batch
