@@ -283,7 +283,10 @@ class Run:
         recipe, device = self.recipe, self.world.device
         torch.manual_seed(recipe.seed)
         torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
-        network = architecture_of(recipe) if begin_with is None else load_checkpoint(begin_with)["network"]
+        network = architecture_of(recipe)
+        if begin_with and "context" in network["arguments"]:  # LightNet's first models have none
+            was = load_checkpoint(begin_with)["network"]["arguments"]
+            network["arguments"]["context"] = was.get("context", False)
         net = for_training(build(network), recipe).to(device)
         optimizer = optimizer_of(recipe, net)
         state = TrainState(

@@ -61,6 +61,27 @@ def test_a_tile_gives_what_the_whole_image_gives_inside():
     assert not torch.allclose(whole[..., 32:128, 32:128], part, atol=1e-5)  # at the edges it cannot
 
 
+def test_the_context_is_the_whole_images_and_a_tile_is_given_it():
+    torch.manual_seed(0)
+    net = LightNet((4, 6, 8), (1, 1, 1), context=True).eval()
+    rainy = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(net(rainy).derained, rainy)  # fresh, it changes nothing
+        for each in (net.tail, net.context):
+            torch.nn.init.normal_(each.weight, std=0.3)  # type: ignore[union-attr]
+        whole, mean = net(rainy).derained, net.image_mean(rainy)
+        told, alone = (net(rainy[..., :64, :64], image_mean=each).derained for each in (mean, None))
+        brighter = rainy.clone()
+        brighter[..., 80:, 80:] += 1  # further away than the convolutions see
+        seen = net(brighter).derained
+    assert mean is not None and mean.shape == (1, 8, 1, 1)
+    inside = (..., slice(0, 32), slice(0, 32))
+    torch.testing.assert_close(told[inside], whole[inside], rtol=0, atol=1e-5)
+    assert (alone - whole[..., :64, :64])[inside].abs().max() > 1e-4
+    assert (seen - whole)[inside].abs().max() > 1e-4
+    assert small().image_mean(rainy) is None
+
+
 def test_images_mirror_no_pixel_into_another():
     """Each image of a batch by itself, and equally wherever it lies in memory."""
     net, rainy = small(), torch.rand(3, 3, 37, 51)

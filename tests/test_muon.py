@@ -94,3 +94,10 @@ def test_a_resumed_run_ends_at_the_same_weights(tmp_path, stage):
     trained(other)
     with pytest.raises(AssertionError):
         assert_same_weights(tmp_path / "straight", tmp_path / "other")
+
+
+def test_a_student_has_the_context_that_its_teacher_has(tmp_path):
+    for context in (False, True):
+        trained(teacher(tmp_path, **LIGHT, context=context, steps=1))
+        run = trained(student(tmp_path, **LIGHT, context=not context, steps=1))
+        assert (run.state.net.net.context is not None) == context

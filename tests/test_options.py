@@ -19,7 +19,8 @@ import backbones
 import engine
 from config import TEACHERS, Schedule
 from datasets.layouts import find_pairs
-from datasets.pairs import read_pair, sample
+from datasets.pairs import ImageRef, read_pair, sample
+from datasets.scenes import show_scene_of
 from DerainDataset import Crops, RealCrops, pair_crops
 from engine import optimizer_of, training_step
 from evaluation import score, seen_in_training, validation_set
@@ -371,6 +372,43 @@ def test_a_scene_is_held_back_with_all_its_rains(tmp_path):
     assert len(everything) - len(crops) > len(held)
 
 
+def test_a_scene_is_held_back_from_every_set_and_background(tmp_path):
+    """A few pixels smaller, brighter, in another compression: by the clean side alone."""
+    layouts.rain200(tmp_path / "data", train=4)
+    scene = layouts.clean_image(1)  # of the first pair, which is held back
+    for name, clean in {
+        "a": layouts.clean_image(70),
+        "b": scene[1:, :-1],
+        "c": layouts.clean_image(77),
+    }.items():
+        write_image(tmp_path / f"two/train/norain/{name}.png", clean)
+        write_image(tmp_path / f"two/train/rain/{name}.png", layouts.with_rain(clean, 5))
+        write_image(tmp_path / f"clean/{name}.jpg", np.clip(clean + 9.0, 0, 255).astype(np.uint8))
+    recipe = teacher(
+        tmp_path,
+        data_path=(tmp_path / "data", tmp_path / "two"),
+        backgrounds=(tmp_path / "clean",),
+        recombine=True,
+        hold_back=1,
+    )
+    crops: Any = crops_of(recipe)
+    assert [pair.name for pair in crops.held_back.pairs] == ["1-norain-1x2", "2-a"]
+    assert [[pair.name for pair in each.pairs] for each in crops.sets] == [
+        ["norain-2x2", "norain-3x2", "norain-4x2"],
+        ["c"],
+    ]
+    backgrounds = [[pair.name for pair in each] for each in crops.sets[0].backgrounds]
+    assert backgrounds == [["norain-2x2", "norain-3x2", "norain-4x2"], ["c"], ["c"]]
+    assert "held back: 2 pairs; 1 other pairs and 2 backgrounds show their scenes" in "".join(crops.messages)
+
+
+def test_plain_images_are_no_scene(tmp_path):
+    for n in range(3):
+        write_image(tmp_path / f"{n}.png", plain_image(99 + n % 2, 20))
+    images = [ImageRef(tmp_path / f"{n}.png") for n in range(3)]
+    assert show_scene_of(images, images[:1]).tolist() == [True, False, False]
+
+
 def test_it_is_validated_on_the_test_pairs_of_the_sets_that_have_any_spread_evenly(tmp_path):
     layouts.rain200(tmp_path / "data", test=9)
     both = (tmp_path / "data", flat(tmp_path / "two", 120, 3, 40))
@@ -434,6 +472,18 @@ def test_the_batch_the_length_and_the_patch_size_are_as_asked(tmp_path):
     assert run.schedule.steps == 9 * 4 // 3
     assert [parts[0]["rainy"].shape for parts in run.batches] == [(3, 3, 24, 24)] * 12
     assert a_run(teacher(tmp_path, steps=5)).schedule.steps == 5
+
+
+def test_crops_are_larger_from_a_part_of_the_run_on(tmp_path):
+    late: dict[str, Any] = {"late_start": 0.5, "late_patch_size": 40, "late_batchSize": 1}
+    run = a_run(teacher(tmp_path, steps=4, **late))
+    shapes = [tuple(parts[0]["rainy"].shape) for parts in run.batches]
+    assert shapes == [(2, 3, 32, 32)] * 2 + [(1, 3, 40, 40)] * 2
+    assert [run.schedule.batch_size(step) for step in (1, 2, 3, 4)] == [2, 2, 1, 1]
+    all_late = a_run(teacher(tmp_path, steps=2, **late | {"late_start": 0.0}))
+    assert [parts[0]["clean"].shape[-1] for parts in all_late.batches] == [40, 40]
+    mixed = a_run(teacher(tmp_path, data_path=(tmp_path / "data",) * 2, steps=2, **late))
+    assert [parts[0]["clean"].shape[-1] for parts in mixed.batches] == [32, 40]
 
 
 def test_the_rate_is_the_optimizers_and_drops_by_its_factor(tmp_path):
