@@ -1,7 +1,7 @@
 """Random crops of rainy and clean images.
 
-A crop depends on (seed, epoch, index) alone: not on the order in which crops are asked for, nor on who asks.
-So a run can be taken up again at any step, by any number of processes. `machinery/loading.py` makes batches.
+A crop is a function of (seed, epoch, index), independent of the order of requests and of the process, so a
+run can resume at any step with any number of processes. `machinery/loading.py` makes batches.
 """
 
 import abc
@@ -98,7 +98,7 @@ class RainAugmentation:
         warped = angle or zoom != 1
         if not warped:
             rainy, clean = random_crop((rainy, clean), size, place)
-        # one grey layer for the three channels, of which the darkest is clipped the least
+        # one grey layer for all channels: the largest difference is the one that was clipped least
         red, green, blue = np.moveaxis(rainy.astype(np.int16) - clean, 2, 0)
         layer = np.maximum(np.maximum(red, green), blue)[..., None]  # .max(axis=2) takes 18 times as long
         if warped:
@@ -144,7 +144,7 @@ def _sharpened(image: np.ndarray, deviation: float, amount: float) -> np.ndarray
 def _compressed(image: np.ndarray, quality: int) -> np.ndarray:
     _, code = cv2.imencode(".jpg", image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))
     decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
-    assert decoded is not None  # what it has written itself it reads
+    assert decoded is not None
     return decoded[..., ::-1]
 
 
@@ -152,7 +152,7 @@ def _compressed(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def random_crop(images: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One random (size, size, C) window of images of one size; what is smaller is reflected."""
+    """The same random (size, size, C) window of images of equal size; smaller images are reflected."""
     height, width = images[0].shape[:2]
     top, left = (int(rng.integers(max(1, length - size + 1))) for length in (height, width))
     return [_extended(image[top : top + size, left : left + size], size) for image in images]
@@ -169,9 +169,9 @@ def _extended(image: np.ndarray, size: int) -> np.ndarray:
 def _warped_window(
     layer: np.ndarray, size: int, angle: float, zoom: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A random window of a layer (H, W, 1), turned by `angle` degrees and enlarged `zoom` times.
+    """A random window of a layer (H, W, 1), rotated by `angle` degrees and enlarged `zoom` times.
 
-    What lies outside the layer is mirrored, as `_extended` does. (size, size, 1), of the layer's type.
+    The border is reflected, as in `_extended`. Returns (size, size, 1) of the layer's type.
     """
     reach = size / zoom  # of the layer's own pixels
     x, y = (rng.uniform(min(reach, side) / 2, side - min(reach, side) / 2) for side in layer.shape[1::-1])
@@ -195,10 +195,9 @@ class RandomStream(IntEnum):
 class Crops(Dataset, abc.ABC):
     """Entries (epoch, index) -> {name: float32 (3, patch, patch) in [0, 1]}.
 
-    `summary` says what it is drawn from, below `roots`; `messages` are those lines and others for the
-    user. `counts` is what a resumed run must find again: how many images, and a checksum of their names,
-    wherever they lie. `pairs` are some of them, to be shown. `held_back` are pairs that no crop is drawn
-    from, for validation.
+    `summary`: one line per source; `messages`: everything to print. `roots`: folders of the sources.
+    `counts`: number of images and a checksum of their names, which a resumed run must match. `pairs`: some of
+    them, to display. `held_back`: validation pairs, of which no crop is drawn.
     """
 
     tag: RandomStream
@@ -224,7 +223,7 @@ class Crops(Dataset, abc.ABC):
 
 
 class SetCrops(Crops):
-    """Of one set, an entry a pair. `augment` flips and rotates, `mirror` flips left to right."""
+    """Crops of one set, one entry per pair. `augment` flips and rotates, `mirror` flips left to right."""
 
     def __init__(
         self,
@@ -248,7 +247,7 @@ class SetCrops(Crops):
         return len(self.pairs)
 
     def _turn(self, rng: np.random.Generator) -> int:
-        turn = int(rng.integers(8))  # drawn in any case: the options must not shift each other's draws
+        turn = int(rng.integers(8))  # always drawn, so that options do not shift each other's draws
         if self.augment:
             return turn
         return turn // 4 * 4 if self.mirror else 0
@@ -257,10 +256,9 @@ class SetCrops(Crops):
 class PairCrops(SetCrops):
     """Crops of pairs: {"rainy", "clean"}.
 
-    `recombine` lays the streaks of pair `index` on the clean side of another pair, or on an image of
-    `backgrounds` (of pairs, their clean sides). Images without a clean side are streak layers themselves. The
-    rain must be an exact grey addition (`why_not_recombined`). Then the background alone is rotated, for rain
-    falls, and `augmentation` says how the layers vary.
+    `recombine` adds the streaks of pair `index` to the clean side of another pair or of `backgrounds`. Images
+    without a clean side are streak layers. The rain must be an exact grey addition (`why_not_recombined`).
+    Only the background is rotated, so rain still falls; `augmentation` varies the layers.
     """
 
     tag = RandomStream.CROP
@@ -324,9 +322,9 @@ class PairCrops(SetCrops):
 
 
 class MixedCrops(Crops):
-    """Crops of several sets: an epoch has each set's entries once, or as many as its share of all of them.
+    """Crops of several sets: an epoch has each set's entries once, or in proportion to `shares`.
 
-    Raises UserError where a share is of less than one entry.
+    Raises UserError if a share is less than one entry.
     """
 
     tag = RandomStream.CROP
@@ -343,7 +341,7 @@ class MixedCrops(Crops):
             if not part:
                 raise UserError(f"--shares leaves {crops.roots[0]} none of {entries} crops: give it more")
         self.ends = list(itertools.accumulate(parts, initial=0))
-        # a share may be a part of a set: not its first files
+        # a share may be smaller than the set: draw from all of it, not from its first files
         orders = (_generator(seed, number, RandomStream.SHARE) for number in range(len(sets)))
         self.orders = [rng.permutation(len(each)) for rng, each in zip(orders, sets, strict=True)]
 
@@ -359,7 +357,7 @@ class MixedCrops(Crops):
         epoch, index = key
         which = bisect.bisect(self.ends, index) - 1
         crops, first, end = self.sets[which], self.ends[which], self.ends[which + 1]
-        # a set's epochs are its own: all of it is drawn before any of it is drawn again
+        # each set has its own epochs: every entry is drawn once before any is repeated
         round_, place = divmod(epoch * (end - first) + index - first, len(crops))
         return crops[round_, int(self.orders[which][place])]
 
@@ -376,7 +374,7 @@ class RealCrops(SetCrops):
 
     @classmethod
     def of(cls, recipe: Student, cache: ImageCache) -> Self:
-        """The unlabelled images of a student's recipe; where there are none, those of the released layout."""
+        """Unlabelled images of a student's recipe; by default also those of the released layout."""
         folders = recipe.real_path
         if folders == REAL and not any(path.exists() for path in folders):
             folders = tuple(filter(None, map(released_real_folder, recipe.data_path))) or folders
@@ -384,7 +382,7 @@ class RealCrops(SetCrops):
             find_images(folders),
             recipe.patch_size,
             seed=recipe.seed,
-            augment=recipe.augment and not recipe.recombine,  # which keeps the rain of pairs upright, too
+            augment=recipe.augment and not recipe.recombine,  # with recombine, rain stays upright
             mirror=recipe.mirror or recipe.augment,
             cache=cache,
         )
@@ -396,24 +394,24 @@ class RealCrops(SetCrops):
 
 
 class Source(NamedTuple):
-    """A set to draw from, and whether its streaks are laid on other backgrounds."""
+    """A set, and whether its streaks are added to other backgrounds."""
 
     found: PairSet
     swaps: bool
 
 
 def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
-    """The training pairs of a recipe's datasets, looked over for what cannot be right.
+    """Crops of a recipe's datasets, after sanity checks.
 
-    Raises UserError that names the file: nothing recognised, nothing left to train on, `--recombine` where no
-    rain is an exact grey addition.
+    Raises UserError naming the file: layout not recognised, no pairs left, `--recombine` without exact grey
+    rain.
     """
     sets, swaps, warnings, why_not = [], [], [], ""
     for path in recipe.data_path:
         found = find_set(recipe, path, "train")
         warnings += [f"warning: {each}" for each in check_pairs(found)]
         if recipe.recombine and (why_not := why_not_recombined(found)):
-            warnings.append(f"note: the rain stays on its own images: {why_not}")
+            warnings.append(f"note: no layers are swapped in this set: {why_not}")
         sets.append(found)
         swaps.append(recipe.recombine and not why_not)
     grounds = [find_backgrounds(path) for path in recipe.backgrounds]
@@ -435,7 +433,7 @@ def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
 
 
 def find_set(recipe: Training, path: Path, split: str) -> PairSet:
-    """A recipe's set; of several each is what its folders call it."""
+    """One set of a recipe; if there are several, each is identified by its folders."""
     if len(recipe.data_path) == 1:
         return find_pairs(path, split, recipe.dataset, recipe.rainy_side)
     found = find_pairs(path, split, "", recipe.rainy_side)
@@ -454,8 +452,8 @@ def _part(
         recombine=swaps,
         augmentation=RainAugmentation.of(recipe),
         backgrounds=[*others, *grounds],
-        seed=recipe.seed + (number << 64),  # each set draws for itself
-        augment=recipe.augment and swaps == recipe.recombine,  # else its rain would rise
+        seed=recipe.seed + (number << 64),  # independent draws for each set
+        augment=recipe.augment and swaps == recipe.recombine,  # else rain would fall upwards
         mirror=recipe.augment or recipe.mirror,
         cache=cache,
     )
@@ -464,10 +462,10 @@ def _part(
 def hold_back_scenes(
     sets: Sequence[PairSet], backgrounds: Sequence[PairSet], count: int
 ) -> tuple[list[PairSet], list[PairSet], PairSet | None, list[str]]:
-    """Sets and backgrounds without the scenes of `count` pairs of each set, spread evenly; these; messages.
+    """Hold out `count` evenly spaced pairs of each set, with every image that shows one of their scenes.
 
-    Of a list too long to be read (SPA-Data) the pairs held back are left out alone, not what else shows their
-    scenes. Raises UserError where nothing is left of a set.
+    Returns the sets and the backgrounds that are left, the held-out pairs, and messages. Lists too long to be
+    read (SPA-Data) only lose the held-out pairs themselves. Raises UserError if nothing is left of a set.
     """
     if not count:
         return list(sets), list(backgrounds), None, []
@@ -500,16 +498,16 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def _files(pairs: Sequence[Pair]) -> Iterator[Path] | None:
-    """Every file of a set; None for a list that must not be walked through."""
+    """Every file of a set; None for a list that is too long to walk."""
     if _is_long_list(pairs):
         return None
     return (side.path for pair in pairs for side in (pair.rainy, pair.clean) if side)
 
 
 def _count(pairs: Sequence[Pair]) -> list[int]:
-    """How many, and a checksum of their names, in order, and of the first file's size.
+    """Number of pairs, and a checksum of their names in order and of the first file's size.
 
-    Two of the sets have the same names. Of a long list the names are left out.
+    The size tells apart sets with the same names. Names of a long list are left out.
     """
     names = () if _is_long_list(pairs) else (f"{p.name}{'' if p.clean else p.rainy.half}" for p in pairs)
     first = pairs[0].rainy.path

@@ -13,7 +13,7 @@ from machinery.checkpoints import load_weights, refuse_unless_buildable
 from networks import Derained, DerainNet
 from utils import UserError, file_errors
 
-# The networks that --backbone and a checkpoint may name: whoever has another adds it here.
+# The networks that --backbone and checkpoints may name. Add yours here.
 BACKBONES: dict[str, type[nn.Module]] = {"DerainNet": DerainNet, "LightNet": LightNet}
 
 
@@ -46,9 +46,9 @@ class AutocastModel(nn.Module):
 
 
 def architecture_of(recipe: Any) -> dict[str, Any]:
-    """How to build a recipe's network: its backbone and, of the recipe's `architecture`, what this one takes.
+    """The recipe's backbone and those of its architecture options that this backbone takes.
 
-    Raises UserError where BACKBONES has no such backbone.
+    Raises UserError if BACKBONES has no such backbone.
     """
     taken = inspect.signature(_backbone(recipe.backbone)).parameters
     arguments = {name: value for name, value in recipe.architecture.items() if name in taken}
@@ -56,9 +56,9 @@ def architecture_of(recipe: Any) -> dict[str, Any]:
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """A network with fresh weights from what `architecture_of` says, or a checkpoint's `network`.
+    """A network with random weights, from `architecture_of(recipe)` or a checkpoint's `network`.
 
-    Raises UserError where no such network can be built, or none that a checkpoint could tell of.
+    Raises UserError if no such network can be built, or if a checkpoint could not describe it.
     """
     name, arguments = architecture["backbone"], architecture["arguments"]
     said = ", ".join(f"{key} {value}" for key, value in arguments.items())
@@ -70,7 +70,7 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def for_training(net: nn.Module, recipe: Any) -> AutocastModel:
-    """`net` as a recipe has it trained. Raises UserError where it offers no --recompute or no --compile."""
+    """`net` set up for a recipe. Raises UserError if it does not support --recompute or --compile."""
     for wanted in ("recompute", "compile"):
         if getattr(recipe, wanted):
             if not hasattr(net, f"{wanted}_units"):
@@ -80,7 +80,7 @@ def for_training(net: nn.Module, recipe: Any) -> AutocastModel:
 
 
 def network_from(content: Mapping[str, Any], path: Path) -> nn.Module:
-    """The network in a checkpoint, in float32. Raises UserError where the two do not fit."""
+    """The network in a checkpoint, in float32. Raises UserError if weights and architecture do not match."""
     if (name := content["network"]["backbone"]) not in BACKBONES:
         raise UserError(f"{path} needs a backbone {name!r}: backbones.BACKBONES has {', '.join(BACKBONES)}")
     # the arguments are the file's: whatever a constructor says to them is its fault

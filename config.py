@@ -1,11 +1,12 @@
-"""One frozen record a dataset and stage: the paper's numbers, each beside its source.
+"""The recipes: one frozen record per dataset and stage, each number beside its source.
 
-A record's fields are its script's options (machinery/options.py), in the groups that `--help` shows. Those
-that end in _weight are the weights of the stage's terms (stages.py). Sources: [readme] the authors' README,
-[script] their released scripts, [paper] the paper, [ours] chosen here, with the reason in REPRODUCTION.md.
+A record's fields are the options of its script (machinery/options.py), in the groups that `--help` shows.
+Fields that end in _weight are the weights of the stage's loss terms (stages.py). Sources: [readme] the
+authors' README, [script] their released scripts, [paper] the paper, [ours] chosen here, for the reason in
+REPRODUCTION.md.
 
-Without a word on the command line every dataset's record is the paper's recipe. `--preset light` is
-LightNet's, and so is the recipe for photographs, which the paper does not have.
+The defaults are the paper's recipe. `--preset light` selects LightNet's; so does the recipe for photographs,
+which is not in the paper.
 """
 
 import math
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 from machinery.options import Machine, option
 
-# A run that is resumed must have the same data, schedule and loss; where files lie, and how fast, may change.
+# A resumed run must keep the options that change its result (changes_result).
 data = partial(option, group="data", changes_result=True)
 place = partial(option, group="data")
 schedule = partial(option, group="schedule", changes_result=True)
@@ -28,58 +29,66 @@ extra = partial(option, group="beyond the paper's recipe", changes_result=True)
 network = partial(extra, architecture=True)
 layers = partial(extra, needs="recombine")
 probability = partial(extra, min=0, max=1)
-MOST_IN_A_BATCH, MOST_EPOCHS = 1 << 16, 10**6  # beyond any use: a slip of the finger, told before it is tried
+MOST_IN_A_BATCH, MOST_EPOCHS = 1 << 16, 10**6  # sanity bounds: only a typo exceeds them
 in_epochs = partial(length, min=1, max=MOST_EPOCHS)
 in_batch = partial(schedule, min=1, max=MOST_IN_A_BATCH)
 
-COSINE_END = 0.01  # what a cosine schedule leaves of the learning rate
+COSINE_END = 0.01  # final learning rate of a cosine schedule, as a fraction of the first
 
 
 @dataclass(frozen=True)
 class Training(Machine):
-    """What both stages share."""
+    """Options of both stages."""
 
     dataset: str = ""
     stage: str = ""
 
-    preset: str = option("paper", "the recipe: the paper's, or LightNet's own", ("paper", "light"))
+    preset: str = option("paper", "recipe: the paper's or LightNet's", ("paper", "light"))
 
-    data_path: tuple[Path, ...] = place((), "the dataset, as unpacked, or several: see datasets/README.md")
+    data_path: tuple[Path, ...] = place((), "one or more datasets, as unpacked: see datasets/README.md")
     shares: tuple[float, ...] = extra(
         (), "sampling weight per dataset, --streaks last; default: by size", greater_than=0
     )
     patch_size: int = data(120, "side of the square crops, in pixels", min=16, max=4096)
-    rainy_side: str = data("auto", "of side-by-side images: the rainy half", ("auto", "left", "right"))
-    seed: int = data(0, "of the first weights, the order, the crops", min=0, max=2**63 - 1)
+    rainy_side: str = data("auto", "rainy half of side-by-side images", ("auto", "left", "right"))
+    seed: int = data(0, "seed of initial weights, order and crops", min=0, max=2**63 - 1)
 
-    batchSize: int = in_batch(12, "pairs a step, over all processes")
+    batchSize: int = in_batch(12, "pairs per step, over all processes")
     late_start: float = extra(1.0, "fraction of the run after which crops are larger; 1: off", min=0, max=1)
     late_patch_size: int = extra(256, "side of the larger crops, in pixels", min=16, max=4096)
-    late_batchSize: int = extra(2, "pairs a step of larger crops", min=1, max=MOST_IN_A_BATCH)
-    epochs: int = in_epochs(520, "a run is epochs * pairs / batchSize steps, unless --steps is given")
-    steps: int = length(0, "length in steps, the milestones in proportion; 0: by epochs", min=0, max=10**9)
+    late_batchSize: int = extra(2, "pairs per step of larger crops", min=1, max=MOST_IN_A_BATCH)
+    epochs: int = in_epochs(520, "length: epochs * pairs / batchSize steps, unless --steps is given")
+    steps: int = length(0, "length in steps, milestones scaled to it; 0: by epochs", min=0, max=10**9)
     lr: float = schedule(5e-4, "learning rate of Adam", greater_than=0, max=1)
-    optimizer: str = extra("adam", "muon: for hidden convolutions, Adam for the rest", ("adam", "muon"))
-    muon_lr: float = extra(0.0, "learning rate of Muon; 0: that of Adam", min=0, max=1)
-    milestone: tuple[int, ...] = schedule(
-        (312, 416), "epochs after which the rate drops; not with --cosine", min=1, max=MOST_EPOCHS
+    optimizer: str = extra(
+        "adam", "Adam, or Muon for hidden convolutions with Adam for the rest", ("adam", "muon")
     )
-    lr_factor: float = schedule(0.5, "what a drop multiplies the rate by", greater_than=0, max=1)
+    muon_lr: float = extra(0.0, "learning rate of Muon; 0: --lr", min=0, max=1)
+    milestone: tuple[int, ...] = schedule(
+        (312, 416), "epochs after which the learning rate drops; not with --cosine", min=1, max=MOST_EPOCHS
+    )
+    lr_factor: float = schedule(0.5, "factor of a drop", greater_than=0, max=1)
 
-    backbone: str = network("DerainNet", "the network: a name in backbones.BACKBONES")
-    channels: tuple[int, ...] = network((24, 32, 48), "at each resolution, from full down", min=1, max=512)
-    units: tuple[int, ...] = network((10, 4, 2), "applications a stage at each resolution", min=1, max=64)
+    backbone: str = network("DerainNet", "network: a name in backbones.BACKBONES")
+    channels: tuple[int, ...] = network(
+        (24, 32, 48), "channels at each resolution, from full down", min=1, max=512
+    )
+    units: tuple[int, ...] = network((10, 4, 2), "units per stage at each resolution", min=1, max=64)
     context: bool = network(False, "LightNet: add the mean of the deepest features over the image")
-    augment: bool = extra(False, "flip and rotate crops; with --recombine backgrounds alone: rain falls")
-    mirror: bool = extra(False, "mirror the crops left to right: the rain still falls down")
-    recombine: bool = extra(False, "swap streak layers between images, of rain that is exact grey addition")
-    max_streak_rotation: float = layers(0.0, "turn a layer: degrees at most", min=0, max=90, also="slant")
-    streak_zoom: float = layers(1.0, "enlarge or shrink a layer, times at most", min=1, max=4)
-    streak_strength: float = layers(1.0, "strengthen or weaken a layer, times at most", min=1, max=4)
-    streak_blur: float = layers(0.0, "blur a layer, by pixels at most", min=0, max=20)
-    streak_layers: int = layers(1, "layers on a crop at most", min=1, max=8)
-    streaks: tuple[Path, ...] = layers((), "folders of further layers, grey on black", changes_result=False)
-    backgrounds: tuple[Path, ...] = layers((), "folders of further clean images", changes_result=False)
+    augment: bool = extra(False, "flip and rotate crops; with --recombine, backgrounds only")
+    mirror: bool = extra(False, "mirror crops left to right")
+    recombine: bool = extra(
+        False, "swap streak layers between images; needs rain that is an exact grey addition"
+    )
+    max_streak_rotation: float = layers(
+        0.0, "largest rotation of a layer, in degrees", min=0, max=90, also="slant"
+    )
+    streak_zoom: float = layers(1.0, "largest zoom of a layer, or its inverse", min=1, max=4)
+    streak_strength: float = layers(1.0, "largest gain of a layer, or its inverse", min=1, max=4)
+    streak_blur: float = layers(0.0, "largest blur of a layer: sigma in pixels", min=0, max=20)
+    streak_layers: int = layers(1, "largest number of layers on a crop", min=1, max=8)
+    streaks: tuple[Path, ...] = layers((), "folders of more layers, grey on black", changes_result=False)
+    backgrounds: tuple[Path, ...] = layers((), "folders of more clean images", changes_result=False)
     clear_prob: float = probability(0.0, "fraction of crops without rain", also="clear_share")
     haze_prob: float = probability(
         0.0, "fraction of crops with haze on both input and target", also="veil_share"
@@ -87,36 +96,40 @@ class Training(Machine):
     downscale: float = extra(1.0, "largest random downscaling of a pair", min=1, max=4, also="shrink")
     sharpen_prob: float = probability(0.0, "fraction of crops sharpened, both sides", also="sharpen_share")
     jpeg_prob: float = probability(0.0, "fraction of crops JPEG-compressed, both sides", also="jpeg_share")
-    hold_back: int = extra(0, "validate on so many pairs a set, and train on none of their scenes", min=0)
-    cosine: bool = extra(False, "the rate falls by a cosine, to a hundredth, without milestones")
+    hold_back: int = extra(0, "hold out this many pairs per set, with their scenes, for validation", min=0)
+    cosine: bool = extra(False, "cosine schedule to a hundredth of the rate, without milestones")
     psnr_cap: float = extra(60.0, "upper limit of the PSNR term, in dB", min=1, max=100, also="psnr_most")
-    warmup: int = extra(0, "steps in which the rate rises linearly to --lr", min=0, max=10**6)
+    warmup: int = extra(0, "steps of linear warm-up", min=0, max=10**6)
     beta2: float = extra(0.999, "second-moment decay of Adam", greater_than=0, max=0.99999)
-    weight_decay: float = extra(0.0, "of Adam, decoupled", min=0, max=1)
-    clip: float = extra(0.0, "largest norm of the gradient; 0: any", min=0, max=10**6)
-    ema: float = extra(0.0, "decay of the weights' average, which is the result; 0: none", min=0, max=0.99999)
+    weight_decay: float = extra(0.0, "decoupled weight decay", min=0, max=1)
+    clip: float = extra(0.0, "largest norm of the gradient; 0: off", min=0, max=10**6)
+    ema: float = extra(
+        0.0, "EMA decay; the averaged weights are validated and saved (0: off)", min=0, max=0.99999
+    )
 
-    workers: int = machine(2, "loader processes for each training process; 0: none", min=0, max=256)
+    workers: int = machine(
+        2, "loader processes per training process; 0: load in the training process", min=0, max=256
+    )
     accumulate: int = machine(1, "gradient-accumulation steps: less memory", min=1, max=MOST_IN_A_BATCH)
-    cache: str = machine("auto", "keep decoded images in memory; auto: where they fit", ("auto", "on", "off"))
-    recompute: bool = machine(False, "recompute the units in the backward pass: less memory, slower")
-    compile: bool = machine(False, "compile the units: minutes at the start, faster steps on CUDA")
-    deterministic: bool = machine(False, "the same numbers in every run on CUDA too; slower")
+    cache: str = machine("auto", "keep decoded images in memory; auto: if they fit", ("auto", "on", "off"))
+    recompute: bool = machine(False, "activation checkpointing of the units: less memory, slower")
+    compile: bool = machine(False, "torch.compile the units: minutes at the start, faster steps on CUDA")
+    deterministic: bool = machine(False, "reproduce runs bit for bit on CUDA too; slower")
 
-    save_path: Path = record(Path(), "where checkpoints, log.jsonl and the TensorBoard log go")
-    resume: bool = record(False, "go on from net_latest, as if never stopped; on CUDA: --deterministic")
+    save_path: Path = record(Path(), "folder for checkpoints, log.jsonl and TensorBoard")
+    resume: bool = record(False, "continue from net_latest, bit for bit (on CUDA with --deterministic)")
     log_every: int = record(10, "steps between log lines", min=1)
     save_every: int = record(200, "steps between checkpoints; Ctrl-C saves too", min=1)
-    keep_every: int = record(0, "steps between checkpoints kept for good, as net_STEP; 0: none", min=0)
+    keep_every: int = record(0, "steps between checkpoints that are kept, as net_STEP; 0: none", min=0)
     val_every: float = record(10.0, "epochs between validations; 0: never", min=0, max=MOST_EPOCHS)
-    val_images: int = record(0, "test pairs to validate on, where none are held back; 0: all", min=0)
+    val_images: int = record(0, "number of test pairs to validate on if none are held back; 0: all", min=0)
 
     def with_preset(self, name: str) -> Self:
-        """The same dataset and stage by another recipe."""
+        """The record of the same dataset and stage in another preset."""
         if name == self.preset:
             return self
         numbers = PRESETS[name].get((self.dataset, self.stage))
-        if numbers is None:  # which `validate` will say
+        if numbers is None:  # `validate` reports it
             return replace(self, preset=name)
         folder = f"{self.dataset}-{name}"
         moved = self.save_path.with_name(self.save_path.name.replace(self.dataset, folder))
@@ -125,27 +138,27 @@ class Training(Machine):
     def validate(self) -> str | None:
         sets, made = len(self.data_path) + bool(self.streaks), (self.dataset, self.stage)
         papers_own = self.preset == "paper" and not any(made in of for of in PRESETS.values())
-        if made not in PRESETS[self.preset] and not papers_own:  # a dataset of the user's has no preset
-            return f"--preset {self.preset}: there is no such recipe of {self.dataset} in config.PRESETS"
+        if made not in PRESETS[self.preset] and not papers_own:  # a user's own dataset has no preset
+            return f"--preset {self.preset}: config.PRESETS has no such recipe for {self.dataset}"
         if not self.data_path:
-            return "--data_path names no folder: give that of a dataset"
+            return "--data_path is empty: give the folder of a dataset"
         if self.shares and len(self.shares) != sets:
             streaks = ", with the streaks" if self.streaks else ""
-            return f"--shares takes a number a set, {sets}{streaks}, not {len(self.shares)}"
+            return f"--shares needs one number per dataset, {sets}{streaks}, not {len(self.shares)}"
         weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
         if not any(weights.values()):
-            return f"--{' and --'.join(weights)}: all are 0, so there is nothing to learn"
+            return f"--{' and --'.join(weights)}: all are 0: give at least one a weight"
         return super().validate()
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of a run over `pairs` pairs, in steps."""
+    """Length, learning rate, batch size and validations of a run, in steps."""
 
     steps: int
     drops: tuple[int, ...]
     lr_factor: float
-    validations: int  # steps between them; 0: one at the end alone
+    validations: int  # steps between validations; 0: only at the end
     cosine: bool
     warmup: int
     late: int  # the first step of larger crops
@@ -153,7 +166,7 @@ class Schedule:
 
     @classmethod
     def of(cls, recipe: Training, pairs: int) -> Self:
-        """By epochs, or `recipe.steps` long with the milestones moved in proportion."""
+        """By epochs over `pairs`, or `recipe.steps` long with milestones in proportion."""
         by_epochs = max(1, recipe.epochs * pairs // recipe.batchSize)
         steps = recipe.steps or by_epochs
         drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
@@ -165,11 +178,11 @@ class Schedule:
         )
 
     def batch_size(self, step: int) -> int:
-        """Crops of the step that ends as step number `step`, counted from 1."""
+        """Crops of a step, counted from 1."""
         return self.batch_sizes[step > self.late]
 
     def factor(self, step: int) -> float:
-        """What the recipe's learning rate is multiplied by at a step, counted from 0."""
+        """Factor on the recipe's learning rate at a step, counted from 0."""
         rise = min(1, (step + 1) / self.warmup) if self.warmup else 1
         if self.cosine:
             share = min(1, step / self.steps)
@@ -177,7 +190,7 @@ class Schedule:
         return rise * self.lr_factor ** sum(step >= drop for drop in self.drops)
 
     def validates(self, step: int) -> bool:
-        """Whether a validation follows this step, as it does the last one."""
+        """Whether a validation follows this step; one follows the last step."""
         return step == self.steps or bool(self.validations and step % self.validations == 0)
 
 
@@ -187,11 +200,11 @@ class Teacher(Training):
 
     stage: str = "SID"
 
-    weights: Path = place(Path(), "fine-tune these: a checkpoint, or its folder; not in the paper")
+    weights: Path = place(Path(), "checkpoint, or its folder, to fine-tune; not in the paper")
 
-    ssim_weight: float = loss(1.0, "of minus SSIM to the clean image")
-    l1_weight: float = loss(0.0, "of L1 to the clean image; not in the paper")
-    psnr_weight: float = loss(0.0, "of minus PSNR, in dB; not in the paper")
+    ssim_weight: float = loss(1.0, "weight of minus SSIM to the clean image")
+    l1_weight: float = loss(0.0, "weight of L1 to the clean image; not in the paper")
+    psnr_weight: float = loss(0.0, "weight of minus PSNR, in dB; not in the paper")
 
 
 @dataclass(frozen=True)
@@ -200,24 +213,24 @@ class Student(Training):
 
     stage: str = "SSID-KD"
 
-    teacher: Path = place(Path(), "checkpoint to start from: a file, or a folder that holds one")
+    teacher: Path = place(Path(), "checkpoint to start from: a file or its folder")
     real_path: tuple[Path, ...] = place((), "folders of unlabelled real rainy images")
     patch_size: int = data(128, "side of the crops and window of the dark channel", min=16, max=4096)
 
-    batchSize: int = in_batch(2, "pairs, and as many real images, a step")
-    epochs: int = in_epochs(10, "a run is epochs * pairs / batchSize steps, unless --steps is given")
+    batchSize: int = in_batch(2, "pairs, and as many real images, per step")
+    epochs: int = in_epochs(10, "length: epochs * pairs / batchSize steps, unless --steps is given")
     lr: float = schedule(1e-4, "learning rate of Adam", greater_than=0, max=1)
-    milestone: tuple[int, ...] = schedule((), "epochs after which the rate drops", min=1, max=10**6)
+    milestone: tuple[int, ...] = schedule((), "epochs after which the learning rate drops", min=1, max=10**6)
     val_every: float = record(1.0, "epochs between validations; 0: never", min=0, max=MOST_EPOCHS)
 
-    l1_weight: float = loss(20.0, "of L1 to the clean image")
-    dark_syn_weight: float = loss(1e-6, "of the dark channel, synthetic")
-    dark_real_weight: float = loss(1e-6, "of the dark channel, real")
-    tv_syn_weight: float = loss(1e-6, "of the total variation, synthetic")
-    tv_real_weight: float = loss(1e-6, "of the total variation, real")
-    kl_weight: float = loss(1e-6, "of the distillation, KL of the codes")
-    ssim_weight: float = loss(0.0, "of minus SSIM to the clean image; not in the paper")
-    psnr_weight: float = loss(0.0, "of minus PSNR, in dB; not in the paper")
+    l1_weight: float = loss(20.0, "weight of L1 to the clean image")
+    dark_syn_weight: float = loss(1e-6, "weight of the dark channel, synthetic")
+    dark_real_weight: float = loss(1e-6, "weight of the dark channel, real")
+    tv_syn_weight: float = loss(1e-6, "weight of the total variation, synthetic")
+    tv_real_weight: float = loss(1e-6, "weight of the total variation, real")
+    kl_weight: float = loss(1e-6, "weight of the distillation, KL of the codes")
+    ssim_weight: float = loss(0.0, "weight of minus SSIM to the clean image; not in the paper")
+    psnr_weight: float = loss(0.0, "weight of minus PSNR, in dB; not in the paper")
 
     def with_preset(self, name: str) -> Self:
         changed = super().with_preset(name)
@@ -228,30 +241,32 @@ class Student(Training):
 
 @dataclass(frozen=True)
 class Evaluation(Machine):
-    """What is scored, and of which model. Labels are not the script's, but of what is run (evaluation.py)."""
+    """Options of an evaluation. Labels in tables come from the checkpoint and the data (evaluation.py)."""
 
-    dataset: str = ""  # what the script is called for
+    dataset: str = ""  # the one in the script's name
     labelled: bool = True  # whether it has clean images
-    trained_for: str = ""  # the dataset that the model of --logdir's default is trained on
-    made_by: str = ""  # the script that trains it
+    trained_for: str = ""  # training set of the default model
+    made_by: str = ""  # the script that trains the default model
 
-    preset: str = option("paper", "whose model: the paper's recipe's, or LightNet's", ("paper", "light"))
-
-    logdir: Path = option(Path(), "the model: a checkpoint, ours or the authors', or a folder that holds one")
-    derained: Path = option(Path(), "score this folder of derained images, whatever made them, instead")
-    data_path: Path = option(Path(), "the dataset, as unpacked: see datasets/README.md")
-    save_path: Path = option(
-        Path("results/{dataset}/{method}"), "where images, scores.json and index.html go; by what was run"
+    preset: str = option(
+        "paper", "recipe of the default model: the paper's or LightNet's", ("paper", "light")
     )
-    rainy_side: str = option("auto", "of side-by-side images: the rainy half", ("auto", "left", "right"))
-    method: str = option("", "what the tables call the method, instead of what the checkpoint tells")
-    trained_on: str = option("", "the dataset it was trained on, where the checkpoint does not tell")
-    set_name: str = option("", "what the tables call the dataset, instead of what its folder tells")
-    tile: int = option(0, "side of the tiles that larger images are cut into, in pixels; 0: never", min=0)
-    self_ensemble: bool = option(False, "the mean over eight flips and rotations, at eight times the cost")
-    clean_names: bool = option(False, "name results as the clean images, as the released scripts expect")
+
+    logdir: Path = option(Path(), "model: a checkpoint, ours or the authors', or its folder")
+    derained: Path = option(Path(), "score this folder of derained images instead of a model")
+    data_path: Path = option(Path(), "dataset, as unpacked: see datasets/README.md")
+    save_path: Path = option(
+        Path("results/{dataset}/{method}"), "folder for images, scores.json and index.html"
+    )
+    rainy_side: str = option("auto", "rainy half of side-by-side images", ("auto", "left", "right"))
+    method: str = option("", "name of the method in tables; default: from the checkpoint")
+    trained_on: str = option("", "training set, if the checkpoint does not record it")
+    set_name: str = option("", "name of the dataset in tables; default: from its folder")
+    tile: int = option(0, "side of the tiles that larger images are cut into, in pixels; 0: no tiles", min=0)
+    self_ensemble: bool = option(False, "average over eight flips and rotations, at eight times the cost")
+    clean_names: bool = option(False, "name results like the clean images, as the released scripts expect")
     niqe: bool = option(False, "score NIQE too, of the derained and the rainy images")
-    page: bool = option(True, "write index.html, with a before/after slider for each image")
+    page: bool = option(True, "write index.html with a before/after slider per image")
     workers: int = option(2, "processes that read ahead; 0: none", min=0, max=256)
 
     def with_preset(self, name: str) -> Self:
@@ -262,7 +277,7 @@ class Evaluation(Machine):
 
 
 def preset_words(preset: str) -> str:
-    """What a command line has of it."""
+    """The option that selects a preset, for a command line."""
     return "" if preset == "paper" else f" --preset {preset}"
 
 

@@ -41,7 +41,7 @@ class Level(nn.Module):
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(channels) for _ in range(blocks))
-        self.recompute = False  # the blocks' inner maps in the backward pass: slower, and smaller
+        self.recompute = False  # activation checkpointing of the blocks: slower, less memory
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -77,19 +77,19 @@ class LightNet(nn.Module):
         self.decode = nn.ModuleList(map(Level, channels[:-1], units[:-1]))
         self.tail = nn.Conv2d(channels[0], 3, 3, padding=1)
         self.context = nn.Conv2d(channels[-1], channels[-1], 1) if context else None
-        for conv in filter(None, (self.tail, self.context)):  # it begins by changing nothing
+        for conv in filter(None, (self.tail, self.context)):  # starts as the identity
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, rainy: Tensor, image_mean: Tensor | None = None) -> Derained:
-        """`image_mean`: of the image that `rainy` is a tile of (`self.image_mean`); default: of `rainy`."""
+        """`image_mean`: that of the whole image where `rainy` is a tile of it; default: that of `rainy`."""
         height, width = rainy.shape[-2:]
         x, skips = self._encoded(rainy)
         if self.context is not None:
             x = x + self.context(x.mean((2, 3), keepdim=True) if image_mean is None else image_mean)
         code = x = self.encode[-1](x)  # (N, C5, H / 16, W / 16)
         for decode, up in zip(reversed(self.decode), reversed(self.up), strict=True):
-            # the skip first: the sum is channels last as it is, which pixel_shuffle on CUDA is not
+            # the skip first: the sum takes its layout, channels last; pixel_shuffle on CUDA returns NCHW
             x = decode(skips.pop() + F.pixel_shuffle(up(x), 2))
         streaks = self.tail(x)[..., :height, :width]
         return Derained(rainy - streaks, streaks, code)
@@ -104,22 +104,22 @@ class LightNet(nn.Module):
         return x, skips
 
     def image_mean(self, rainy: Tensor) -> Tensor | None:
-        """What `context` reads of an image: (N, C5, 1, 1); None for a network without it."""
+        """The input of `context`, (N, C5, 1, 1); None for a network without it."""
         return None if self.context is None else self._encoded(rainy)[0].mean((2, 3), keepdim=True)
 
     def recompute_units(self) -> None:
-        """Has the backward pass compute each block's inner map anew: slower, in less memory."""
+        """Recompute each block's activations in the backward pass: slower, less memory."""
         for level in (*self.encode, *self.decode):
             level.recompute = True
 
     def compile_units(self, backend: str = "inductor") -> None:
-        """Has torch compile each level by itself: small graphs compile fast."""
+        """Compile each level separately: small graphs compile fast."""
         for level in (*self.encode, *self.decode):
             level.compile(backend=backend, dynamic=False)
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """(N, 3, H, W), mirrored to the right and below to the next multiple; repeated if too small to mirror."""
+    """(N, 3, H, W), reflected at the right and the bottom to the next multiple; replicated if too small."""
     height, width = images.shape[-2:]
     right, below = -width % multiple, -height % multiple
     if not right and not below:

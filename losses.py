@@ -12,16 +12,16 @@ from torch import Tensor
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity, averaged over images, channels and pixels: a scalar, 1 for identical images.
 
-    Gaussian window of 11, sigma 1.5, ZERO padding, each channel by itself, C1 = 0.01^2, C2 = 0.03^2: the
-    released code's, which darkens the border's means and so weighs borders more than a 'valid' SSIM would.
+    Gaussian window of 11, sigma 1.5, ZERO padding, each channel separately, C1 = 0.01^2, C2 = 0.03^2, as
+    released. Zero padding darkens the means at the border, so borders weigh more than in a 'valid' SSIM.
     """
-    # not channels last: on CUDA, convolutions of such maps may be TF32, too coarse for the variances
+    # contiguous: on CUDA, channels-last convolutions may run in TF32, too coarse for the variances
     x, y = x.contiguous(), y.contiguous()
     channels = x.shape[1]
     offsets = torch.arange(11, dtype=x.dtype, device=x.device) - 5
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = window / window.sum()
-    maps = torch.cat([x, y, x * x, y * y, x * y], 1)  # (N, 5C, H, W): one blur for all
+    maps = torch.cat([x, y, x * x, y * y, x * y], 1)  # (N, 5C, H, W), blurred in one call
     row = window.expand(5 * channels, 1, 1, 11)
     blurred = F.conv2d(maps, row, padding=(0, 5), groups=5 * channels)
     blurred = F.conv2d(blurred, row.transpose(2, 3), padding=(5, 0), groups=5 * channels)
@@ -39,9 +39,9 @@ def l1(x: Tensor, y: Tensor) -> Tensor:
 
 
 def psnr(x: Tensor, y: Tensor, most: float = 60.0) -> Tensor:
-    """PSNR in dB, of each image, then averaged: a scalar. Images that err much weigh no more.
+    """PSNR in dB per image, averaged: a scalar. Unlike MSE's, its gradient is not dominated by bad images.
 
-    It nears `most` as the error nears 0: else images that hardly err would outweigh all others.
+    `most` is its upper limit, reached as the error nears 0; without it near-perfect images would dominate.
     """
     errors = F.mse_loss(x, y, reduction="none").mean((1, 2, 3))
     return -10 * (errors + 10 ** (-most / 10)).log10().mean()
@@ -50,9 +50,9 @@ def psnr(x: Tensor, y: Tensor, most: float = 60.0) -> Tensor:
 def dark_channel(image: Tensor, window: int) -> Tensor:
     """Minus the SUM, over batch and positions, of the maximum of 1 - image over channels and a square window.
 
-    The window is padded by half of itself, so that an even one gives a map of (H + 1, W + 1). A maximum is
-    separable: over channels, rows and columns in turn it costs 2 `window` comparisons a position where the
-    released three-dimensional pooling makes 3 `window` squared.
+    Padding is window // 2, so an even window gives a map of (H + 1, W + 1). The maximum is separable: over
+    channels, rows and columns in turn it takes 2 `window` comparisons per position, and the released
+    three-dimensional pooling 3 `window` squared.
     """
     brightest = (1 - image).max(dim=1, keepdim=True).values
     brightest = F.max_pool2d(brightest, (window, 1), stride=1, padding=(window // 2, 0))
@@ -60,16 +60,16 @@ def dark_channel(image: Tensor, window: int) -> Tensor:
 
 
 def total_variation(image: Tensor) -> Tensor:
-    """SUM of the absolute differences to the left and the upper neighbour; beyond the image is 0."""
+    """SUM of absolute differences to the left and the upper neighbour; the image is zero-padded."""
     left = F.pad(image, (1, 0))[..., :-1]
     above = F.pad(image, (0, 0, 1, 0))[..., :-1, :]
     return (image - left).abs().sum() + (image - above).abs().sum()
 
 
 def distillation(code_syn: Tensor, code_real: Tensor) -> Tensor:
-    """KL divergence of the real code's channels (softmax) from the synthetic one's, averaged over ELEMENTS.
+    """KL divergence of the real code from the synthetic one (softmax over channels), averaged over ELEMENTS.
 
-    Both are (N, C4, H/4, W/4), and both get a gradient, as released.
+    Both are (N, C4, H/4, W/4); as released, both get a gradient.
     """
     target = F.softmax(code_real, 1)
     return F.kl_div(F.log_softmax(code_syn, 1), target, reduction="none").mean()

@@ -1,12 +1,12 @@
 """The backbone of SID and SSID-KD: multi-scale fusion and pyramid fusion modules in three branches.
 
-One network serves as teacher and as student. Images are RGB, (N, 3, H, W), float, in [0, 1], of any size from
-1x1 up. C1, C2, C4 are the channels at full, half and quarter resolution (24, 32, 48 in the paper) and n1, n2,
-n4 how often a stage applies its unit there (10, 4, 2); both are arguments, so that a test can be small.
+Teacher and student have the same architecture. Images are RGB, (N, 3, H, W), float, in [0, 1], any size from
+1x1 up. C1, C2, C4: channels at full, half and quarter resolution (24, 32, 48 in the paper). n1, n2, n4: how
+often a stage applies its unit there (10, 4, 2).
 
-Where a formulation differs from the paper's figures, and gives the same function at less cost, its docstring
-has the plain formula; tests/plain.py is the whole network in them. The five fusions whose output the released
-network throws away are left out.
+Some modules compute the paper's formula in a cheaper, equivalent way; their docstrings give the plain
+formula, and tests/plain.py has the whole network in plain formulas. The released network computes five
+fusions and discards their output; this one leaves them out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,18 +22,18 @@ SMALLEST = 32  # below this side the quarter resolution cannot be pooled by eigh
 
 
 class Derained(NamedTuple):
-    """What the network makes of a batch of rainy images (N, 3, H, W)."""
+    """The network's outputs for a batch of rainy images (N, 3, H, W)."""
 
     derained: Tensor  # (N, 3, H, W), rainy - streaks: not clamped
     streaks: Tensor  # (N, 3, H, W)
-    code: Tensor  # (N, C4, H // 4, W // 4), of the padded image where a side is below 32: what is distilled
+    code: Tensor  # (N, C4, H // 4, W // 4), the features to distil; of the padded image if a side is below 32
 
 
 # --------------------------------------------------------------------------------------- convolutions, sizes
 
 
 def activate(x: Tensor) -> Tensor:
-    # in place: the backward pass of LeakyReLU needs the sign of its result alone
+    # in place: the backward pass of LeakyReLU only needs the sign of its output
     return F.leaky_relu(x, SLOPE, inplace=True)
 
 
@@ -48,11 +48,11 @@ class Conv(nn.Conv2d):
 
 
 class Fusion(nn.Conv2d):
-    """1x1 convolution of several maps of as many channels, all brought to the size of the first; no LReLU.
+    """1x1 convolution of several maps with equal channels, upsampled to the size of the first; no LReLU.
 
-    Plainly, conv1x1(concatenation of [nearest(map) for map in maps]). But a 1x1 convolution commutes with
-    nearest upsampling, and is a sum over its input channels: so each map meets its own slice of the weights
-    at its own resolution, and the wide concatenated tensor is never built.
+    Plain formula: conv1x1(concat([nearest(map) for map in maps])). A 1x1 convolution commutes with nearest
+    upsampling and is a sum over input channels, so each map is multiplied by its own slice of the weights at
+    its own resolution. The wide concatenated tensor is never built.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -73,7 +73,7 @@ def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest upsampling to `size` (H, W)."""
     if x.shape[-2:] == tuple(size):
         return x
-    with torch.autocast(x.device.type, enabled=False):  # on CUDA it would make float32 of numbers it copies
+    with torch.autocast(x.device.type, enabled=False):  # on CUDA, autocast would convert to float32
         return F.interpolate(x, tuple(size))
 
 
@@ -81,7 +81,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, without aligned corners, to `size` (H, W)."""
     height, width = x.shape[-2:]
     if (height, width) == (2 * size[0], 2 * size[1]):
-        return F.avg_pool2d(x, 2)  # the same numbers, cheaper
+        return F.avg_pool2d(x, 2)  # equal, and cheaper
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -109,7 +109,7 @@ class PyramidFusion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         p2 = F.max_pool2d(x, 2)
-        p4 = F.max_pool2d(p2, 2)  # of x by 4: the maximum of maxima
+        p4 = F.max_pool2d(p2, 2)  # equals pooling x by 4
         p8 = F.max_pool2d(p4, 2)
         s8 = self.chain8(p8)
         s4 = self.chain4(activate(self.fuse84([p4, s8])))
@@ -119,11 +119,11 @@ class PyramidFusion(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    """3x3 and 5x5 convolutions side by side, twice, each pair seeing both. (N, C, H, W) to the same.
+    """Parallel 3x3 and 5x5 convolutions, twice; the second pair reads both outputs. (N, C, H, W) to the same.
 
-    The first pair is, plainly, the concatenation of [LReLU(conv3_1(x)), LReLU(conv5_1(x))]. One convolution
-    makes both, the 3x3 as a 5x5 with a rim of zeros. More products, yet less time: it fills the vector units,
-    which 24 output channels do not, and nothing is left to concatenate.
+    Plain formula of the first pair: concat([LReLU(conv3_1(x)), LReLU(conv5_1(x))]). One convolution computes
+    both, with the 3x3 kernel zero-padded to 5x5: more products in less time, since 24 output channels do not
+    fill the vector units, and no concatenation.
     """
 
     def __init__(self, channels: int) -> None:
@@ -147,7 +147,7 @@ class Unit(nn.Sequential):
     def __init__(self, channels: int) -> None:
         super().__init__(PyramidFusion(channels), MultiScaleFusion(channels))
 
-    def forward(self, x: Tensor) -> Tensor:  # its own: nn.Sequential's would be compiled to a graph a module
+    def forward(self, x: Tensor) -> Tensor:  # overridden: torch.compile splits nn.Sequential's into graphs
         pyramid_fusion, multi_scale_fusion = self
         return multi_scale_fusion(pyramid_fusion(x))
 
@@ -156,12 +156,11 @@ class Unit(nn.Sequential):
 
 
 class DenseFeatures(nn.Module):
-    """A dense stage whose output nothing reads: of
+    """A dense stage without its output layer: returns the features t_1, ..., t_n only.
 
         out_0 = x,   t_i = unit(out_{i-1} + skip_i),   out_i = LReLU(conv1x1_i([x, t_1, ..., t_i]))
 
-    it gives the features t_1, ..., t_n, and has no conv1x1_n. The unit is ONE, its weights tied as the
-    authors released it; only the 1x1 convolutions differ.
+    As released, all n steps share one unit; only the 1x1 convolutions differ.
     """
 
     def __init__(self, channels: int, n: int) -> None:
@@ -169,17 +168,17 @@ class DenseFeatures(nn.Module):
         self.unit = Unit(channels)
         self.fusions = nn.ModuleList(Fusion((i + 1) * channels, channels) for i in range(1, n))
         self.n = n
-        self.recompute = False  # the unit's inner maps in the backward pass: slower, and far smaller
+        self.recompute = False  # activation checkpointing of the unit: slower, far less memory
 
     def forward(self, x: Tensor, skips: Iterator[Tensor] | None = None) -> list[Tensor]:
         """x (N, C, H, W), and the n features of another stage, to n features like x."""
         features: list[Tensor] = []
         for i in range(self.n):
             out = activate(self.fusions[i - 1]([x, *features])) if i else x
-            if skips is not None:  # not its truth: torch 2.11 would not compile that
+            if skips is not None:  # `is not None`, not truthiness: torch 2.11 cannot compile bool(iterator)
                 out = out + next(skips)
             if self.recompute and torch.is_grad_enabled():
-                # nothing in a unit is random: no generator's state is kept
+                # a unit draws no random numbers, so no generator state is saved
                 features.append(checkpoint(self.unit, out, use_reentrant=False, preserve_rng_state=False))
             else:
                 features.append(self.unit(out))
@@ -187,7 +186,7 @@ class DenseFeatures(nn.Module):
 
 
 class DenseStage(DenseFeatures):
-    """A dense stage that gives its features t_1, ..., t_n and its output out_n."""
+    """A dense stage: returns its features t_1, ..., t_n and its output out_n."""
 
     def __init__(self, channels: int, n: int) -> None:
         super().__init__(channels, n)
@@ -205,15 +204,17 @@ class Join(Conv):
     """Carries a stage's features to another resolution: resized, concatenated, 3x3 convolution, LReLU."""
 
     def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:  # type: ignore[override]
-        if size[0] > features[0].shape[-2]:  # whichever comes first is done on the smaller maps
+        if (
+            size[0] > features[0].shape[-2]
+        ):  # resize before or after the concat, whichever touches fewer pixels
             return super().forward(resize(torch.cat([*features], 1), size))
         return super().forward(torch.cat([resize(t, size) for t in features], 1))
 
 
 def last_read(features: list[Tensor]) -> Iterator[Tensor]:
-    """One feature after another, each out of the list for good: outside training it is freed once it is used.
+    """Pops one feature after another, so that without a backward pass each is freed once it is used.
 
-    A full-resolution stage has ten; the memory of an inference peaks in the stage that reads them as skips.
+    A full-resolution stage has ten; memory of inference peaks in the stage that reads them as skips.
     """
     while features:
         yield features.pop(0)
@@ -271,9 +272,9 @@ class FullBranch(nn.Module):
         encoded2 = self.encode2(g, skips2)
         encoded4 = self.encode4(self.down4(encoded2, size4), skips4)
         decoded2, out = self.decode2(self.up2(encoded4, size2), skips2_up)
-        x = self.up1([*decoded2[:-1], out + g], size1)  # the last feature gives way to the output
+        x = self.up1([*decoded2[:-1], out + g], size1)  # the last feature is replaced by the stage's output
         code = encoded4[-1]
-        del encoded2, encoded4, decoded2, out, g  # as `last_read`: the next stage is where memory peaks
+        del encoded2, encoded4, decoded2, out, g  # as `last_read`: memory peaks in the next stage
         _, out = self.decode1(x, last_read(encoded1))
         return out + f1, code
 
@@ -282,7 +283,7 @@ class FullBranch(nn.Module):
 
 
 class DerainNet(nn.Module):
-    """rainy (N, 3, H, W) to `Derained`. The paper's size is the default: 4,403,195 parameters."""
+    """rainy (N, 3, H, W) to `Derained`. Default: the paper's size, 4,403,195 parameters."""
 
     def __init__(self, channels: Sequence[int] = (24, 32, 48), units: Sequence[int] = (10, 4, 2)) -> None:
         super().__init__()
@@ -321,15 +322,15 @@ class DerainNet(nn.Module):
         return streaks, code
 
     def recompute_units(self) -> None:
-        """Has the backward pass compute each unit's inner maps anew: slower, in far less memory."""
+        """Recompute each unit's activations in the backward pass: slower, far less memory."""
         for stage in self.modules():
             if isinstance(stage, DenseFeatures):
                 stage.recompute = True
 
     def compile_units(self, backend: str | Callable = "inductor") -> None:
-        """Has torch compile each stage's unit, not the network: small graphs, one a resolution, compile fast.
+        """Compile each stage's unit instead of the whole network: small graphs compile fast.
 
-        One for all sizes, which torch tries from the second size on unless told not to, fails in inductor.
+        dynamic=False: inductor fails on the graph for all sizes that torch tries from the second size on.
         """
         for stage in self.modules():
             if isinstance(stage, DenseFeatures):

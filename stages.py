@@ -1,12 +1,12 @@
 """The two stages of the method, each one class: SID, the teacher, and SSID-KD, the student.
 
-A stage says which crops a step draws, what it does with the network, which terms come of it, what the network
-starts from and which networks are held beside it. The loop (`engine.py`) knows no term by name: it minimises
+A stage defines which crops a step draws, how they pass through the network, the named terms of the loss, the
+initial weights and auxiliary networks. The loop (`engine.py`) knows no term by name. It minimises
 
     total = sum of recipe.<term>_weight * terms[<term>]        (of "minus_ssim" the weight is ssim_weight)
 
-and stops where a term has no weight, or a weight no term. Whoever changes the method changes this file, or
-writes a stage of their own in another: docs/changing_the_method.md.
+and stops where a term has no weight, or a weight no term. To change the method, change this file or write a
+new stage in another: docs/changing_the_method.md.
 """
 
 import abc
@@ -26,11 +26,11 @@ from machinery.loading import ImageCache
 from networks import Derained
 from utils import UserError
 
-Network = Callable[[Tensor], Derained]  # rainy (N, 3, H, W) to what it makes of it, float32
+Network = Callable[[Tensor], Derained]  # rainy (N, 3, H, W) to float32 outputs
 
 
 class Stage(abc.ABC):
-    """What the loop asks of a stage.
+    """The interface between the training loop and a stage.
 
     `micro_batches`: how many a step's batch is split into, over processes and accumulation steps. The loop
     averages over them, so a term that is a sum over the batch is multiplied by `micro_batches`.
@@ -46,43 +46,43 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def crops(self, cache: ImageCache) -> list[Crops]:
-        """What a step's batch is drawn from: each gives batchSize crops, by the names that `terms` reads."""
+        """The sources of a step's batch: each gives batchSize crops under the names that `terms` reads."""
 
     @abc.abstractmethod
     def first_weights(self) -> Path | None:
-        """The checkpoint that the network starts from; None: fresh weights."""
+        """The checkpoint to start from; None: random weights."""
 
     def make_aux_networks(self, net: nn.Module) -> dict[str, nn.Module]:
-        """Networks beside the one in training, as an average of it (`Average`) or a teacher (`frozen`).
+        """Networks besides the one in training: an average of its weights (`Average`), a teacher (`frozen`).
 
-        They get no gradient. The loop moves them to the device, moves averages on after each step, and keeps
+        They get no gradient. The loop moves them to the device, updates averages after each step and saves
         all in the checkpoint; `terms` finds them in `self.aux_networks`.
         """
         return {"average": Average(net, self.recipe.ema)} if self.recipe.ema else {}
 
     @abc.abstractmethod
     def terms(self, net: Network, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The named terms of the loss, unweighted scalars, each to be made small."""
+        """The named terms of the loss: unweighted scalars, to be minimised."""
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Their weighted sum. Raises UserError where terms and weights do not have the same names."""
+        """Weighted sum of the terms. Raises UserError where terms and weights do not have the same names."""
         named = {name.removeprefix("minus_"): term for name, term in terms.items()}
         if alone := sorted(named.keys() ^ self.weights.keys()):
             raise UserError(
                 f"{self.name}: a term without a weight, or a weight without a term: {', '.join(alone)}; "
                 "each term of the stage needs a field <term>_weight in its recipe"
             )
-        # a term weighted 0 is logged, and not followed back
+        # a term of weight 0 is logged, and costs no backward pass
         return torch.stack([weight * named[name] for name, weight in self.weights.items() if weight]).sum()
 
     def after_step(self, net: nn.Module) -> None:
-        """Once the optimizer has moved the weights."""
+        """Runs after each optimizer step."""
         for each in self.aux_networks.values():
             if isinstance(each, Average):
                 each.update(net)
 
     def result(self, net: nn.Module) -> nn.Module:
-        """The network that is validated and handed on: the average of the weights where one is kept."""
+        """The network to validate and save: the average of the weights if there is one."""
         average = dict(self.aux_networks).get("average")
         return average.module if isinstance(average, Average) else net
 
@@ -104,10 +104,10 @@ class SID(Stage):
 
 
 class SSIDKD(Stage):
-    """Stage 2, the student: the teacher's weights, trained on with as many unlabelled real crops as pairs.
+    """Stage 2, the student: starts from the teacher's weights; each step takes pairs and as many real crops.
 
-    Both go through the one network at once. The teacher's knowledge comes with its weights; what the paper
-    calls distillation is the KL divergence between the codes of synthetic and of real rain.
+    Both pass through the same network in one batch. The paper's distillation term is the KL divergence
+    between the codes of synthetic and real rain.
     """
 
     name = "SSID-KD"
@@ -123,7 +123,7 @@ class SSIDKD(Stage):
         derained, _, code = net(torch.cat([batch["rainy"], batch["real_rainy"]]))
         derained_syn, derained_real = derained.chunk(2)  # (N, 3, P, P) each
         code_syn, code_real = code.chunk(2)  # (N, C4, P / 4, P / 4)
-        window = derained.shape[-1]  # as released, the side of the crops
+        window = derained.shape[-1]  # as released: the side of the crops
         return {
             **supervised(derained_syn, batch["clean"], self.recipe.psnr_cap),
             # sums over the batch, as released: see `micro_batches`
@@ -136,7 +136,7 @@ class SSIDKD(Stage):
 
 
 def supervised(derained: Tensor, clean: Tensor, psnr_cap: float) -> dict[str, Tensor]:
-    """What can be said of a derained image (N, 3, P, P) where the clean one is known."""
+    """The supervised terms, of derained and clean (N, 3, P, P)."""
     return {
         "minus_ssim": -ssim(derained, clean),
         "l1": l1(derained, clean),
@@ -144,11 +144,11 @@ def supervised(derained: Tensor, clean: Tensor, psnr_cap: float) -> dict[str, Te
     }
 
 
-# ---------------------------------------------------------------------------------------- beside the network
+# ---------------------------------------------------------------------------------------- auxiliary networks
 
 
 class Average(nn.Module):
-    """Exponential moving average of the weights of a network: `module`, not trained itself.
+    """Exponential moving average of a network's weights, in `module`.
 
     Warm-up: decay = min(decay, n / (n + 50)) after n steps, so the initial weights are forgotten quickly.
     """
@@ -167,13 +167,13 @@ class Average(nn.Module):
         return self.module(rainy)
 
     def get_extra_state(self) -> int:
-        return self.steps  # a Python number: one on the device would make each step wait for it
+        return self.steps  # a Python number: reading one from the device would make each step wait
 
     def set_extra_state(self, state: int) -> None:
         self.steps = state
 
 
 def frozen(logdir: Path, precision: str = "float32") -> AutocastModel:
-    """The network of a checkpoint, of any backbone and size, in evaluation. Raises UserError without one."""
+    """The network of a checkpoint, any backbone and size, in eval mode. Raises UserError if there is none."""
     path = find_checkpoint(logdir, "train one first")
     return AutocastModel(network_from(load_checkpoint(path), path), precision).eval()

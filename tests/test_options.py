@@ -271,10 +271,10 @@ def test_several_sets_are_mixed_by_size_or_by_shares(tmp_path):
     assert sorted(greys.count(grey) for grey in range(120, 128)) == [1] * 4 + [2] * 4
     assert [grey for grey in greys if grey >= 120][:3] != [120, 121, 122]
     refused = dataclasses.replace(recipe, shares=(1.0,)).validate()
-    assert refused == "--shares takes a number a set, 2, not 1"
+    assert refused == "--shares needs one number per dataset, 2, not 1"
     with pytest.raises(UserError, match=r"--shares leaves .*two.* none of 12 crops: give it more"):
         crops_of(dataclasses.replace(recipe, shares=(100.0, 1.0)))
-    assert "--data_path names no folder" in (dataclasses.replace(recipe, data_path=()).validate() or "")
+    assert "--data_path is empty" in (dataclasses.replace(recipe, data_path=()).validate() or "")
 
 
 COLOURED = (60, 20, 90)
@@ -284,7 +284,7 @@ def test_layers_fall_on_every_sets_backgrounds_and_other_rain_stays_where_it_is(
     added, coloured = flat(tmp_path / "one", 20, 3, 50), flat(tmp_path / "two", 120, 3, COLOURED)
     recipe = teacher(tmp_path, data_path=(added, coloured), recombine=True, augment=True, patch_size=60)
     crops = crops_of(recipe)
-    assert any("the rain stays on its own images" in note and "two" in note for note in crops.messages)
+    assert any("no layers are swapped in this set" in note and "two" in note for note in crops.messages)
     on = {int(whole(crops[epoch, 0]["clean"]).max()) for epoch in range(100)}
     assert on == {20, 21, 22, 120, 121, 122}
     for epoch in range(30):

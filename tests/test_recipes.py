@@ -92,7 +92,7 @@ def test_the_recipe_for_photographs_is_that_of_the_table_and_there_is_one(stage,
     assert begins.name == {"SID": "Rain800-light", "SSID-KD": "photographs"}[stage]
     with pytest.raises(SystemExit):
         parse(PHOTOGRAPHS[stage], "", ["--preset", "paper"])
-    assert "--preset paper: there is no such recipe of photographs" in capsys.readouterr().err
+    assert "--preset paper: config.PRESETS has no such recipe for photographs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("preset", "end"), [("paper", ""), ("light", "-light")])
@@ -194,7 +194,7 @@ def test_a_preset_is_no_recipe_of_a_dataset_that_it_does_not_know(capsys):
     assert parse(own, "", []).preset == "paper"
     with pytest.raises(SystemExit):
         parse(own, "", ["--preset", "light"])
-    assert "--preset light: there is no such recipe of RainNew" in capsys.readouterr().err
+    assert "--preset light: config.PRESETS has no such recipe for RainNew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--preset", "heavy"], ["--pres", "light"], ["--preset"]])
