@@ -26,6 +26,7 @@ from machinery.loading import ImageCache
 from networks import Derained
 from utils import UserError
 
+WARM_UP = 50  # steps in which the average forgets the initial weights
 Network = Callable[[Tensor], Derained]  # rainy (N, 3, H, W) to float32 outputs
 
 
@@ -150,7 +151,7 @@ def supervised(derained: Tensor, clean: Tensor, psnr_cap: float) -> dict[str, Te
 class Average(nn.Module):
     """Exponential moving average of a network's weights, in `module`.
 
-    Warm-up: decay = min(decay, n / (n + 50)) after n steps, so the initial weights are forgotten quickly.
+    Warm-up: decay = min(decay, n / (n + WARM_UP)) after n steps, so initial weights are forgotten quickly.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
@@ -159,7 +160,7 @@ class Average(nn.Module):
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        decay = min(self.decay, self.steps / (self.steps + 50))
+        decay = min(self.decay, self.steps / (self.steps + WARM_UP))
         torch._foreach_lerp_([*self.module.parameters()], [*net.parameters()], 1 - decay)
         self.steps += 1
 

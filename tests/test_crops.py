@@ -16,7 +16,7 @@ import torch
 from config import REAL
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import PairSet, read_pair, why_not_recombined
-from DerainDataset import Crops, PairCrops, RealCrops, _warped_window
+from DerainDataset import Crops, PairCrops, RealCrops, _warped_window, random_crop
 from machinery import loading
 from machinery.loading import BatchStream, ImageCache, loader
 from tests import layouts
@@ -225,3 +225,10 @@ def test_an_enlarged_window_lies_within_its_layer_and_reaches_all_of_it(zoom: fl
         for each in windows:  # beyond its edge, by half a pixel at most, a layer is mirrored
             assert np.allclose(np.diff(each[:-1, :-1], axis=axis), 1 / zoom, atol=0.05)
         assert np.min(windows) < 3 and np.max(windows) > length - 4
+
+
+def test_every_pixel_can_be_in_a_crop():
+    image = np.arange(18 * 19).reshape(18, 19, 1)
+    rng = np.random.default_rng(0)
+    corners = {int(random_crop((image,), 16, rng)[0][0, 0, 0]) for _ in range(300)}
+    assert corners == {19 * top + left for top in range(3) for left in range(4)}

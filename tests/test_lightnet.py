@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from config import LIGHT as RECIPE
 from evaluation import score
@@ -41,6 +42,13 @@ def test_images_of_any_size(size):
     assert output.derained.shape == output.streaks.shape == rainy.shape
     assert torch.allclose(output.derained, rainy - output.streaks)
     assert output.code.shape == (2, 8, *(-(-side // 4) for side in size))
+
+
+def test_sides_that_are_no_multiple_are_reflected():
+    net, rainy = small(), torch.rand(1, 3, 30, 26)
+    with torch.no_grad():
+        padded = net(F.pad(rainy, (0, 2, 0, 2), mode="reflect")).streaks[..., :30, :26]
+        torch.testing.assert_close(net(rainy).streaks, padded)
 
 
 def test_fresh_it_changes_nothing_and_learns_from_there():

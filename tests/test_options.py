@@ -296,6 +296,25 @@ def test_layers_fall_on_every_sets_backgrounds_and_other_rain_stays_where_it_is(
         crops_of(dataclasses.replace(recipe, data_path=(coloured, coloured)))
 
 
+def test_more_layers_come_from_all_pairs(tmp_path):
+    for n, rain in enumerate((50, 90)):
+        write_image(tmp_path / f"two/train/norain/{n}.png", plain_image(20))
+        write_image(tmp_path / f"two/train/rain/{n}.png", plain_image(20 + rain))
+    crops = crops_of(recombined(tmp_path, data_path=(tmp_path / "two",), streak_layers=2))
+    items = [crops[epoch, 0] for epoch in range(60)]
+    assert {int(whole(c["rainy"] - c["clean"]).max()) for c in items} == {50, 100, 140}
+
+
+def test_real_rain_stays_upright_beside_recombined_pairs(tmp_path):
+    ramp = np.arange(0, 200, 2, dtype=np.uint8)[:, None, None].repeat(100, 1).repeat(3, 2)
+    write_image(tmp_path / "real/1.png", ramp)
+    teacher(tmp_path)
+    crops = RealCrops.of(student(tmp_path, augment=True, recombine=True), OFF)
+    for epoch in range(30):
+        crop = whole(crops[epoch, 0]["real_rainy"])[..., 0]
+        assert crop[-1, 0] > crop[0, 0] and (crop == crop[:, :1]).all()
+
+
 def test_a_run_on_several_sets_goes_on_where_it_was_stopped(tmp_path):
     """With all that can be mixed."""
     one, two = flat(tmp_path / "one", 20, 3, 50), flat(tmp_path / "two", 120, 3, COLOURED)
@@ -484,6 +503,14 @@ def test_crops_are_larger_from_a_part_of_the_run_on(tmp_path):
     assert [parts[0]["clean"].shape[-1] for parts in all_late.batches] == [40, 40]
     mixed = a_run(teacher(tmp_path, data_path=(tmp_path / "data",) * 2, steps=2, **late))
     assert [parts[0]["clean"].shape[-1] for parts in mixed.batches] == [32, 40]
+
+
+def test_a_part_of_an_epoch_is_that_part_of_its_steps():
+    recipe = dataclasses.replace(TEACHERS["Rain200H"], batchSize=10)
+    steps = [
+        Schedule.of(dataclasses.replace(recipe, val_every=each), 1000).validations for each in (0.5, 3.76)
+    ]
+    assert steps == [50, 376]
 
 
 def test_the_rate_is_the_optimizers_and_drops_by_its_factor(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def assert_as_in_the_table(recipe, key, preset):
     assert options == expected.keys() | OTHERS & options
     assert not [name for name, value in expected.items() if not same(as_text(getattr(recipe, name)), value)]
     assert set(resume_keys(recipe)) == set(expected) - MAY_CHANGE
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for (s, _, n), v in table().items() if s == "constant"])
+def test_constants_are_those_of_the_table(name, value):
+    """Numbers of the recipes that are not options."""
+    module, _, constant = name.rpartition(".")
+    number = getattr(importlib.import_module(module), constant)
+    assert re.findall(r"[\d.]+", str(number)) == value.split()
 
 
 def test_there_are_no_others():
