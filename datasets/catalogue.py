@@ -47,8 +47,8 @@ class Entry:
         return self.printed or self.name
 
     def claims(self, folders: str) -> bool:
-        """Whether names of folders, as 'downloads/DID-MDN-test', mean this set."""
-        own = rf"(?<![a-z0-9]){re.escape(self.name.lower())}(?![a-z0-9])"
+        """Whether folder names, as "downloads/DID-MDN-test", mean this set."""
+        own = rf"(?<![a-z0-9]){re.escape(self.name.lower())}(?![a-z0-9])" if self.name else ""
         return any(re.search(pattern, folders.lower()) for pattern in (own, self.called) if pattern)
 
 
@@ -98,7 +98,7 @@ CATALOGUE: dict[str, Entry] = {
             1_000,
             tables=("psnr", "niqe"),
             additive=False,
-            called="real_?world|real_test",
+            called="real_test",
             sides=("rain", "gt"),
             list_file="real_world.txt",
         ),
@@ -131,6 +131,27 @@ def printed(dataset: str) -> str:
         return name.replace("-", "").lower()
 
     return next((e.title for e in CATALOGUE.values() if plain(e.name) == plain(dataset)), dataset)
+
+
+def split_of(folder: Path) -> str:
+    """By its name. rain_data_train_Heavy, DID-MDN-training, RainTrainH: train; test_syn, Testing: test."""
+    for split in ("train", "test"):
+        if re.search(rf"(?:^|[^A-Za-z])(?:{split}|{split.upper()})|{split.title()}", folder.name):
+            return split
+    return ""
+
+
+def density_of(path: Path) -> str:
+    """Heavy or light rain, by the last two names of a path: Rain200H, RainTrainL, rain_data_test_Light."""
+    for name in (path.name, path.parent.name):
+        if found := re.search(r"(heavy|(?:\d|train|test)h$)|light|(?:\d|train|test)l$", name.lower()):
+            return "heavy" if found[1] else "light"
+    return ""
+
+
+def photographs() -> set[str]:
+    """Names of folders that hold real photographs within a set of pairs."""
+    return {entry.photographs for entry in CATALOGUE.values()}
 
 
 def is_simulated(path: Path, dataset: str = "") -> bool:

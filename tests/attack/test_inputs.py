@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from config import EVALUATIONS, STUDENTS, TEACHERS, Training
 from datasets.catalogue import CATALOGUE
-from datasets.check import Check, check_split, missing_names
+from datasets.check import check_split, missing_names
 from datasets.layouts import find_images, find_pairs, released_real_folder
 from datasets.pairs import (
     ListedPairs,
@@ -287,13 +287,12 @@ def test_any_tree_is_read_or_told_and_left_as_it_is(budget: Budget, tmp_path: Pa
             if listed and path.is_file() and path.stat().st_size < 2000:
                 path.write_bytes(b" ".join(listed) + b"\n")
         before = {path: path.lstat().st_mtime_ns for path in root.rglob("*")}
-        options = Check(dataset, root, rainy_side=side, deep=True)
         for act in (
             lambda: find_pairs(root, split, dataset, side),
             lambda: find_pairs(root / inside.parent, split, dataset, side),
             lambda: find_images([root], dataset),
             lambda: find_images([root / inside, root], dataset),
-            lambda: check_split(dataset, split, options) if split in CATALOGUE[dataset].counts else None,
+            lambda: check_split(dataset, split, root) if split in CATALOGUE[dataset].counts else None,
             lambda: released_real_folder(root),
         ):
             try:
