@@ -99,6 +99,42 @@ def test_several_sets_in_one_folder(tmp_path):
         assert found.root.is_relative_to(tmp_path / "all" / dataset)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_requested_set_is_not_hidden_by_folders_named_like_a_split(tmp_path, split):
+    one, two = (tmp_path / f"Datasets/{split}/{name}" for name in ("Rain100H", f"{split.title()}100"))
+    for root in (one, two):
+        layouts.plain(root, "input", "target")
+    assert find_pairs(tmp_path / "Datasets", split, "Rain100H").root == one
+    with pytest.raises(UserError, match=f"holds several sets .{one}, {two}.: point --data_path at one"):
+        find_pairs(tmp_path / "Datasets", split, "Rain12")
+    asked = layouts.plain(tmp_path / "beside/Rain1400", "rainy_image", "ground_truth")
+    other = layouts.plain(tmp_path / f"beside/Rain{split.title()}H", "rain", "norain")
+    assert find_pairs(tmp_path / "beside", split, "Rain1400").root == asked
+    with pytest.raises(UserError, match=f"holds several sets .*{other}"):
+        find_pairs(tmp_path / "beside", split)
+    shutil.rmtree(asked / "ground_truth")  # no longer recognised: not a reason to take the other set
+    with pytest.raises(UserError, match=f"no {split} pairs in {tmp_path / 'beside'}"):
+        find_pairs(tmp_path / "beside", split, "Rain1400")
+
+
+def test_a_training_folder_holds_no_test_pairs_at_any_depth(tmp_path):
+    root = tmp_path / "set"
+    layouts.plain(root / "train/Rain13K", "input", "target")
+    assert "no test pairs" in refusal(root, "test")
+    assert "no test pairs" in refusal(root / "train", "test")
+
+
+def test_prenets_downloads(tmp_path):
+    root = tmp_path / "Rain100H"
+    for n in (1, 2):
+        layouts.write_pair(root / f"rainy/rain-{n:03}.png", root / f"norain-{n:03}.png", n)
+    layouts.plain(tmp_path / "Rain12", "rainy", "groundtruth")
+    for dataset, count in (("Rain100H", 2), ("Rain12", 3)):
+        found = find_pairs(tmp_path / dataset, "test", dataset)
+        assert len(found.pairs) == count
+        assert_clean_is_clean(found)
+
+
 def test_released_merged_layout_leaves_real_images_aside(tmp_path):
     root = layouts.merged(tmp_path / "set")
     found = find_pairs(root, "train", "Rain1200")  # whose own layout has the rainy half left
@@ -153,6 +189,37 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path):
     assert len(listed.pairs) == 3
     assert listed.pairs[0].clean is None
     assert {tuple(RealCrops(listed, 16)[(0, i)]["real_rainy"].shape) for i in range(3)} == {(3, 16, 16)}
+
+
+def test_test_parts_are_not_trained_on_unlabelled(tmp_path):
+    sets = {name: write(tmp_path / name) for name, write in layouts.OFFICIAL_LAYOUT.items()}
+    sets["merged"] = layouts.merged(tmp_path / "merged")
+    tests = {"Rain200H": "rain_data_test_Heavy", "Rain800": "test_syn", "Rain1200": "DID-MDN-test"}
+    tests |= {"Rain1400": "testing", "merged": "test"}
+    for name, test in tests.items():
+        found = find_images([sets[name]])
+        assert not any(pair.rainy.path.is_relative_to(sets[name] / test) for pair in found.pairs)
+        assert any(f"{sets[name] / test} is the test part of" in warning for warning in found.warnings)
+        evaluated = find_images([sets[name]], option="--data_path")
+        assert any(pair.rainy.path.is_relative_to(sets[name] / test) for pair in evaluated.pairs)
+    assert len(find_images([sets["merged"]]).pairs) == 6  # Real/ too
+    given = sets["Rain800"] / "test_syn"
+    for path in (given, given / "1.jpg", sets["Rain200H"] / "rain_data_test_Heavy/rain/X2"):
+        with pytest.raises(UserError, match=r"holds no images: .* is the test part of Rain.*: not used"):
+            find_images([sets["Rain1400"], path])
+
+
+def test_spas_test_part_is_not_trained_on_and_its_list_is(tmp_path, monkeypatch):
+    root = layouts.spa(tmp_path / "downloads/SPA")
+    layouts.real275(tmp_path / "downloads/Real275")
+    found = find_images([tmp_path / "downloads"])
+    assert {pair.rainy.path.parent.name for pair in found.pairs} == {"0", "rain"}
+    assert len(found.pairs) == 3 + 3  # Real-275, which is a test set alone, is whole
+    unpacked = layouts.plain(tmp_path / "SPA", "rain", "gt")
+    for path in (unpacked, unpacked / "rain", root / "Testing"):
+        with pytest.raises(UserError, match="is the test part of SPA: not used"):
+            find_images([path])
+    assert len(find_images([root / "real_world"]).pairs) == 3
 
 
 @pytest.mark.parametrize("folder", ["Rain800_real", "Rain800/Real", "Rain800/test_nature", "Rain12/photos"])
