@@ -1,1 +1,1 @@
-"""The datasets: what is known of them, how their folders are read, and simulated ones."""
+"""Datasets: the catalogue of facts, folder layouts, pairs, a download check and simulated sets."""

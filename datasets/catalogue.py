@@ -1,6 +1,6 @@
-"""What is known of each dataset, one record a set. Everything else about a set is read from here.
+"""Facts about each dataset, one record per set, and what folder names mean.
 
-A new set is one `Entry` in CATALOGUE (and its scripts: docs/changing_the_method.md).
+To add a set, add an `Entry` to CATALOGUE (and its scripts: docs/changing_the_method.md).
 """
 
 import re
@@ -11,35 +11,35 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Entry:
-    """A dataset: its counts as its paper states them, how its download lies, and what is known of its rain.
+    """A dataset: official counts, layout of its download, properties of its rain.
 
-    `name` is what scripts and `check.py` call it. Left out: what does not apply, or is not known.
+    `name`: as scripts and `check.py` call it. Defaults mean not applicable, or unknown.
     """
 
     name: str
-    train: int = 0  # pairs; images where there is no clean side
+    train: int = 0  # pairs; images of a set without clean sides
     test: int = 0
-    printed: str = ""  # its name in papers, where that is another
-    tables: tuple[str, ...] = ()  # the scores that the paper's tables print of it, by their keys
+    printed: str = ""  # name in papers, if different
+    tables: tuple[str, ...] = ()  # keys of the metrics in the paper's tables
     labelled: bool = True  # whether it has clean images
-    simulated: bool = False  # made by simulate.py: no number of it passes for a benchmark's
-    additive: bool | None = None  # whether rainy = min(255, clean + one grey layer), to the last bit
+    simulated: bool = False  # rendered by simulate.py: scores are marked as simulated
+    additive: bool | None = None  # whether rainy = min(255, clean + one grey layer) exactly
 
-    # How it lies on the disk
-    called: str = ""  # pattern of folder names that mean this set, beside its own name; in small letters
-    sides: tuple[str, str] = ("", "")  # its folders of rainy and of clean images
+    # Layout on disk
+    called: str = ""  # pattern of other folder names that mean this set, lower case
+    sides: tuple[str, str] = ("", "")  # folders of rainy and of clean images
     rainy_half: str = ""  # of side-by-side images: left or right
     parts: tuple[str, ...] = ()  # folders that make up one split together
-    list_file: str = ""  # the file beside its folders that lists them, 'rainy clean' a line
-    photographs: str = ""  # its folder of real photographs, which are no pairs
+    list_file: str = ""  # file that lists the training pairs, "rainy clean" a line
+    photographs: str = ""  # its folder of real photographs, not pairs
 
-    # How its files are numbered, where not once through from 0 or 1
-    series: Mapping[str, int] = field(default_factory=dict)  # split: how many times they count through
+    # File numbering, if not once through from 0 or 1
+    series: Mapping[str, int] = field(default_factory=dict)  # split: how many times the numbering repeats
     first: Mapping[str, int] = field(default_factory=dict)  # split: the first number
 
     @property
     def counts(self) -> dict[str, int]:
-        """By split, those that it has."""
+        """Images or pairs by split, without empty splits."""
         return {split: count for split, count in (("train", self.train), ("test", self.test)) if count}
 
     @property
@@ -52,8 +52,8 @@ class Entry:
         return any(re.search(pattern, folders.lower()) for pattern in (own, self.called) if pattern)
 
 
-# In the order of the paper's tables. That Rain200's rain is additive was measured on 222 pairs, that the
-# others' is not on some of each; Rain1200 is of JPEGs, which no exact addition survives.
+# In the order of the paper's tables. `additive` was measured: True on 222 pairs of Rain200, False on samples
+# of the others. Rain1200 is JPEG, which preserves no exact addition.
 _RAIN200 = ("rain/X2", "norain")
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry
@@ -115,17 +115,17 @@ CATALOGUE: dict[str, Entry] = {
 
 
 def get_entry(dataset: str) -> Entry:
-    """What is known of it: nothing but its name, of a set that is not in the catalogue."""
+    """The catalogue's record; one with only a name for other sets."""
     return CATALOGUE.get(dataset, Entry(dataset))
 
 
 def columns(score: str) -> list[str]:
-    """The sets that the paper's table of this score has, in its order, as papers print them."""
+    """Printed names of the sets in the paper's table of this score, in its order."""
     return [entry.title for entry in CATALOGUE.values() if score in entry.tables]
 
 
 def printed(dataset: str) -> str:
-    """A set's name as papers print it, from any spelling of it: real275, Real-275."""
+    """A set's name as papers print it, from any spelling: real275, Real-275."""
 
     def plain(name: str) -> str:
         return name.replace("-", "").lower()
@@ -155,5 +155,5 @@ def photographs() -> set[str]:
 
 
 def is_simulated(path: Path, dataset: str = "") -> bool:
-    """Whether a set is one of simulate.py's, by name or folder: no number of it passes for a benchmark's."""
+    """Whether a set is one of simulate.py's, by name or folder; its scores are marked as simulated."""
     return get_entry(dataset).simulated or "simulated" in str(path).lower()

@@ -1,4 +1,4 @@
-"""What pairs are: a rainy image and its clean one, by their files; and what their pixels tell about them.
+"""Pairs of a rainy and a clean image: their files, how they are read, what their pixels and names tell.
 
 Images are uint8 RGB (H, W, 3).
 """
@@ -17,8 +17,8 @@ from datasets import catalogue
 from utils import UserError, file_errors, is_file, read_image
 
 OTHER_HALF = {"left": "right", "right": "left"}
-NOUNS = {"streaks": "layers", "backgrounds": "clean images"}  # what unlabelled images may be
-DARK = 16  # the median level of a streak layer, at most: it is black but for the streaks
+NOUNS = {"streaks": "layers", "backgrounds": "clean images"}  # of images without a clean side, by layout
+DARK = 16  # upper limit of a streak layer's median level: it is black except for the streaks
 
 
 class ImageRef(NamedTuple):
@@ -29,31 +29,31 @@ class ImageRef(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A rainy image and its clean one. Derained outputs are called `name`, unique within a set."""
+    """A rainy image and its clean one. `name` is unique within a set: derained outputs are called so."""
 
     name: str
     rainy: ImageRef
-    clean: ImageRef | None  # None: a real photograph, nobody knows it without the rain
+    clean: ImageRef | None  # None: a real photograph, without ground truth
 
 
 @dataclass(frozen=True)
 class PairSet:
-    """What a folder turned out to hold. `root` is the folder in which the pairs themselves lie."""
+    """The pairs of a folder. `root`: the folder in which they lie, at or below the one given."""
 
     layout: str
     root: Path
     pairs: Sequence[Pair]
     warnings: tuple[str, ...] = ()
-    dataset: str = ""  # which set it is meant to be
+    dataset: str = ""  # the set it should be
 
     def describe(self) -> str:
-        """One line: the layout, how many, from where."""
+        """One line: layout, number of pairs, folder."""
         what = "pairs" if self.pairs[0].clean else NOUNS.get(self.layout, "real images")
         return f"{self.layout}: {len(self.pairs):,} {what} from {self.root}"
 
 
 def merged(sets: Sequence[PairSet]) -> PairSet:
-    """Several sets as one; the names of their pairs begin with the number of the set."""
+    """Concatenates sets; pair names are prefixed with the number of their set."""
     if len(sets) == 1:
         return sets[0]
     pairs = [
@@ -65,27 +65,66 @@ def merged(sets: Sequence[PairSet]) -> PairSet:
     return PairSet(", ".join(found.layout for found in sets), sets[0].root, pairs, warnings)
 
 
-class ListedPairs(Sequence[Pair]):
-    """The pairs of a list file, 'rainy clean' a line. Neither folders nor images are looked at.
+def read_pair(
+    pair: Pair, read: Callable[[Path], np.ndarray] = read_image
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rainy and clean, uint8 RGB (H, W, 3); clean is None for a real image.
 
-    The list's paths begin with folders of its makers' machine: as many as must go before the files of one
-    line lie below the list's own folder go from every line. Only where lines begin is kept in memory.
+    Raises UserError, naming the file: unreadable, a pair of two sizes, an odd width of two halves.
+    """
+    rainy = read_side(pair.rainy, read)
+    clean = read_side(pair.clean, read) if pair.clean else None
+    if pair.clean and clean is not None and clean.shape != rainy.shape:
+        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (rainy, clean))
+        raise UserError(
+            f"{pair.rainy.path} and {pair.clean.path} differ in size, {sizes}: download them again"
+        )
+    return rainy, clean
+
+
+def read_side(side: ImageRef, read: Callable[[Path], np.ndarray] = read_image) -> np.ndarray:
+    """One side of a pair, uint8 RGB (H, W, 3)."""
+    image = read(side.path)
+    if not side.half:
+        return image
+    middle, odd = divmod(image.shape[1], 2)
+    if odd or not middle:
+        raise UserError(
+            f"{side.path} is {image.shape[1]} pixels wide: not two images of equal width side by side"
+        )
+    return image[:, :middle] if side.half == "left" else image[:, middle:]
+
+
+def sample(count: int, most: int) -> list[int]:
+    """Up to `most` indices, evenly spread."""
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
+
+
+# ------------------------------------------------------------------------------------------- a list of pairs
+
+
+class ListedPairs(Sequence[Pair]):
+    """The pairs of a list file, "rainy clean" a line. Lists no folder and opens no image.
+
+    The list's paths begin with folders of its authors' machine. The number of leading folders to drop is
+    found once: the files of a sampled line must exist below the list's folder. Only line offsets are kept in
+    memory.
     """
 
     def __init__(self, list_file: Path, labelled: bool = True) -> None:
         self.list_file, self.labelled = list_file, labelled
-        with file_errors(list_file, "fetch it again"):
+        with file_errors(list_file, "download it again"):
             if not is_file(list_file) or not list_file.stat().st_size:
-                raise UserError(f"{list_file} is empty or missing: fetch it again")
+                raise UserError(f"{list_file} is empty or missing: download it again")
             self._bytes = np.memmap(list_file, np.uint8, "r")
         blocks = range(0, len(self._bytes), 1 << 22)
         breaks = [np.flatnonzero(self._bytes[at : at + (1 << 22)] == ord("\n")) + at for at in blocks]
         ends = np.append(np.concatenate(breaks), len(self._bytes))
         starts = np.append(0, ends[:-1] + 1)
-        lines = ends - starts > 1  # blank ones, and a lone carriage return, are none
+        lines = ends - starts > 1  # skip blank lines and lone carriage returns
         self._starts, self._ends = starts[lines], ends[lines]
         if not len(self):
-            raise UserError(f"{list_file} lists no image pairs: fetch it again")
+            raise UserError(f"{list_file} lists no image pairs: download it again")
         self._drop = self._leading()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -102,7 +141,7 @@ class ListedPairs(Sequence[Pair]):
         rainy, clean = (parts[drop:] for parts, drop in zip(self._names(index), self._drop, strict=True))
         if rainy == clean:
             raise UserError(
-                f"{self.list_file} lists {'/'.join(rainy)} as its own clean image: fetch it again"
+                f"{self.list_file} lists {'/'.join(rainy)} as its own clean image: download it again"
             )
         root = self.list_file.parent
         clean_side = ImageRef(root.joinpath(*clean)) if self.labelled else None
@@ -110,7 +149,7 @@ class ListedPairs(Sequence[Pair]):
 
     @staticmethod
     def _name(parts: list[str]) -> str:
-        """Its path: two of a list's folders may hold one stem, and looking at all of them takes too long."""
+        """Its path: stems may repeat across folders, and checking a whole list takes too long."""
         return "/".join(part for part in parts if part != "..").removesuffix(".png")
 
     def _names(self, index: int) -> list[list[str]]:
@@ -120,65 +159,34 @@ class ListedPairs(Sequence[Pair]):
         if len(names) != 2:
             shown = line.strip()[:200]
             raise UserError(
-                f"{self.list_file}: '{shown}' is not a rainy and a clean file name: fetch it again"
+                f"{self.list_file}: '{shown}' is not a rainy and a clean file name: download it again"
             )
         return [[part for part in re.split(r"[/\\]", name) if part not in ("", ".")] for name in names]
 
     def _leading(self) -> list[int]:
-        """How many leading folders must go, of the rainy and the clean column."""
+        """The number of leading folders to drop, of the rainy and the clean column."""
         root = self.list_file.parent
-        for index in sample(len(self), 100):  # the first is there, unless the download is not complete
+        for index in sample(
+            len(self), 100
+        ):  # a download may be incomplete: the first line decides if its files exist
             names = self._names(index)
             drops = [(n for n in range(len(parts)) if is_file(root.joinpath(*parts[n:]))) for parts in names]
             if None not in (found := [next(drop, None) for drop in drops]):
                 return [drop for drop in found if drop is not None]
         raise UserError(
-            f"{self.list_file} lists {'/'.join(self._names(0)[0])[:200]} and more, none of it below {root}: "
-            "put the images where it says"
+            f"{self.list_file} lists {'/'.join(self._names(0)[0])[:200]} and more, none of them below "
+            f"{root}: put the list beside the folders it names"
         )
 
 
 # ----------------------------------------------------------------------------------- what their pixels tell
 
 
-def read_pair(
-    pair: Pair, read: Callable[[Path], np.ndarray] = read_image
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rainy and clean, uint8 RGB (H, W, 3); clean is None for a real image.
-
-    Raises UserError that names the file: unreadable, two sizes in a pair, an odd width of two halves.
-    """
-    rainy = read_side(pair.rainy, read)
-    clean = read_side(pair.clean, read) if pair.clean else None
-    if pair.clean and clean is not None and clean.shape != rainy.shape:
-        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (rainy, clean))
-        raise UserError(f"{pair.rainy.path} and {pair.clean.path} have two sizes, {sizes}: fetch them again")
-    return rainy, clean
-
-
-def read_side(side: ImageRef, read: Callable[[Path], np.ndarray] = read_image) -> np.ndarray:
-    """One side of a pair, uint8 RGB (H, W, 3)."""
-    image = read(side.path)
-    if not side.half:
-        return image
-    middle, odd = divmod(image.shape[1], 2)
-    if odd or not middle:
-        raise UserError(
-            f"{side.path} is {image.shape[1]} pixels wide: not two images of one width side by side"
-        )
-    return image[:, :middle] if side.half == "left" else image[:, middle:]
-
-
-def sample(count: int, most: int) -> list[int]:
-    """Up to `most` indices, evenly spread."""
-    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))
-
-
 def halves_agree(files: Sequence[Path], most: int = 8) -> bool:
-    """Whether left and right show one picture. Coarse brightness correlates, with whatever rain on it.
+    """Whether left and right halves show the same scene: coarse brightness correlates, whatever the rain.
 
-    Measured, as the median of a folder: pairs 0.93 (Rain200H) to 1.00, halves of single photographs 0.3.
-    A broken image among others says nothing. Raises UserError where none can be read.
+    Measured median of a folder: pairs 0.93 (Rain200H) to 1.00, halves of single photographs 0.3.
+    Ignores unreadable images; raises UserError if all of the sample are.
     """
     correlations, failures = [], []
     for index in sample(len(files), most):
@@ -200,16 +208,16 @@ def _halves_correlation(image: np.ndarray) -> float:
         np.add.reduceat(np.add.reduceat(side.mean(axis=2), rows, 0), columns, 1).ravel()
         for side in (image[:, :half], image[:, half : 2 * half])
     )
-    if min(left.std(), right.std()) < 1e-6:  # plain colour correlates with nothing
+    if min(left.std(), right.std()) < 1e-6:  # a constant image has no correlation
         return float(np.allclose(left, right))
     return float(np.corrcoef(left, right)[0, 1])
 
 
 def rain_excess(rainy: np.ndarray, clean: np.ndarray) -> float:
-    """Log ratio of the gradients of two uint8 images: positive where the first has the streaks.
+    """Log ratio of the mean gradients of two uint8 images: positive if the first has the streaks.
 
-    Of 200 true pairs of Rain200H/L, Rain800, Rain1400, SPA and Rain12, 197 are above 0; brightness
-    and the skewness of the difference were tried as well, and err more often.
+    Positive for 197 of 200 pairs of Rain200H/L, Rain800, Rain1400, SPA and Rain12. Brightness and the
+    skewness of the difference err more often.
     """
     return float(np.log((_busyness(rainy) + 1e-3) / (_busyness(clean) + 1e-3)))
 
@@ -222,9 +230,9 @@ def _busyness(image: np.ndarray) -> float:
 def looks_swapped(
     pairs: Sequence[Pair], most: int = 8, failed: Callable[[UserError], object] | None = None
 ) -> bool:
-    """Whether, over the sampled pairs, the rainy sides look cleaner than the clean ones.
+    """Whether the rainy sides of sampled pairs look cleaner than the clean ones.
 
-    `failed` is told of those that cannot be read; without it a UserError is raised.
+    `failed` is called for each unreadable pair; without it UserError is raised.
     """
     excess = 0.0
     for index in sample(len(pairs), most):
@@ -242,24 +250,21 @@ def looks_swapped(
 def check_pairs(
     found: PairSet, most: int = 8, failed: Callable[[UserError], object] | None = None
 ) -> list[str]:
-    """Every suspicion about a set: those found with its names, and sides that look swapped in its pixels.
-
-    `failed` is told of sampled pairs that cannot be read; without it a UserError is raised.
-    """
-    suspicions = list(found.warnings)
+    """The warnings about a set: those of its layout, and sides that look swapped. `failed` as above."""
+    warnings = list(found.warnings)
     if looks_swapped(found.pairs, most, failed):
         first = found.pairs[0].rainy
-        remedy = f"--rainy_side {OTHER_HALF[first.half]}" if first.half else "the folders' names"
-        suspicions.append(
-            f"{first.path}: the rainy side looks cleaner than the clean one; swapped? Mend: {remedy}"
+        remedy = f"--rainy_side {OTHER_HALF[first.half]}" if first.half else "swap the folders' names"
+        warnings.append(
+            f"{first.path}: the rainy side looks cleaner than the clean one; if swapped: {remedy}"
         )
-    return suspicions
+    return warnings
 
 
 def why_not_additive(rainy: np.ndarray, clean: np.ndarray) -> str:
-    """What speaks against rainy = min(255, clean + one grey layer >= 0), uint8 (H, W, 3); "" if nothing."""
+    """Why rainy = min(255, clean + one grey layer >= 0) does not hold, uint8 (H, W, 3); "" if it does."""
     layer = rainy.astype(np.int16) - clean
-    open_ = rainy < 255  # a clipped value only says that the layer is at least so strong
+    open_ = rainy < 255  # a clipped value gives only a lower bound of the layer
     if (layer < 0).any():
         return f"{(layer < 0).mean():.1%} of its values are darker than the clean ones"
     lowest = np.where(open_, layer, 256).min(axis=2)
@@ -267,14 +272,14 @@ def why_not_additive(rainy: np.ndarray, clean: np.ndarray) -> str:
     coloured = highest > np.minimum(lowest, 255)
     clipped_too_low = (~open_ & (layer > lowest[..., None])).any(axis=2)
     if (wrong := coloured | clipped_too_low).any():
-        return f"the channels of {wrong.mean():.1%} of its pixels got different additions"
+        return f"the channels of {wrong.mean():.1%} of its pixels have different additions"
     return ""
 
 
 def why_not_recombined(found: PairSet, most: int = 16) -> str:
-    """Why a set's layers cannot be swapped: rain that is no exact grey addition, as far as known; else "".
+    """Why a set's streak layers cannot be recombined: its rain is not an exact grey addition; else "".
 
-    What the catalogue says of the set is not taken on trust: a repacked download may be another.
+    Measured on sampled pairs even if the catalogue calls the set additive: a repack may differ.
     """
     needs = "--recombine needs rain that is an exact grey addition;"
     for index in sample(len(found.pairs), most):
@@ -284,20 +289,17 @@ def why_not_recombined(found: PairSet, most: int = 16) -> str:
         if why := why_not_additive(rainy, clean):
             return f"{needs} {found.pairs[index].rainy.path} is not: {why}"
     if catalogue.get_entry(found.dataset).additive is False:
-        return (
-            f"{needs} {found.dataset}'s is none, "
-            f"though nothing in the sampled pairs of {found.root} speaks against it"
-        )
+        return f"{needs} {found.dataset}'s is not, although the sampled pairs of {found.root} do not show it"
     return ""
 
 
 def refuse_unless_layers(found: PairSet, most: int = 16) -> None:
-    """Raises UserError where images are no streak layers: grey, on black."""
+    """Raises UserError unless images are streak layers: grey, on black."""
     for index in sample(len(found.pairs), most):
         path = found.pairs[index].rainy.path
         image = read_image(path)
         if (image != image[..., :1]).any() or np.median(image) > DARK:
-            raise UserError(f"{path} is no streak layer: --streaks takes grey streaks on black")
+            raise UserError(f"{path} is not a streak layer: --streaks takes grey streaks on black")
 
 
 # ------------------------------------------------------------------------------------------------------ names

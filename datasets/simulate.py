@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Makes the simulated datasets of the quick start: rendered rain on photographs that ship with scikit-image.
+"""Renders the simulated datasets of the quick start: rain on photographs that ship with scikit-image.
 
     python datasets/simulate.py                 writes datasets/simulated/
-        Simulated200H/, Simulated200L/          pairs in Rain200's own layout, exactly additive as that is
-        SimulatedReal/train/rain/               unlabelled: other streaks under a veil of haze play real rain
-        SimulatedReal/test/rain/, norain/       the same, with the clean images kept aside for the score
+        Simulated200H/, Simulated200L/          pairs in Rain200's layout, exactly additive like Rain200
+        SimulatedReal/train/rain/               unlabelled: other streaks and haze stand in for real rain
+        SimulatedReal/test/rain/, norain/       the same, with clean images to score against
 
-A set is a function of the seed. Train and test share no photograph. A number measured on these sets says
-that the code works; it says nothing about a benchmark.
+A set is a function of the seed. Training and test sets share no photograph. Scores on these sets show that
+the code works; they say nothing about a benchmark.
 """
 
 import sys
@@ -20,7 +20,7 @@ import numpy as np
 import skimage.data
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # imports work from any folder
 
 from datasets.catalogue import CATALOGUE
 from machinery.options import Options, option, parse
@@ -35,28 +35,28 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Rain:
-    """What one image's rain is drawn from; each range is uniform. Lengths and widths in pixels."""
+    """Distribution of an image's rain; ranges are uniform, lengths and widths in pixels."""
 
-    layers: tuple[int, int]  # depths and directions that are rendered apart
+    layers: tuple[int, int]  # number of layers, each with its depth and direction
     tilt: Range  # main direction, degrees from the vertical
-    spread: float  # standard deviation of a layer's direction around it, degrees
+    spread: float  # standard deviation of the layers' directions around it, degrees
     length: Range
     width: Range
-    cover: Range  # area of all streaks of a layer over the image's area
-    opacity: Range  # of the brightest streaks of a layer, 1: white
-    veil: Range = (0.0, 0.0)  # share of the light that haze replaces, at the top of the image
+    cover: Range  # area of a layer's streaks as a fraction of the image
+    opacity: Range  # of a layer's brightest streaks, 1: white
+    haze: Range = (0.0, 0.0)  # fraction of the light replaced by haze, at the top of the image
 
 
-# Opacity and cover are set so that rainy PSNR comes near Rain200H's 12.3 and Rain200L's 25.9 dB (the means
-# of 118 and 50 true training pairs).
+# Opacity and cover bring the rainy PSNR near Rain200H's 12.3 dB and Rain200L's 25.9 dB (means of 118 and 50
+# official training pairs).
 HEAVY = Rain((4, 7), (-35, 35), 5, (20, 80), (0.7, 1.6), (0.1, 0.25), (0.14, 0.38))
 LIGHT = Rain((3, 5), (-30, 30), 3, (10, 35), (0.6, 1.2), (0.004, 0.016), (0.22, 0.6))
-REAL = Rain((5, 8), (-15, 15), 2, (6, 60), (0.4, 1.4), (0.01, 0.04), (0.06, 0.35), veil=(0.15, 0.4))
+REAL = Rain((5, 8), (-15, 15), 2, (6, 60), (0.4, 1.4), (0.01, 0.04), (0.06, 0.35), haze=(0.15, 0.4))
 
 
 @dataclass(frozen=True)
 class Set:
-    """One simulated dataset. `kind` is the word in its official folders' names; "" for the plain layout."""
+    """A simulated dataset. `kind`: the word in the names of Rain200's folders; "" for the plain layout."""
 
     name: str
     kind: str
@@ -75,11 +75,11 @@ SETS = tuple(
 
 
 def streaks(rain: Rain, rng: np.random.Generator) -> np.ndarray:
-    """One grey layer of rain, float32 (HEIGHT, WIDTH) in [0, 1]: what is added to the light."""
+    """One grey layer of rain, float32 (HEIGHT, WIDTH) in [0, 1], to be added to the image."""
     layer = np.zeros((HEIGHT, WIDTH), np.float32)
     tilt = rng.uniform(*rain.tilt)
     for _ in range(rng.integers(rain.layers[0], rain.layers[1] + 1)):
-        depth = rng.uniform()  # 0 is near: long, wide, bright and few
+        depth = rng.uniform()  # 0: near; long, wide, bright and few
         length, width, opacity = (
             high - (high - low) * depth for low, high in (rain.length, rain.width, rain.opacity)
         )
@@ -91,7 +91,7 @@ def streaks(rain: Rain, rng: np.random.Generator) -> np.ndarray:
 
 
 def _motion_blur(tilt: float, length: float, width: float) -> np.ndarray:
-    """The path of one drop during the exposure: a line with soft ends and sides, 1 in its middle."""
+    """Kernel of one drop's path during the exposure: a line with soft ends and sides, 1 at its centre."""
     radius = int(np.ceil(length / 2 + 2 * width))
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float32)
     angle = np.deg2rad(tilt)
@@ -101,7 +101,7 @@ def _motion_blur(tilt: float, length: float, width: float) -> np.ndarray:
 
 
 def clean_image(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random part of a photograph, uint8 (HEIGHT, WIDTH, 3)."""
+    """A random crop of a photograph, mirrored or not, resized to uint8 (HEIGHT, WIDTH, 3)."""
     rows, columns = photograph.shape[:2]
     height = int(rng.uniform(0.6, 1) * min(rows, columns * HEIGHT / WIDTH))
     width = height * WIDTH // HEIGHT
@@ -112,18 +112,20 @@ def clean_image(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def rainy_image(clean: np.ndarray, rain: Rain, rng: np.random.Generator) -> np.ndarray:
-    """`clean` behind haze (if the rain has any) and streaks, uint8 (HEIGHT, WIDTH, 3)."""
+    """`clean` with haze (if `rain` has any) and streaks, uint8 (HEIGHT, WIDTH, 3)."""
     layer = np.round(255 * streaks(rain, rng)).astype(np.uint16)[..., None]
-    veiled = clean
-    if rain.veil[1]:
+    hazy = clean
+    if rain.haze[1]:
         airlight = rng.uniform(170, 230)
-        thickness = rng.uniform(*rain.veil) * np.linspace(1, 0.4, HEIGHT)[:, None, None]  # far is mostly up
-        veiled = np.round(clean * (1 - thickness) + airlight * thickness).astype(np.uint8)
-    return np.minimum(255, veiled + layer).astype(np.uint8)
+        thickness = (
+            rng.uniform(*rain.haze) * np.linspace(1, 0.4, HEIGHT)[:, None, None]
+        )  # the far part is mostly at the top
+        hazy = np.round(clean * (1 - thickness) + airlight * thickness).astype(np.uint8)
+    return np.minimum(255, hazy + layer).astype(np.uint8)
 
 
 def paths(made: Set, split: str, out: Path, number: int) -> tuple[Path, Path | None]:
-    """Where a rainy image goes, and its clean one: nowhere for unlabelled training images."""
+    """The files of a rainy image and its clean one; no clean one for unlabelled training images."""
     if made.kind:
         folder = out / made.name / f"rain_data_{split}_{made.kind}"
         return folder / f"rain/X2/norain-{number}x2.png", folder / f"norain/norain-{number}.png"
@@ -132,7 +134,7 @@ def paths(made: Set, split: str, out: Path, number: int) -> tuple[Path, Path | N
 
 
 def simulate(out: Path, seed: int, sets: Sequence[Set] = SETS) -> dict[str, float]:
-    """Writes the sets below `out`; returns each split's mean PSNR of rainy against clean, in dB."""
+    """Writes the sets below `out`; returns the mean PSNR of rainy against clean by split, in dB."""
     jobs = [(made, split, i) for made in sets for split, count in made.count.items() for i in range(count)]
     errors: dict[str, list[float]] = {}
     for made, split, i in tqdm(jobs, desc="simulated images", unit="image", leave=False):
@@ -154,7 +156,7 @@ class Simulate(Options):
     """The options of this script."""
 
     out: Path = option(Path("datasets/simulated"), "folder to write to")
-    seed: int = option(0, "another seed, other crops and rain", min=0)
+    seed: int = option(0, "random seed of crops and rain", min=0)
 
 
 def main() -> None:

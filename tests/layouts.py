@@ -1,7 +1,7 @@
-"""Small generated datasets in the official layouts, for any test that needs one.
+"""Small generated datasets in the official layouts.
 
-Each function writes a set's train and test folders below `root` and returns `root`, which is what a user
-would give as --data_path. OFFICIAL_LAYOUT has the one of each dataset with scripts of its own.
+Each function writes a set's train and test folders below `root` and returns `root`, as given to --data_path.
+OFFICIAL_LAYOUT holds the function of each dataset that has scripts.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def rain100(root: Path) -> Path:
 
 
 def halves(root: Path, rainy_side: str, counts: dict[str, int]) -> Path:
-    """ImageRef-by-side images, so many of each name, in which the number is {}."""
+    """Side-by-side images; `counts`: how many of each name, with {} for the number."""
     for name, count in counts.items():
         for n in range(1, count + 1):
             write_side_by_side(root / name.format(n), n, rainy_side)

@@ -1,4 +1,4 @@
-"""Facts about datasets are told once, and a set that is told of there only is found, counted and checked."""
+"""The catalogue: an entry alone makes a new set found, counted and checked."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_a_new_set_is_found_by_its_folders_names_counted_and_checked(tmp_path, r
     layouts.rain800(tmp_path / "Rain800")
     for name in ("Rain300M", "M_300"):
         root = halves(tmp_path / name)
-        found = find_pairs(root, "train")  # not told which set: by its name, where others are measured
+        found = find_pairs(root, "train")  # no set given: recognised by its name, not measured
         assert "Rain300M, side by side, rainy left:" in found.describe()
         assert check_pairs(found) == []
     layouts.rain200(tmp_path / "others/Rain200H")
@@ -51,7 +51,7 @@ def test_a_new_sets_own_folders_and_list_are_known(tmp_path):
     root = layouts.plain(tmp_path / "a", "Foggy/2X", "Sharp")
     found = find_pairs(root, "train", "Fog")
     assert "Foggy/2X/ + Sharp/: 3 pairs" in found.describe()
-    assert "Fog's is none, though nothing in the sampled pairs" in why_not_recombined(found)
+    assert "Fog's is not, although the sampled pairs" in why_not_recombined(found)
     assert {pair.rainy.path.parent.name for pair in find_images([root]).pairs} == {"2X"}
     (root / "fog.txt").write_text("".join(f"/x/Foggy/2X/{n}.png /x/Sharp/{n}.png\n" for n in (1, 2)))
     assert "list fog.txt: 2 pairs" in find_pairs(root, "train", "Fog").describe()

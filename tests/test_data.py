@@ -1,4 +1,4 @@
-"""Layouts, their errors and warnings, and the scripts in datasets/."""
+"""Layouts, their errors and warnings; check.py and simulate.py."""
 
 import os
 import pickle
@@ -34,7 +34,7 @@ def names(found: PairSet) -> list[str]:
 
 
 def refusal(data_path: Path, split: str = "train") -> str:
-    """What is said of a folder in which no pairs are found."""
+    """The error message of a folder in which no pairs are found."""
     with pytest.raises(UserError) as refused:
         find_pairs(data_path, split)
     return str(refused.value)
@@ -55,7 +55,7 @@ def test_official_layouts(tmp_path, dataset):
         assert len(found.pairs) == len(set(names(found))) == count
         assert f"{count} pairs from {found.root}" in found.describe()
         assert_clean_is_clean(found)
-        for place in (root.parent, found.root):  # one that holds the set, and the split's own folder
+        for place in (root.parent, found.root):  # the folder around the set, and the split's own
             assert list(find_pairs(place, split, dataset).pairs) == list(found.pairs)
 
 
@@ -137,7 +137,7 @@ def test_prenets_downloads(tmp_path):
 
 def test_released_merged_layout_leaves_real_images_aside(tmp_path):
     root = layouts.merged(tmp_path / "set")
-    found = find_pairs(root, "train", "Rain1200")  # whose own layout has the rainy half left
+    found = find_pairs(root, "train", "Rain1200")  # whose own layout has the rainy half on the left
     assert "merged" in found.describe()
     assert len(found.pairs) == len(find_images([root / "Real"]).pairs) == 3
     assert_clean_is_clean(found)
@@ -203,6 +203,8 @@ def test_test_parts_are_not_trained_on_unlabelled(tmp_path):
         evaluated = find_images([sets[name]], option="--data_path")
         assert any(pair.rainy.path.is_relative_to(sets[name] / test) for pair in evaluated.pairs)
     assert len(find_images([sets["merged"]]).pairs) == 6  # Real/ too
+    messages = RealCrops(find_images([sets["Rain800"]]), 16).messages
+    assert f"note: {sets['Rain800'] / 'test_syn'} is the test part of a divided set: not used" in messages
     given = sets["Rain800"] / "test_syn"
     for path in (given, given / "1.jpg", sets["Rain200H"] / "rain_data_test_Heavy/rain/X2"):
         with pytest.raises(UserError, match=r"holds no images: .* is the test part of Rain.*: not used"):
@@ -274,7 +276,7 @@ def test_bad_lists(tmp_path):
     listed.write_text(incomplete + incomplete.replace("7", "1"))
     assert read_pair(find_pairs(root, "train").pairs[1])[0].shape == (*layouts.SIZE, 3)
     for text, says in (
-        ("/a/b.png /c/d.png\n", "lists a/b.png and more, none of it below"),
+        ("/a/b.png /c/d.png\n", "lists a/b.png and more, none of them below"),
         ("", "real_world.txt is empty"),
         ("\n\n", "real_world.txt lists no image pairs"),
     ):
@@ -296,11 +298,11 @@ def test_a_list_of_bytes_and_of_names_that_cannot_be(tmp_path):
     listed = tmp_path / "list.txt"
     for content in (b"\xff\xfe \x00\x01", b"n" * 300 + b" " + b"m" * 300, b"../.. ..", b"\xb2 \xb3\n"):
         listed.write_bytes(content)
-        with pytest.raises(UserError, match=r"list.txt lists .* put the images where it says"):
+        with pytest.raises(UserError, match=r"list.txt lists .* put the list beside the folders it names"):
             find_pairs(listed, "train")
     layouts.write_pair(tmp_path / "1.png", tmp_path / "1gt.png", 1)
     listed.write_bytes(b"1.png 1.png")
-    with pytest.raises(UserError, match=r"list.txt lists 1.png as its own clean image: fetch it again"):
+    with pytest.raises(UserError, match=r"list.txt lists 1.png as its own clean image: download it again"):
         find_pairs(listed, "train").pairs[0]
     name = os.fsdecode(b"caf\xe9.png")  # no UTF-8, and a file all the same
     layouts.write_pair(tmp_path / "rain" / name, tmp_path / "gt" / name, 1)
@@ -322,7 +324,7 @@ def test_an_image_without_its_partner_is_a_warning_or_an_error(tmp_path):
 def test_sizes_that_no_pair_has_name_the_file(tmp_path):
     root = layouts.plain(tmp_path / "set", "rain", "norain")
     write_image(root / "norain/2.png", layouts.clean_image(2, (40, 56)))
-    with pytest.raises(UserError, match=r"rain/2.png and .*norain/2.png have two sizes, 56x48 and 56x40"):
+    with pytest.raises(UserError, match=r"rain/2.png and .*norain/2.png differ in size, 56x48 and 56x40"):
         read_pair(find_pairs(root, "train").pairs[1])
     odd = layouts.rain800(tmp_path / "Rain800") / "training/3.jpg"
     write_image(odd, read_image(odd)[:, :-1])

@@ -189,7 +189,9 @@ def test_streaks_are_layers_of_their_own_on_the_pairs_clean_sides(tmp_path):
     assert set(np.unique(whole(crop["rainy"] - crop["clean"]))) == {0, 33}
     assert (whole(crop["clean"]) == 20).all()
     write_image(tmp_path / "streaks/2.png", plain_image((9, 8, 7), 80))
-    with pytest.raises(UserError, match=r"2\.png is no streak layer: --streaks takes grey streaks on black"):
+    with pytest.raises(
+        UserError, match=r"2\.png is not a streak layer: --streaks takes grey streaks on black"
+    ):
         crops_of(recipe)
 
 
