@@ -369,7 +369,7 @@ class RealCrops(SetCrops):
 
     def __init__(self, found: PairSet, patch_size: int, **common: Any) -> None:
         super().__init__(found, patch_size, **common)
-        self.messages = [*self.summary, f"real {self.cached}"]
+        self.messages = [*self.summary, *(f"note: {each}" for each in found.warnings), f"real {self.cached}"]
         self.counts = {"real images": self.counts["pairs"]}
 
     @classmethod
