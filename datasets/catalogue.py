@@ -133,6 +133,9 @@ def printed(dataset: str) -> str:
     return next((e.title for e in CATALOGUE.values() if plain(e.name) == plain(dataset)), dataset)
 
 
+# ------------------------------------------------------------------------------- what folder names mean
+
+
 def split_of(folder: Path) -> str:
     """By its name. rain_data_train_Heavy, DID-MDN-training, RainTrainH: train; test_syn, Testing: test."""
     for split in ("train", "test"):
@@ -147,6 +150,15 @@ def density_of(path: Path) -> str:
         if found := re.search(r"(heavy|(?:\d|train|test)h$)|light|(?:\d|train|test)l$", name.lower()):
             return "heavy" if found[1] else "light"
     return ""
+
+
+def rainy_folders() -> list[str]:
+    """Names of folders of rainy images: the usual ones, then those of the catalogue's sets."""
+    return ["rain", "rainy", "input", *(entry.sides[0].split("/")[0] for entry in CATALOGUE.values())]
+
+
+def clean_folders() -> list[str]:
+    return ["norain", "clean", "target", "groundtruth", *(entry.sides[1] for entry in CATALOGUE.values())]
 
 
 def photographs() -> set[str]:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import catalogue
-from datasets.catalogue import CATALOGUE, Entry, density_of, photographs, split_of
+from datasets.catalogue import (
+    CATALOGUE,
+    Entry,
+    clean_folders,
+    density_of,
+    photographs,
+    rainy_folders,
+    split_of,
+)
 from datasets.pairs import (
     OTHER_HALF,
     ImageRef,
@@ -71,15 +79,6 @@ class Folder:
         """The sub-folders of these names, in the order of the names, ignoring case."""
         there = {folder.name.lower(): folder for folder in self.folders}
         return [there[name.lower()] for name in names if name.lower() in there]
-
-
-def rainy_folders() -> list[str]:
-    """Names of folders of rainy images: the usual ones, then those of the catalogue's sets."""
-    return ["rain", "rainy", "input", *(entry.sides[0].split("/")[0] for entry in CATALOGUE.values())]
-
-
-def clean_folders() -> list[str]:
-    return ["norain", "clean", "target", "groundtruth", *(entry.sides[1] for entry in CATALOGUE.values())]
 
 
 class MatchedPairs(NamedTuple):
