@@ -308,24 +308,37 @@ def seen_in_training(found: PairSet, dataset: str, trained_on: Mapping[str, Any]
         near = place.is_relative_to(used) or used.is_relative_to(place)
         if place == used or (what.startswith("backgrounds:") and near):
             return f"it was trained on the images in {folder}"
-    for path in map(Path, trained_on["real_path"]):
+    for path, images in real_images(trained_on).items():
         if claimed_by(path) == dataset and "train" not in catalogue.get_entry(dataset).counts:
             return f"it was trained on {path}, which is {dataset}"
         if (dataset, claimed_by(path)) == ("Real275", "Internet"):
             return f"it was trained on {path}, of which 59 images are near-duplicates of these"
-        if count := count_trained_on(found.pairs, path):
+        if count := count_in(found.pairs, images):
             return f"it was trained on {path}, which contains {count} of these {len(found.pairs)} images"
     if trained_on["released"] and dataset == "Real275" and method != "SID":
         return "the paper trains its students on Real-275"
     return ""
 
 
-def count_trained_on(scored: Sequence[Pair], real_path: Path) -> int:
-    """How many of the rainy images --real_path takes, compared by content: a set may have been copied."""
-    try:
-        trained = find_images([real_path]).pairs
-    except UserError:  # it is not here, or has changed
-        return 0
+def real_images(trained_on: Mapping[str, Any]) -> dict[Path, Sequence[Pair]]:
+    """The unlabelled images of a training, by --real_path: none of a folder that is not here."""
+
+    def images(path: Path, option: str) -> Sequence[Pair]:
+        try:
+            return find_images([path], option=option).pairs
+        except UserError:
+            return []
+
+    recorded = re.findall(r": ([\d,]+) real images from ", "\n".join(trained_on["data"]))
+    for option in ("--real_path", "--data_path"):  # the latter takes test parts too, as trainings once did
+        found = {path: images(path, option) for path in map(Path, trained_on["real_path"])}
+        if f"{sum(map(len, found.values())):,}" in recorded:
+            break
+    return found
+
+
+def count_in(scored: Sequence[Pair], trained: Sequence[Pair]) -> int:
+    """How many of the scored rainy images were trained on, by content: a set may have been copied."""
     if isinstance(trained, ListedPairs):  # a list of training images, hundreds of thousands
         return 0
 
@@ -335,9 +348,8 @@ def count_trained_on(scored: Sequence[Pair], real_path: Path) -> int:
     def digests(paths: Iterable[Path]) -> list[bytes]:
         return [hashlib.sha256(path.read_bytes()).digest() for path in paths]
 
-    own = sizes(scored)
-    alike = (path for path, size in sizes(trained).items() if size in own.values())
-    seen = set(digests(alike))
+    own = sizes(scored) if trained else {}
+    seen = set(digests(path for path, size in sizes(trained).items() if size in own.values()))
     return sum(digest in seen for digest in digests(own)) if seen else 0
 
 

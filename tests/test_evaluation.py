@@ -296,26 +296,33 @@ def test_a_self_ensemble_has_a_name_and_a_place_of_its_own(tmp_path, scored, mon
     assert (single["self_ensemble"], mean["self_ensemble"]) == (False, True)
 
 
-@pytest.mark.parametrize("copied", [False, True])
-def test_test_images_below_a_real_path_are_found_by_content(folder, tmp_path, scored, copied):
-    """--real_path takes all images below a folder without a list or a training part."""
-    place = tmp_path / ("Merged" if copied else "SPA")
-    for name in ("1.png", "2.png"):
-        for side in ("rain", "gt"):
-            write_image(tmp_path / "SPA/test" / side / name, layouts.clean_image(int(name[0])))
-        write_image(tmp_path / "Merged" / f"copy-{name}", layouts.clean_image(int(name[0])))
-    write_image(tmp_path / "Merged/3.png", layouts.clean_image(3))
+@pytest.mark.parametrize(
+    ("real_path", "count", "seen"),
+    [("SPA", 3, 2), ("Merged", 3, 2), ("SPA", 1, 0), ("Elsewhere", 1, 0), ("gone", 9, 0)],
+)
+def test_test_images_that_were_trained_on_are_found_by_content(
+    folder, tmp_path, scored, real_path, count, seen
+):
+    """SPA without its list: trainings once took its test part too, which the number of images tells."""
+    for number in (1, 2):
+        image = layouts.clean_image(number)
+        for name in (
+            f"SPA/test/rain/{number}.png",
+            f"SPA/test/gt/{number}gt.png",
+            f"Merged/{number}-copy.png",
+        ):
+            write_image(tmp_path / name, image)
+    for name in ("SPA/more", "Merged", "Elsewhere"):
+        write_image(tmp_path / name / "3.png", layouts.clean_image(3))
+    place = tmp_path / real_path
+    if place.exists() and len(find_images([place]).pairs) == 3 != count:
+        pytest.skip("its test part is trained on")
     content = load_checkpoint(folder / "teacher/net_latest")
     content["recipe"]["real_path"] = [str(place)]
+    content["data"] = [f"unlabelled: {count} real images from {place}"]
     torch.save(content, tmp_path / "net_latest")
-    test = {"logdir": tmp_path, "dataset": "SPA", "data_path": tmp_path / "SPA/test"}
-    trained = len(find_images([place]).pairs) > 0  # or its test part is left out of training
-    expected = f"it was trained on {place}, which contains 2 of these 2 images" if trained else ""
-    assert scored(**test)["seen"] == expected and (trained or not copied)
-    content["recipe"]["real_path"] = [str(tmp_path / "elsewhere")]
-    write_image(tmp_path / "elsewhere/3.png", layouts.clean_image(3))
-    torch.save(content, tmp_path / "net_latest")
-    assert scored(**test)["seen"] == ""
+    told = scored(logdir=tmp_path, dataset="SPA", data_path=tmp_path / "SPA/test")["seen"]
+    assert told == (f"it was trained on {place}, which contains 2 of these 2 images" if seen else "")
 
 
 # ------------------------------------------------------------------------------------ any method's results
