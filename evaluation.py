@@ -94,8 +94,9 @@ def evaluate(record: Evaluation) -> None:
 
     def main() -> None:
         options = parse(record, sys.modules["__main__"].__doc__ or "")
-        for number in (signal.SIGTERM, signal.SIGHUP):  # exit as on Ctrl-C: `score` then writes its scores
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+        for name in ("SIGTERM", "SIGHUP"):  # exit as on Ctrl-C: `score` then writes its scores
+            number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
+            if number and signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, stop)
         score(options, distributed.device(options))
 
@@ -149,14 +150,13 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
             if page:  # last: if the disk is full, the score is kept
                 page.add(row, each.rainy, each.derained, each.clean)
     finally:
-        result = labels | {"images": images, "mean": average(images)}
+        means = average(images)
+        result = labels | {"images": images, "mean": means}
         if not images:
             (folder / SCORES).unlink(missing_ok=True)
         else:  # written before anything is printed: the terminal may be gone
             written = [write_scores(folder, result), *([page.finish()] if page else [])]
-            print(
-                f"average of {len(images)}: {scores_line(result['mean'])}{left_out(images, result['mean'])}"
-            )
+            print(f"average of {len(images)}: {scores_line(means)}{left_out(images, means)}")
             print(f"written: {join_names(written)}")
     if failures:
         raise UserError(f"{len(failures)} of {len(pairs)} images were not scored, the first: {failures[0]}")

@@ -70,7 +70,7 @@ def ssim_downsample(image: np.ndarray) -> np.ndarray:
 
 
 def mean(values: Iterable[float | None]) -> tuple[float | None, int]:
-    """Mean of the finite values (infinite if all are, None if there is none), and the number of infinite ones."""
+    """Mean of the finite values, and the number of infinite ones. Infinite if all are, None for no value."""
     measured = [value for value in values if value is not None]
     finite = [value for value in measured if math.isfinite(value)]
     infinite = len(measured) - len(finite)

@@ -20,9 +20,11 @@ from backbones import AutocastModel
 from config import EVALUATIONS
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import ImageRef, Pair
-from evaluation import Results, left_out, page_note, score, score_pairs, scores_line
+from DerainDataset import pair_crops
+from evaluation import Results, left_out, page_note, score, score_pairs, scores_line, validation_set
 from inference import Derainer
 from machinery.checkpoints import load_checkpoint, save_checkpoint
+from machinery.loading import ImageCache
 from metrix_code import tables
 from metrix_code.metrics import METRICS
 from metrix_code.psnr import psnr
@@ -217,6 +219,15 @@ def test_scores_alone_ask_for_no_others(folder):
     scores = [each.scores for each in score_pairs(Derainer.open(folder / "teacher"), pairs, keys)]
     whole = read_scores(folder / "results/scores.json")["images"]
     assert scores == [{key: image[key] for key in keys} for image in whole]
+
+
+def test_a_set_that_is_not_divided_is_not_validated_on(tmp_path):
+    for number in range(3):
+        for side, image in zip(("rain", "norain"), layouts.pair(number, (60, 60)), strict=True):
+            write_image(tmp_path / f"one/{side}/{number}.png", image)
+    recipe = teacher(tmp_path, data_path=(tmp_path / "one",), val_every=1.0)
+    found, notes = validation_set(recipe, pair_crops(recipe, ImageCache("off")))
+    assert found is None and "is not divided into training and test pairs" in notes[0]
 
 
 # ---------------------------------------------------------------------------- labels are of what was run
