@@ -20,7 +20,7 @@ from losses import l1
 from machinery.checkpoints import load_checkpoint
 from machinery.options import option
 from networks import Derained
-from stages import SID, SSIDKD, ema_of, frozen, supervised
+from stages import SID, SSIDKD, Average, frozen, supervised
 from tests import layouts
 from tests.small import (
     ALONE,
@@ -147,7 +147,7 @@ class WithMeanTeacher(Student):
 
 class MeanTeacher(SSIDKD):
     def make_aux_networks(self, net):
-        return {**super().make_aux_networks(net), "mean": ema_of(net, 0.5)}
+        return {**super().make_aux_networks(net), "mean": Average(net, 0.5)}
 
     def terms(self, net, batch):
         real = batch["real_rainy"]
@@ -166,7 +166,7 @@ def test_a_stage_with_an_average_resumes_bit_for_bit(tmp_path):
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
     ends = [load_checkpoint(tmp_path / each / "net_latest") for each in "ab"]
     means = [end["training"]["beside"] for end in ends]
-    assert all(torch.equal(value, means[1][key]) for key, value in means[0].items())
+    torch.testing.assert_close(means[0], means[1], rtol=0, atol=0)
     own = ends[0]["net"]
     assert any(not torch.equal(means[0][f"mean.module.net.{key}"], value) for key, value in own.items())
 
