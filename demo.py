@@ -1,8 +1,8 @@
-"""The quick start: the whole method on a small simulated dataset, by the very scripts of the true ones.
+"""The quick start: the whole method on a small simulated dataset, run by the scripts of the real ones.
 
-It makes the dataset, trains a small teacher, distils a small student, derains with both and with the models
-that come with the project, and ends with a table and pictures. The rain is rendered on photographs that ship
-with scikit-image, so no number here is a benchmark's.
+It makes the dataset, trains a small teacher and a small student, derains with both and with the models that
+come with the project, and ends with a table and a picture. The rain is rendered on photographs that ship with
+scikit-image, so none of the scores is a benchmark's.
 """
 
 import os
@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
+from datasets.pairs import match
 from machinery.checkpoints import LATEST, SHIPPED
 from machinery.options import Options, option, parse
 from metrix_code.scores import SCORES, read_scores
-from tools.contact_sheet import from_folders
-from utils import UserError, run, write_image
+from utils import UserError, list_images, read_image, run, write_image
 
 DATA, MODELS, RESULTS = Path("datasets/simulated"), Path("trained_model/demo"), Path("results/demo")
-COME_WITH = {  # the project: LightNet's
+SHIPPED_MODELS = {  # LightNet
     "shipped teacher": Path("trained_model/Rain200H-light") / SHIPPED / LATEST,
     "shipped student": Path("trained_model/Rain200H-light+Real") / SHIPPED / LATEST,
 }
@@ -37,7 +40,7 @@ CAPTIONS = {"pairs": "pairs like Rain200H", "real": "'real': other streaks, haze
 class Demo(Options):
     """The options of this script."""
 
-    steps: int = option(60, "of the teacher; the student takes a quarter", min=1)
+    steps: int = option(60, "steps of the teacher; the student takes a quarter", min=1)
 
 
 def main() -> None:
@@ -56,7 +59,7 @@ def main() -> None:
         f"train_Rain200H_real.py --data_path {pairs} --real_path {real} --teacher {own['teacher']} "
         f"--save_path {own['student']} --steps {max(1, steps // 4)} {SMALL}"
     )
-    models = own | {name: file for name, file in COME_WITH.items() if file.exists()}
+    models = own | {name: file for name, file in SHIPPED_MODELS.items() if file.exists()}
     for data in SETS:
         for name, model in models.items():
             call(
@@ -65,8 +68,10 @@ def main() -> None:
             )
     print(table(list(models)))
     print(in_plain_words())
-    sheets = [picture(data, [name for name in models if "student" in name]) for data in SETS]
-    print(f"to look at: {' and '.join(map(str, sheets))}, and index.html beside the images in {RESULTS}")
+    students = [name for name in models if "student" in name]
+    path = RESULTS / "demo.png"
+    write_image(path, picture(students))
+    print(f"to look at: {path}, and index.html in each folder of {RESULTS}")
     print(f"to browse: tensorboard --logdir {MODELS}")
     print(f"{time.perf_counter() - began:.0f} s")
 
@@ -76,9 +81,9 @@ def place(data: str, name: str) -> Path:
 
 
 def call(command: str) -> None:
-    """Runs a script's command line. Raises UserError where it fails."""
+    """Runs a script's command line. Raises UserError if it fails."""
     print(f"\n$ python {command}", flush=True)
-    # small networks gain little from a second thread, and two that spin for each other may lose much
+    # small networks gain little from a second thread, and may lose much by it
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     if failed := subprocess.run([sys.executable, *shlex.split(command)], env=environment).returncode:
         raise UserError(f"{command.split()[0]} ended with exit code {failed}: see above")
@@ -89,7 +94,7 @@ def mean(data: str, name: str) -> dict[str, Any]:
 
 
 def table(names: list[str]) -> str:
-    """PSNR and SSIM of the rainy input and of each model, from what the eval scripts wrote."""
+    """PSNR and SSIM of the rainy input and of each model, from the scores that the eval scripts wrote."""
 
     def row(*cells: str) -> str:
         return "".join(f"{cell:{30 if not place else 17}}" for place, cell in enumerate(cells)).rstrip()
@@ -105,20 +110,31 @@ def table(names: list[str]) -> str:
 
 
 def in_plain_words() -> str:
-    """What the table shows of this demo's own student, be it good or bad."""
+    """What the table shows of the student trained by this demo, good or bad."""
     pairs, real = (mean(data, "student")["psnr"] - mean(data, "teacher")["psnr"] for data in SETS)
     return f"""
 The student just trained is {pairs:+.2f} dB from its teacher on the pairs, {real:+.2f} dB on 'real' rain.
-It follows the clean images of its pairs by 20 L1, and as released the terms on real rain weigh next to
-nothing (REPRODUCTION.md): in so few steps it learns the pairs, and not the real rain."""
+Its loss is dominated by 20 L1 on the pairs; as released, the terms on real rain weigh almost nothing
+(REPRODUCTION.md). In so few steps it learns the pairs, and not the real rain."""
 
 
-def picture(data: str, students: list[str]) -> Path:
-    """A contact sheet of a set's test photographs: rainy, derained by the students, clean."""
-    path = RESULTS / f"{data}.png"
-    folders = {"rainy": SETS[data] / TEST[data], **{name: place(data, name) for name in students}}
-    write_image(path, from_folders({**folders, "clean": SETS[data] / CLEAN[data]}))
-    return path
+def picture(students: list[str], height: int = 160) -> np.ndarray:
+    """uint8 RGB: a row for each test photograph, with columns rainy, derained by each student, clean."""
+    rows: list[np.ndarray] = []
+    for data in SETS:
+        rainy = list_images(SETS[data] / TEST[data])
+        for path, clean in match(rainy, list_images(SETS[data] / CLEAN[data])).pairs:
+            derained = [place(data, name) / f"{path.stem}.png" for name in students]
+            images = [read_image(each) for each in (path, *derained, clean)]
+            width = round(images[0].shape[1] * height / images[0].shape[0])
+            row = np.concatenate([cv2.resize(image, (width, height)) for image in images], axis=1)
+            if not rows:
+                for number, caption in enumerate(("rainy", *students, "clean")):
+                    at, font = (number * width + 5, 20), cv2.FONT_HERSHEY_SIMPLEX
+                    cv2.putText(row, caption, at, font, 0.6, (255, 255, 0), 2)
+            rows.append(row)
+    widest = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 6), (0, widest - row.shape[1]), (0, 0))) for row in rows])
 
 
 if __name__ == "__main__":

@@ -305,7 +305,7 @@ def refuse_unless_layers(found: PairSet, most: int = 16) -> None:
 # ------------------------------------------------------------------------------------------------------ names
 
 
-# What datasets and methods put around an image's own name: norain-1x2, 438gt, 7_derained, ...
+# Words that datasets and methods add to an image's name: norain-1x2, 438gt, 7_derained, ...
 DECORATIONS = {
     *("rain", "norain", "rainy", "clean", "gt", "input", "target"),
     *("derain", "derained", "output", "result"),
@@ -313,7 +313,7 @@ DECORATIONS = {
 
 
 class Matched(NamedTuple):
-    """(image, its clean one) in the images' order, and what is left without a partner."""
+    """(image, its clean image) in the images' order, and the files of either side without a partner."""
 
     pairs: list[tuple[Path, Path]]
     lone: list[Path]
@@ -321,21 +321,20 @@ class Matched(NamedTuple):
 
 
 def match(images: Sequence[Path], clean: Sequence[Path]) -> Matched:
-    """Finds the clean image of each rainy or derained one.
+    """Finds the clean image of each rainy or derained image.
 
-    Tried in this order: the same stem; the same stem without its decorations; the same numbers; and
-    Rain1400's fourteen to one, 901_1 to 901_14 to 901. A rule that fits two images of a side decides nothing,
-    and what one rule has given, a later one does not give again: an image whose partner is missing must not
-    get another's.
+    Rules, in this order: same stem; same stem without its decorations; same numbers; Rain1400's fourteen to
+    one (901_1 ... 901_14 and 901). A key that two images of one side share is ignored. A clean image that one
+    rule has assigned is not available to later rules: no image may get another image's partner.
     """
     partner: dict[Path, Path] = {}
     for rule in (_stem, _own_name, _numbers):
         given = set(partner.values())
-        candidates = _told_apart((path for path in clean if path not in given), rule)
-        waiting = _told_apart((path for path in images if path not in partner), rule)
+        candidates = _unique((path for path in clean if path not in given), rule)
+        waiting = _unique((path for path in images if path not in partner), rule)
         partner |= {path: candidates[key] for key, path in waiting.items() if key in candidates}
     given = set(partner.values())
-    scenes = _told_apart((path for path in clean if path not in given), _own_name)
+    scenes = _unique((path for path in clean if path not in given), _own_name)
     for path in images:
         if path not in partner and (scene := _scene(path)) in scenes:
             partner[path] = scenes[scene]
@@ -347,8 +346,25 @@ def match(images: Sequence[Path], clean: Sequence[Path]) -> Matched:
     )
 
 
-def _told_apart(paths: Iterable[Path], rule: Callable[[Path], Hashable]) -> dict[Hashable, Path]:
-    """The images by what `rule` makes of their names, where it tells one from all others."""
+def refuse_shift(matched: Matched) -> None:
+    """Raises UserError if the numbers of the two sides look shifted: 0 to 7 against 1 to 8.
+
+    Every pair but the ends then matches by number, and every pair is a wrong one.
+    """
+    own, clean = ([_numbers(path) for path in side] for side in (matched.lone, matched.lone_clean))
+    paired = [_numbers(image) for image, _ in matched.pairs]
+    if not (paired and own and len(own) == len(clean) and all(own + clean)):
+        return
+    low, high = sorted((own, clean))
+    if max(low) < min(paired) and max(paired) < min(high):
+        raise UserError(
+            f"{matched.lone[0]} and {matched.lone_clean[0]} are left over at opposite ends of the numbering: "
+            "one side seems to count from 0 and the other from 1; rename one, or delete what has no partner"
+        )
+
+
+def _unique(paths: Iterable[Path], rule: Callable[[Path], Hashable]) -> dict[Hashable, Path]:
+    """The images by the key that `rule` makes of their names; without keys that several share."""
     groups: dict[Hashable, list[Path]] = {}
     for path in paths:
         groups.setdefault(rule(path), []).append(path)
@@ -370,13 +386,13 @@ def _numbers(path: Path) -> tuple[int, ...]:
 
 
 def _scene(path: Path) -> tuple[str, ...]:
-    """901_14, the fourteenth rain on scene 901: ("901",)."""
+    """901_14, the fourteenth rain of scene 901: ("901",)."""
     *scene, variant = _own_name(path) or ("",)
     return tuple(scene) if variant.isdecimal() else ()
 
 
 def distinct_names(files: Sequence[Path], root: Path) -> list[str]:
-    """Stems where they differ, else paths below `root`: two inputs must not be written to one output."""
+    """Stems if they are unique, else paths relative to `root`: no two inputs may share an output name."""
     for name in (lambda p: p.stem, lambda p: below(p, root).with_suffix("").as_posix()):
         names = [name(path) for path in files]
         if len(set(names)) == len(names):

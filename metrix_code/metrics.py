@@ -1,7 +1,7 @@
-"""The one table of metrics: scores.json, the tables, the page, the printed lines and the scripts all read it.
+"""The table of metrics. scores.json, the paper's tables, the page and the printed lines are all made from it.
 
-A new metric is one more line here. LPIPS and BRISQUE, which reviewers ask for too, are left out: piq 0.8.0
-and pyiqa 0.1.16 carry the weights of neither and download them (and pyiqa is not for commercial use).
+A new metric is one more row. LPIPS and BRISQUE, which reviewers also ask for, are left out: piq 0.8.0
+and pyiqa 0.1.16 download their weights, and pyiqa's license excludes commercial use.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,24 @@ from metrix_code.psnr import psnr
 from metrix_code.ssim import ssim
 
 
+def brightness_change(derained: np.ndarray, rainy: np.ndarray, *_: object) -> float:
+    """Mean of the derained minus mean of the rainy uint8 image, in levels of 255; negative: darker."""
+    return float(derained.mean(dtype=float) - rainy.mean(dtype=float))
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A number that an image has in scores.json under `key`; the rainy input's is under `rainy_key`."""
+    """A score that scores.json holds under `key`; the same score of the rainy input is under `rainy_key`."""
 
     key: str
     title: str
     unit: str
-    digits: int  # in every place where it is printed
-    sign: int  # 1: more is better; -1: less is
-    protocol: str  # see protocol.py; of NIQE, which parameters
+    digits: int  # after the decimal point, wherever the score is printed
+    sign: int  # 1: higher is better; -1: lower is better; 0: neither
+    protocol: str  # see protocol.py; for NIQE, which parameters
     function: Callable[..., float]
-    paired: bool = True  # measured against the clean image
-    of_output: bool = False  # of the network's float output, not of the 8-bit image as saved
+    against: str = "clean"  # the image compared with: "clean", "rainy", or "" for none
+    of_output: bool = False  # of the network's float output instead of the saved 8-bit image
 
     @property
     def rainy_key(self) -> str:
@@ -37,11 +42,16 @@ class Metric:
         """'PSNR (RGB)'"""
         return f"{self.title} ({self.protocol}{', float' if self.of_output else ''})"
 
-    def __call__(self, derained: np.ndarray, clean: np.ndarray | None = None) -> float:
-        """Of RGB (H, W, 3), uint8, or float in [0, 1] where `of_output`. Raises UserError if it has none."""
-        if not self.paired:
+    @property
+    def in_tables(self) -> bool:
+        """Whether papers tabulate it."""
+        return self.against != "rainy" and not self.of_output
+
+    def __call__(self, derained: np.ndarray, other: np.ndarray | None = None) -> float:
+        """Score of RGB (H, W, 3), uint8, or float in [0, 1] if `of_output`. UserError where undefined."""
+        if not self.against:
             return self.function(derained)
-        return self.function(derained, clean, self.protocol, 1.0 if self.of_output else 255.0)
+        return self.function(derained, other, self.protocol, 1.0 if self.of_output else 255.0)
 
     def text(self, value: float) -> str:
         return f"{value:.{self.digits}f}"
@@ -58,10 +68,15 @@ METRICS = {
         Metric("ssim_did", "SSIM", "", 4, 1, "DID/DDN", ssim),
         Metric("psnr_float", "PSNR", "dB", 3, 1, "RGB", psnr, of_output=True),
         Metric("ssim_float", "SSIM", "", 4, 1, "RGB", ssim, of_output=True),
-        Metric("niqe", "NIQE", "", 4, -1, "LIVE, Y", niqe, paired=False),
+        Metric("niqe", "NIQE", "", 4, -1, "LIVE, Y", niqe, against=""),
+        # how much an image is changed, which needs no clean image; papers print neither
+        Metric("psnr_input", "PSNR to the input", "dB", 2, 0, "RGB", psnr, against="rainy"),
+        Metric("brightness", "change of brightness", "of 255", 2, 0, "RGB", brightness_change, "rainy"),
     )
 }
-# the numbers that an image may have in scores.json
-KEYS = (*METRICS, *(metric.rainy_key for metric in METRICS.values() if not metric.of_output))
-# shown a line an image and on the page; the first of them that there is tells what was gained
+# every score that an image may have in scores.json
+KEYS = (*METRICS, *(metric.rainy_key for metric in METRICS.values() if metric.in_tables))
+# the page shows these; the first of them that an image has ranks it by its gain
 HEADLINE_METRICS = tuple(METRICS[key] for key in ("psnr", "ssim", "niqe"))
+# printed for each image
+PRINTED_METRICS = (*HEADLINE_METRICS, METRICS["psnr_input"], METRICS["brightness"])

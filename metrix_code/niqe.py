@@ -1,9 +1,9 @@
-"""NIQE of images that have no clean side, lower is 'better'; with the parameters of the LIVE release.
+"""NIQE of images without a clean reference, with the parameters of the LIVE release; lower is 'better'.
 
 python metrix_code/niqe.py --res_path results/Real275/SSID-KD
 
-Untouched rainy images of Real-275 already score 3.66: NIQE alone proves little. MATLAB's own `niqe` has other
-parameters, so its scores belong in another column.
+Untouched rainy images of Real-275 already score 3.66, so NIQE alone proves little. MATLAB's own `niqe` has
+other parameters: its scores belong in another column.
 """
 
 import sys
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from scipy.special import gamma
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs as a script from any folder
 
 from metrix_code.protocol import luma, size
 from utils import UserError
@@ -23,17 +23,18 @@ WINDOW = np.exp(-np.square(np.arange(-3, 4)) / (2 * (7 / 6) ** 2))
 WINDOW /= WINDOW.sum()
 # MATLAB's imresize by one half: the cubic kernel (a = -1/2) stretched over eight pixels against aliasing.
 HALVING = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, right): the four pairings of a pixel with the next
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (down, right) offsets of the four products
 SHAPES = np.arange(0.2, 10, 0.001)
-RATIOS = gamma(2 / SHAPES) ** 2 / (gamma(1 / SHAPES) * gamma(3 / SHAPES))  # rises with the shape
+RATIOS = gamma(2 / SHAPES) ** 2 / (gamma(1 / SHAPES) * gamma(3 / SHAPES))  # increases with the shape
+ZERO = 1e-9  # in flat areas rounding leaves values of 1e-14, which are neither above nor below zero
 
 
 def niqe(image: np.ndarray) -> float:
     """The natural image quality evaluator of Mittal, Soundararajan and Bovik (2013), on the luma.
 
-    `image` is uint8 RGB (H, W, 3). What exceeds a whole number of 96x96 blocks, right and below, is left out.
-    The score is the distance of the blocks' 36 features from those of pristine photographs.
-    Raises UserError where there are fewer than two blocks, or fewer than two with any texture.
+    `image` is uint8 RGB (H, W, 3). The score is the distance of the 36 features of its 96x96 blocks from
+    those of pristine photographs; rows and columns beyond the last whole block are ignored.
+    Raises UserError for fewer than two blocks, or fewer than two with texture.
     """
     rows, columns = image.shape[0] // BLOCK, image.shape[1] // BLOCK
     if rows * columns < 2:
@@ -51,7 +52,7 @@ def niqe(image: np.ndarray) -> float:
 
 
 def _features(luma: np.ndarray, block: int) -> np.ndarray:
-    """(blocks, 18): the statistics of the normalised luminance, and of its products with four neighbours."""
+    """(blocks, 18): statistics of the normalised luminance and of its products with four neighbours."""
     mean, square = (
         cv2.sepFilter2D(x, cv2.CV_64F, WINDOW, WINDOW, borderType=cv2.BORDER_REPLICATE)
         for x in (luma, luma * luma)
@@ -69,16 +70,16 @@ def _features(luma: np.ndarray, block: int) -> np.ndarray:
 
 
 def _asymmetric_gaussian(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The asymmetric generalised Gaussian, fitted by moments: shape, left and right scale, each (blocks,)."""
+    """Asymmetric generalised Gaussian, fitted by moments: shape, left and right scale, each (blocks,)."""
     x = blocks.reshape(len(blocks), -1)
     squares = x * x
-    with np.errstate(invalid="ignore", divide="ignore"):  # a flat block gives nan, and is counted out above
-        left = np.sqrt((squares * (x < 0)).sum(axis=1) / (x < 0).sum(axis=1))
-        right = np.sqrt((squares * (x > 0)).sum(axis=1) / (x > 0).sum(axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a flat block gives nan; see `whole` above
+        left = np.sqrt((squares * (x < -ZERO)).sum(axis=1) / (x < -ZERO).sum(axis=1))
+        right = np.sqrt((squares * (x > ZERO)).sum(axis=1) / (x > ZERO).sum(axis=1))
         skew = left / right
         ratio = np.abs(x).mean(axis=1) ** 2 / squares.mean(axis=1)
         ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
-    # The LIVE release takes the nearest of shapes 0.001 apart, and the third digit of the score shows it.
+    # rounded as the LIVE release does, which changes the third digit of the score
     shape = np.interp(ratio, RATIOS, SHAPES).round(3)
     scale = np.sqrt(gamma(1 / shape) / gamma(3 / shape))
     return shape, left * scale, right * scale
@@ -88,4 +89,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main(niqe, "NIQE", __doc__, of_one="LIVE, Y"))
+    run(lambda: main("NIQE", __doc__))

@@ -1,12 +1,12 @@
-"""What a score is measured on, the RGB image as saved (of record here) or its luma in one of two ways; means.
+"""Protocols of PSNR and SSIM: on the saved RGB image (our scores of record), or on its luma, in two ways.
 
     RGB      uint8 as saved, all three channels: SSID-KD's README, MSGNN, HCN, Derain-toolbox
-    Y        luma, rounded as MATLAB's rgb2ycbcr rounds it on uint8: MPRNet, Restormer; for Rain200H, Rain200L
+    Y        luma of uint8, rounded as by MATLAB's rgb2ycbcr: MPRNet, Restormer; for Rain200H, Rain200L
              and SPA DRSformer and NeRD-Rain
-    DID/DDN  luma, not rounded, and the SSIM of large images on smaller ones: for Rain1200 and Rain1400
+    DID/DDN  luma, not rounded; SSIM of large images on downsampled ones: for Rain1200 and Rain1400
              RCDNet, DRSformer and NeRD-Rain
 
-RGB and Y differ by about 1.3 dB, and the last two by 0.06 in the SSIM of 512x512, so every score says which.
+RGB and Y differ by about 1.3 dB, the last two by 0.06 in SSIM at 512x512, so every score names its protocol.
 """
 
 import math
@@ -23,12 +23,12 @@ PROTOCOLS = ("RGB", "Y", "DID/DDN")
 def luma(image: np.ndarray, peak: float = 255.0) -> np.ndarray:
     """The Y of ITU-R BT.601 in studio range, 16 (black) to 235 (white), as float64 (H, W).
 
-    16 + 65.481 R + 128.553 G + 24.966 B for R, G, B in [0, 1]. For uint8 RGB (H, W, 3) it is rounded to whole
-    numbers, halves up, as MATLAB's rgb2ycbcr rounds it; for float RGB in [0, `peak`] it is not rounded.
+    16 + 65.481 R + 128.553 G + 24.966 B for R, G, B in [0, 1]. Rounded to integers, halves up, for uint8 RGB
+    (H, W, 3), as by MATLAB's rgb2ycbcr; not rounded for float RGB in [0, `peak`].
     """
     if image.dtype != np.uint8:
         return 16 + image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / peak
-    # The same weights over their common divisor, in whole numbers: exact halves occur, and floats miss them.
+    # the same weights as integers: exact halves occur, and floats would miss them
     weighted = image.astype(np.int64) @ np.array([299, 587, 114])
     return (16 + (219 * weighted + 127_500) // 255_000).astype(np.float64)
 
@@ -36,9 +36,9 @@ def luma(image: np.ndarray, peak: float = 255.0) -> np.ndarray:
 def in_protocol(
     derained: np.ndarray, clean: np.ndarray, protocol: str, peak: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both images as float64, (H, W, 3) for "RGB" or (H, W) for the others, and the peak that goes with them.
+    """Both images as float64, (H, W, 3) for "RGB", else (H, W), and their peak value.
 
-    Raises UserError for another protocol, two shapes, or anything but (H, W, 3).
+    Raises UserError for an unknown protocol, two shapes or types, or anything but (H, W, 3).
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"no protocol is called {protocol!r}: use {' or '.join(PROTOCOLS)}")
@@ -50,17 +50,17 @@ def in_protocol(
         raise UserError(f"the derained image is {derained.dtype}, the clean one {clean.dtype}: use one type")
     if protocol == "RGB":
         return derained.astype(np.float64), clean.astype(np.float64), peak
-    if protocol == "DID/DDN":  # floats are not rounded
+    if protocol == "DID/DDN":  # luma of floats is not rounded
         derained, clean = derained.astype(np.float64), clean.astype(np.float64)
     return luma(derained, peak), luma(clean, peak), 255.0
 
 
 def ssim_downsample(image: np.ndarray) -> np.ndarray:
-    """Float64 (H, W) as the DID/DDN protocol's SSIM takes it: means of boxes, about 256 on the shorter side.
+    """Float64 (H, W), downsampled as for the SSIM of DID/DDN: box means, about 256 on the shorter side.
 
-    The step is the whole number nearest to min(H, W) / 256, halves up. The box is that wide, borders mirrored
-    with their edge, and a box of even size reaches further to the right and below, as MATLAB's imfilter has
-    it. From there on it is Wang's ssim.m with its automatic downsampling.
+    This is the automatic downsampling of Wang's ssim.m. The step and the box's width are min(H, W) / 256,
+    rounded, halves up. Borders are mirrored with their edge; a box of even width extends further right and
+    down, as in MATLAB's imfilter.
     """
     step = int(min(image.shape) / 256 + 0.5)
     if step <= 1:
@@ -70,10 +70,7 @@ def ssim_downsample(image: np.ndarray) -> np.ndarray:
 
 
 def mean(values: Iterable[float | None]) -> tuple[float | None, int]:
-    """The mean of the finite values, and how many were infinite; None where nothing was measured.
-
-    Infinite only where every value is.
-    """
+    """Mean of the finite values, and the number of infinite ones. Infinite if all are, None for no value."""
     measured = [value for value in values if value is not None]
     finite = [value for value in measured if math.isfinite(value)]
     infinite = len(measured) - len(finite)
@@ -83,5 +80,5 @@ def mean(values: Iterable[float | None]) -> tuple[float | None, int]:
 
 
 def size(image: np.ndarray) -> str:
-    """'481x321', width first, as people say it."""
+    """'481x321', width first."""
     return "x".join(str(n) for n in image.shape[1::-1])

@@ -9,18 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs as a script from any folder
 
 from metrix_code.protocol import in_protocol
 
 
 def psnr(derained: np.ndarray, clean: np.ndarray, protocol: str = "RGB", peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB, infinite for identical images (the released script says 100).
+    """Peak signal-to-noise ratio in dB, infinite for identical images (100 in the released script).
 
-    `derained` and `clean` are (H, W, 3) RGB, both uint8, or both float in [0, `peak`]: give peak=1.0
-    for what the network returns. "RGB" takes one mean square over all pixels and channels, "Y" and
-    "DID/DDN" take it over the luma.
-    Raises UserError where the two differ in shape or type.
+    `derained` and `clean` are RGB (H, W, 3), both uint8, or both float in [0, `peak`]; `peak` is 1.0 for the
+    network's output. "RGB" averages the squared error over all pixels and channels, "Y" and "DID/DDN" over
+    the luma. Raises UserError if the two differ in shape or type.
     """
     one, other, peak = in_protocol(derained, clean, protocol, peak)
     mse = float(np.mean(np.square(one - other)))
@@ -31,4 +30,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main(psnr, "PSNR", __doc__, digits=3))
+    run(lambda: main("PSNR", __doc__))

@@ -1,4 +1,4 @@
-"""SSIM of derained images against the clean ones, 1 at most.
+"""SSIM of derained images against the clean ones; identical images score 1.
 
 python metrix_code/ssim.py --res_path results/Rain200H/SID --gt_path datasets/Rain200H/.../norain
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that it runs as a script from any folder
 
 from metrix_code.protocol import in_protocol, size, ssim_downsample
 from utils import UserError
@@ -22,11 +22,11 @@ WINDOW /= WINDOW.sum()
 def ssim(derained: np.ndarray, clean: np.ndarray, protocol: str = "RGB", peak: float = 255.0) -> float:
     """Mean structural similarity (Wang et al., 2004): Gaussian window of 11, sigma 1.5, K1 = 0.01, K2 = 0.03.
 
-    `derained` and `clean` are (H, W, 3) RGB, both uint8, or both float in [0, `peak`]: give peak=1.0
-    for what the network returns. "RGB" pads with zeros and averages over the three channels and all
-    pixels, as the training loss does; "Y" averages the luma's map where the window lies wholly inside
-    ('valid'); "DID/DDN" does so on a smaller luma, see `ssim_downsample`.
-    Raises UserError where the two differ in shape or type, or, but for "RGB", are smaller than the window.
+    `derained` and `clean` are RGB (H, W, 3), both uint8, or both float in [0, `peak`]; `peak` is 1.0 for the
+    network's output. "RGB" pads with zeros, as the training loss does, and averages over all pixels and
+    channels; "Y" averages the luma's map over 'valid' window positions; "DID/DDN" does so on a smaller luma,
+    see `ssim_downsample`.
+    Raises UserError if the two differ in shape or type, or if the luma is smaller than the window.
     """
     x, y, peak = in_protocol(derained, clean, protocol, peak)
     if protocol == "DID/DDN":
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main(ssim, "SSIM", __doc__))
+    run(lambda: main("SSIM", __doc__))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import backbones
-from config import TEACHERS, Teacher
+from config import TEACHERS, Student, Teacher
 from datasets import catalogue
 from engine import Run
 from evaluation import score
@@ -20,7 +20,7 @@ from losses import l1
 from machinery.checkpoints import load_checkpoint
 from machinery.options import option
 from networks import Derained
-from stages import SID, frozen, supervised
+from stages import SID, SSIDKD, Average, frozen, supervised
 from tests import layouts
 from tests.small import (
     ALONE,
@@ -35,7 +35,6 @@ from tests.small import (
     trained,
 )
 from tests.test_training import StopsAfterThree
-from tools.adaptation import Adapted, Adapting
 from utils import UserError
 
 # ---------------------------------------------------------------------------------------- a new loss term
@@ -141,20 +140,35 @@ def test_the_documents_distillation_trains(tmp_path, monkeypatch):
     assert all(line["loss/teacher"] > 0 for line in lines(tmp_path / "distilled"))
 
 
-def test_a_stage_in_a_file_of_its_own_resumes_bit_for_bit(tmp_path):
+@dataclasses.dataclass(frozen=True)
+class WithMeanTeacher(Student):
+    consistency_weight: float = option(1.0, "of L1 to the mean teacher's result on real rain")
+
+
+class MeanTeacher(SSIDKD):
+    def make_aux_networks(self, net):
+        return {**super().make_aux_networks(net), "mean": Average(net, 0.5)}
+
+    def terms(self, net, batch):
+        real = batch["real_rainy"]
+        target = self.aux_networks["mean"](real).derained
+        return {**super().terms(net, batch), "consistency": l1(net(real).derained, target)}
+
+
+def test_a_stage_with_an_average_resumes_bit_for_bit(tmp_path):
     trained(teacher(tmp_path))
-    given = {**vars(student(tmp_path)), "momentum": 0.5, "consistency_weight": 1.0}
-    straight, stopped = (Adapting(**{**given, "save_path": tmp_path / at}) for at in ("straight", "stopped"))
-    Run(Adapted, straight, ALONE).run()
-    assert not StopsAfterThree(Adapted, stopped, ALONE).run()
-    Run(Adapted, dataclasses.replace(stopped, resume=True), ALONE).run()
-    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
-    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
-    ends = [load_checkpoint(tmp_path / each / "net_latest") for each in ("straight", "stopped")]
-    beside = [end["training"]["beside"] for end in ends]
-    assert all(torch.equal(value, beside[1][key]) for key, value in beside[0].items())
+    given = vars(student(tmp_path))
+    straight, stopped = (WithMeanTeacher(**{**given, "save_path": tmp_path / at}) for at in "ab")
+    Run(MeanTeacher, straight, ALONE).run()
+    assert not StopsAfterThree(MeanTeacher, stopped, ALONE).run()
+    Run(MeanTeacher, dataclasses.replace(stopped, resume=True), ALONE).run()
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    ends = [load_checkpoint(tmp_path / each / "net_latest") for each in "ab"]
+    means = [end["training"]["beside"] for end in ends]
+    torch.testing.assert_close(means[0], means[1], rtol=0, atol=0)
     own = ends[0]["net"]
-    assert any(not torch.equal(beside[0][f"teacher.module.net.{key}"], value) for key, value in own.items())
+    assert any(not torch.equal(means[0][f"mean.module.net.{key}"], value) for key, value in own.items())
 
 
 # ---------------------------------------------------------------------------------- averages and parts

@@ -1,10 +1,10 @@
 """Derained images and their scores, and that the metric scripts agree with them."""
 
-import csv
 import dataclasses
 import html
 import math
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,15 +18,20 @@ import torch
 import utils
 from backbones import AutocastModel
 from config import EVALUATIONS
-from datasets.layouts import find_pairs
-from evaluation import Results, in_words, left_out, page_note, score, score_pairs
+from datasets.layouts import find_images, find_pairs
+from datasets.pairs import ImageRef, Pair
+from DerainDataset import pair_crops
+from evaluation import Results, left_out, page_note, score, score_pairs, scores_line, validation_set
 from inference import Derainer
 from machinery.checkpoints import load_checkpoint, save_checkpoint
+from machinery.loading import ImageCache
 from metrix_code import tables
+from metrix_code.metrics import METRICS
 from metrix_code.psnr import psnr
 from metrix_code.scores import average, read_scores
+from networks import Derained, DerainNet
 from tests import layouts
-from tests.small import CPU, ROOT, evaluation, teacher, trained
+from tests.small import CPU, ROOT, arguments, evaluation, teacher, trained
 from tests.test_golden import NETWORK, released_weights, swapped
 from utils import UserError, list_images, read_image, to_tensor, to_uint8, write_image
 
@@ -64,14 +69,13 @@ def test_images_keep_their_names_and_are_rounded_and_clamped(folder):
 
 @pytest.mark.parametrize("metric", ["psnr", "ssim"])
 @pytest.mark.parametrize(("protocol", "suffix"), [("RGB", ""), ("Y", "_y"), ("DID/DDN", "_did")])
-def test_the_metric_scripts_agree_to_the_last_digit(folder, run_here, metric, protocol, suffix):
-    table, clean = folder / "scores.csv", folder / "data/rain_data_test_Heavy/norain"
-    words = ["--res_path", folder / "results", "--gt_path", clean, "--protocol", protocol, "--csv", table]
+def test_the_metric_scripts_agree_to_the_last_digit(folder, run_here, capsys, metric, protocol, suffix):
+    clean = folder / "data/rain_data_test_Heavy/norain"
+    words = ["--res_path", folder / "results", "--gt_path", clean, "--protocol", protocol]
     assert run_here(f"metrix_code/{metric}.py", *map(str, words)) == 0
-    with table.open() as rows:
-        theirs = [float(row[metric]) for row in csv.DictReader(rows)]
+    theirs = [line.split()[1] for line in capsys.readouterr().out.splitlines()[:-1]]
     ours = read_scores(folder / "results/scores.json")["images"]
-    assert theirs == [image[metric + suffix] for image in ours]
+    assert theirs == [METRICS[metric + suffix].text(image[metric + suffix]) for image in ours]
 
 
 def test_a_score_says_what_it_is_of(folder):
@@ -151,7 +155,7 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path, scored, workers):
     page = html.unescape((tmp_path / "results/index.html").read_text())
     measured = f"measured on {scores['date']}: 12 images; the official test set has 200, {scores['hardware']}"
     assert f"{measured}, float32\n{scores['command']}" in page
-    assert [row for row in tables.tables(tmp_path, ["measured"])[0].as_text() if "11 of 200" in row[2]]
+    assert [row for row in tables.tables(tmp_path, ["measured"])[0].rows() if "11 of 200" in row[2]]
 
 
 def test_images_too_small_for_a_metric_are_named_and_scored_by_the_others(tmp_path, scored, capsys):
@@ -195,11 +199,35 @@ def test_ctrl_c_keeps_the_scores_so_far(tmp_path, scored, monkeypatch):
     assert len(read_scores(tmp_path / "results/scores.json")["images"]) == 1
 
 
+class Bright(DerainNet):
+    def forward(self, rainy):
+        return Derained(rainy + 0.5, rainy, rainy)
+
+
+def test_the_float_score_is_of_the_output_before_it_is_clamped(tmp_path):
+    write_image(tmp_path / "200.png", np.full((40, 40, 3), 200, np.uint8))
+    side = ImageRef(tmp_path / "200.png")
+    keys = ["psnr_float", "psnr", "psnr_input", "brightness"]
+    (each,) = score_pairs(Derainer(Bright((4, 6, 8), (1, 1, 1))), [Pair("r", side, side)], keys)
+    assert each.scores["psnr_float"] == pytest.approx(-20 * np.log10(0.5), abs=1e-3)
+    assert each.scores["psnr"] == pytest.approx(-20 * np.log10(55 / 255), abs=1e-3)
+    assert (each.scores["psnr_input"], each.scores["brightness"]) == (each.scores["psnr"], 55)
+
+
 def test_scores_alone_ask_for_no_others(folder):
     keys, pairs = ("psnr", "rainy_ssim"), find_pairs(folder / "data", "test").pairs
     scores = [each.scores for each in score_pairs(Derainer.open(folder / "teacher"), pairs, keys)]
     whole = read_scores(folder / "results/scores.json")["images"]
     assert scores == [{key: image[key] for key in keys} for image in whole]
+
+
+def test_a_set_that_is_not_divided_is_not_validated_on(tmp_path):
+    for number in range(3):
+        for side, image in zip(("rain", "norain"), layouts.pair(number, (60, 60)), strict=True):
+            write_image(tmp_path / f"one/{side}/{number}.png", image)
+    recipe = teacher(tmp_path, data_path=(tmp_path / "one",), val_every=1.0)
+    found, notes = validation_set(recipe, pair_crops(recipe, ImageCache("off")))
+    assert found is None and "is not divided into training and test pairs" in notes[0]
 
 
 # ---------------------------------------------------------------------------- labels are of what was run
@@ -240,17 +268,17 @@ def test_what_a_released_checkpoint_does_not_tell_stays_open_or_is_told(tmp_path
     torch.save({"net": released_weights(), "clock_net": 78_000}, tmp_path / "net_latest")
     scores = scored(logdir=tmp_path)
     assert (scores["method"], scores["trained_on"]["dataset"]) == ("unknown", "unknown")
-    assert "--method and --trained_on do" in capsys.readouterr().out
+    assert "give --method and --trained_on" in capsys.readouterr().out
     scores = scored(logdir=tmp_path, method="SID", trained_on="Rain200H")
     assert (scores["method"], scores["trained_on"]["dataset"]) == ("SID", "Rain200H")
-    assert "does not tell" not in capsys.readouterr().out
+    assert "not recorded" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("paths", "why"),
     [
-        (["{here}"], "which is or holds Real275"),
-        (["/elsewhere/Real-275"], "which is or holds Real275"),
+        (["{here}"], "which"),
+        (["/elsewhere/Real-275"], "which"),
         (["/elsewhere/SPA", "/elsewhere/real_input"], "near-duplicates"),
         (["/elsewhere/SPA"], ""),
     ],
@@ -279,6 +307,35 @@ def test_a_self_ensemble_has_a_name_and_a_place_of_its_own(tmp_path, scored, mon
     assert (single["self_ensemble"], mean["self_ensemble"]) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("real_path", "count", "seen"),
+    [("SPA", 3, 2), ("Merged", 3, 2), ("SPA", 1, 0), ("Elsewhere", 1, 0), ("gone", 9, 0)],
+)
+def test_test_images_that_were_trained_on_are_found_by_content(
+    folder, tmp_path, scored, real_path, count, seen
+):
+    """SPA without its list: trainings once took its test part too, which the number of images tells."""
+    for number in (1, 2):
+        image = layouts.clean_image(number)
+        for name in (
+            f"SPA/test/rain/{number}.png",
+            f"SPA/test/gt/{number}gt.png",
+            f"Merged/{number}-copy.png",
+        ):
+            write_image(tmp_path / name, image)
+    for name in ("SPA/more", "Merged", "Elsewhere"):
+        write_image(tmp_path / name / "3.png", layouts.clean_image(3))
+    place = tmp_path / real_path
+    if place.exists() and len(find_images([place]).pairs) == 3 != count:
+        pytest.skip("its test part is trained on")
+    content = load_checkpoint(folder / "teacher/net_latest")
+    content["recipe"]["real_path"] = [str(place)]
+    content["data"] = [f"unlabelled: {count} real images from {place}"]
+    torch.save(content, tmp_path / "net_latest")
+    told = scored(logdir=tmp_path, dataset="SPA", data_path=tmp_path / "SPA/test")["seen"]
+    assert told == (f"it was trained on {place}, which contains 2 of these 2 images" if seen else "")
+
+
 # ------------------------------------------------------------------------------------ any method's results
 
 
@@ -288,13 +345,13 @@ def test_any_folder_of_results_is_scored_into_the_tables(folder, tmp_path, score
     # named as the clean images, one of them the clean image itself
     for name, image in ((one.name, read_image(one)), (two.name, half), ("77.png", half)):
         write_image(tmp_path / "out" / name, image)
-    with pytest.raises(UserError, match="say what made these images, --method"):
+    with pytest.raises(UserError, match="name the method that made these images, --method"):
         scored(derained=tmp_path / "out")
     scores = scored(derained=tmp_path / "out", method="Restormer", page=True)
-    assert "not scored, no results of this set's (1): 77.png" in capsys.readouterr().out
+    assert "not scored, not results of this set (1): 77.png" in capsys.readouterr().out
     assert [each["psnr"] for each in scores["images"]] == [math.inf, psnr(half, read_image(two))]
     assert scores["checkpoint"] is None and "psnr_float" not in scores["images"][0]
-    rows = {f"{row[0]}, {row[1]}": row[2] for row in tables.tables(tmp_path, ["measured"])[0].as_text()}
+    rows = {f"{row[0]}, {row[1]}": row[2] for row in tables.tables(tmp_path, ["measured"])[0].rows()}
     assert rows["Restormer, measured, RGB"].endswith("2 of 200 images, 1 infinite")
     assert "rainy input, measured, DID/DDN" in rows
     assert (tmp_path / "results/index.html").is_file()
@@ -303,11 +360,11 @@ def test_any_folder_of_results_is_scored_into_the_tables(folder, tmp_path, score
 def test_results_of_another_size_or_of_none_are_named(tmp_path, scored):
     for number, size in ((1, (7, 5)), (2, layouts.SIZE)):
         write_image(tmp_path / f"out/norain-{number}x2.png", np.zeros((*size, 3), np.uint8))
-    with pytest.raises(UserError, match=r"1 of 2 .*norain-1x2.png is 5x7, and .*norain-1x2.png 56x48"):
+    with pytest.raises(UserError, match=r"1 of 2 .*norain-1x2.png is 5x7, .*norain-1x2.png is 56x48"):
         scored(derained=tmp_path / "out", method="m")
     assert len(read_scores(tmp_path / "results/scores.json")["images"]) == 1
     write_image(tmp_path / "real/x.png", layouts.clean_image(1))
-    with pytest.raises(UserError, match=r"no image of .*real goes with one of"):
+    with pytest.raises(UserError, match=r"no image of .*real matches one of"):
         scored(derained=tmp_path / "real", method="m")
 
 
@@ -317,28 +374,57 @@ def test_results_of_another_size_or_of_none_are_named(tmp_path, scored):
 @pytest.mark.parametrize("place", [".", "rain_data_test_Heavy", "rain_data_test_Heavy/rain/X2"])
 def test_results_never_go_over_or_around_their_inputs(folder, scored, place):
     before = {path: path.read_bytes() for path in (folder / "data").rglob("*.png")}
-    with pytest.raises(UserError, match=r"--save_path .* is, or holds, .*: give another folder"):
+    with pytest.raises(UserError, match=r"--save_path .* is or contains the input .*: give another folder"):
         scored(save_path=folder / "data" / place)
     assert before == {path: path.read_bytes() for path in (folder / "data").rglob("*.png")}
-    with pytest.raises(UserError, match=r"--save_path .*results is, or holds"):
+    with pytest.raises(UserError, match=r"--save_path .*results is or contains"):
         scored(derained=folder / "results", save_path=folder / "results", method="m")
 
 
-def test_no_old_score_stands_beside_a_new_picture(tmp_path, scored, monkeypatch, capsys):
-    for _ in range(2):
-        scored(save_path=tmp_path, page=True)
+def test_earlier_results_are_moved_aside_whole(tmp_path, scored, monkeypatch, capsys):
+    """Of the same model or another: no old score stands beside a new picture, and none is lost."""
+    place = tmp_path / "results"
+    first = scored(page=True)
+    assert scored(page=True)["mean"]["psnr"] == first["mean"]["psnr"]
 
     def broken(self, rainy):
         raise UserError("no good")
 
     monkeypatch.setattr(Derainer, "derained", broken)
     with pytest.raises(UserError):
+        scored(page=True)
+    assert not list(place.iterdir())  # which is as good as new
+    for number in (1, 2):
+        earlier = tmp_path / f"results-earlier-{number}"
+        assert read_scores(earlier / "scores.json")["mean"]["psnr"] == first["mean"]["psnr"]
+        assert (earlier / "index.html").exists() and (earlier / "norain-1x2.png").exists()
+    assert f"the earlier results are now in {tmp_path}/results-earlier-1" in capsys.readouterr().out
+    assert len(tables.tables(tmp_path, ["measured"])[0].rows()) == 6  # a row a protocol, of one model
+
+
+def test_a_folder_of_something_else_is_not_written_to(tmp_path, scored):
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(UserError, match=r"--save_path .* contains files of something else"):
         scored(save_path=tmp_path, page=True)
-    earlier = sorted(path.name for path in tmp_path.glob("*.json"))
-    assert earlier == ["earlier-1-scores.json", "earlier-2-scores.json"]
-    assert not (tmp_path / "index.html").exists()
-    assert "are now" in capsys.readouterr().out
-    assert not tables.gather(tmp_path)[0]  # they are no results of what lies there
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_evaluation_that_is_asked_to_end_writes_its_scores(folder, tmp_path, number):
+    data = layouts.rain200(tmp_path / "data", test=400)
+    given = {"data_path": data, "logdir": folder / "teacher", "save_path": tmp_path / "results"}
+    words = arguments({**given, "page": False, "use_GPU": False, "workers": 1})
+    words = [sys.executable, "eval_Rain200H.py", *words]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("norain-2x2  PSNR"):
+                process.send_signal(number)
+                break
+        process.stdout.read()
+    assert process.returncode == 128 + number
+    scores = read_scores(tmp_path / "results/scores.json")
+    assert 2 <= len(scores["images"]) < scores["images_found"] == 400 and scores["mean"]["psnr"] > 0
 
 
 def test_results_are_named_as_the_clean_images_on_request(tmp_path, scored):
@@ -353,10 +439,12 @@ def test_results_are_named_as_the_clean_images_on_request(tmp_path, scored):
 
 def test_scores_in_words_are_those_that_there_are_and_what_a_mean_leaves_out_is_counted():
     both = {"name": "1", "psnr": 20.0, "rainy_psnr": 10.0, "ssim": 0.5, "rainy_ssim": 0.25, "niqe": None}
-    assert in_words(both) == "1  PSNR 20.000 dB (rainy 10.000)  SSIM 0.5000 (rainy 0.2500)"
-    assert in_words({"name": "2", "niqe": 3.0, "rainy_niqe": None}) == "2  NIQE 3.0000"
-    scores = ((math.inf, 1.0, 3.0), (30.0, 0.9, None), (20.0, 0.8, 5.0))
-    images: list[dict[str, Any]] = [dict(zip(("psnr", "ssim", "niqe"), each, strict=True)) for each in scores]
+    both["brightness"] = -1.5
+    scores = "1  PSNR 20.000 dB (rainy 10.000)  SSIM 0.5000 (rainy 0.2500)"
+    assert scores_line(both) == f"{scores}  change of brightness -1.50 of 255"
+    assert scores_line({"name": "2", "niqe": 3.0, "rainy_niqe": None}) == "2  NIQE 3.0000"
+    values = ((math.inf, 1.0, 3.0), (30.0, 0.9, None), (20.0, 0.8, 5.0))
+    images: list[dict[str, Any]] = [dict(zip(("psnr", "ssim", "niqe"), each, strict=True)) for each in values]
     assert left_out(images, average(images)) == "  (left out: infinite psnr: 1, no niqe: 1)"
     assert left_out(images[2:], average(images[2:])) == ""
 

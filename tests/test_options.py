@@ -19,7 +19,7 @@ import backbones
 import engine
 from config import TEACHERS, Schedule
 from datasets.layouts import find_pairs
-from datasets.pairs import ImageRef, read_pair, sample
+from datasets.pairs import ImageRef, PairSet, read_pair, sample
 from datasets.scenes import show_scene_of
 from DerainDataset import Crops, RealCrops, pair_crops
 from engine import optimizer_of, training_step
@@ -354,8 +354,9 @@ def test_backgrounds_are_clean_images_alone_and_seen(tmp_path):
     clean = tmp_path / "data/rain_data_test_Heavy/norain"
     data = crops_of(teacher(tmp_path, recombine=True, backgrounds=(clean,))).summary
     trained_on = {"data": data, "real_path": [], "released": False}
-    assert "it was trained on the images in" in seen_in_training("Rain200H", clean.parent, trained_on, "SID")
-    assert not seen_in_training("Rain200H", tmp_path / "elsewhere", trained_on, "SID")
+    for root, seen in ((clean.parent, True), (tmp_path / "elsewhere", False)):
+        why = seen_in_training(PairSet("", root, []), "Rain200H", trained_on, "SID")
+        assert ("it was trained on the images in" in why) == seen
 
 
 def test_of_several_sets_each_has_pairs_held_back(tmp_path):
@@ -762,10 +763,10 @@ def test_a_frozen_teacher_of_another_size_is_held_beside(tmp_path):
 
 
 def test_a_released_student_is_marked_on_real_275(tmp_path):
-    trained_on = {"data": [], "real_path": [], "released": True}
-    assert "Real-275" in seen_in_training("Real275", tmp_path, trained_on, "unknown")
-    assert not seen_in_training("Real275", tmp_path, trained_on, "SID")
-    assert not seen_in_training("Real275", tmp_path, {**trained_on, "released": False}, "unknown")
+    found, trained_on = PairSet("", tmp_path, []), {"data": [], "real_path": [], "released": True}
+    assert "Real-275" in seen_in_training(found, "Real275", trained_on, "unknown")
+    assert not seen_in_training(found, "Real275", trained_on, "SID")
+    assert not seen_in_training(found, "Real275", {**trained_on, "released": False}, "unknown")
 
 
 def test_what_an_image_weighs_in_a_validation_is_its_own(tmp_path):

@@ -199,8 +199,6 @@ TABLE = [
         "{here}/teacher/log.jsonl is a pipe or a device, not a file: ..."),
     Row("an export over another run", nothing, EXPORT + "/../student",
         "{here}/student has a net_latest already: take it away, or give another --save_path"),
-    Row("scores onto a full device", nothing, PSNR + " --csv /dev/full",
-        "/dev/full cannot be written: No space left on device: make room, then run it again"),
     Row("a folder that may not be read", closed("data/rain_data_test_Heavy/rain/X2", 0o000), EVAL,
         "{here}/data/rain_data_test_Heavy/rain/X2..." + RIGHTS, without_rights),
     Row("a folder that may not be listed", closed("real", 0o311), STUDENT,
@@ -269,7 +267,7 @@ FOREIGN = b"\xff\xfe\x00{}\n[]\n" + b"[" * 100_000 + b'\n{"step": true}\n{"step"
 STRANGE: list[tuple[str, Made, str]] = [
     ("names that are not UTF-8", named("caf\udce9", "\udcff"), PAGE),
     ("photographs of such names", named("caf\udce9", "\udcff"), DERAIN + " --compare"),
-    ("scores of such names", named("caf\udce9", "\udcff"), PSNR + " --csv {here}/out/scores.csv"),
+    ("scores of such names", named("caf\udce9", "\udcff"), PSNR),
     ("digits that are no decimals", named("²", "x②"), EVAL),
     ("names of 243 characters", named("n" * 239, "m" * 239), PAGE),
     ("scores of foreign bytes, which are set aside", put("out/scores.json", FOREIGN), EVAL),
