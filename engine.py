@@ -38,7 +38,7 @@ from machinery.checkpoints import (
 from machinery.distributed import World, many_sizes
 from machinery.loading import Batches, ImageCache
 from machinery.options import parse, resume_keys, to_dict
-from machinery.runlog import RunLog, run_folder
+from machinery.runlog import RunLog, locked, set_earlier_run_aside
 from muon import Muon
 from stages import Stage
 from utils import UserError, file_errors
@@ -51,11 +51,12 @@ def train(stage: type[Stage], recipe: Training) -> None:
     """What a train script is: trains `recipe`, with the command line's changes, and exits the process."""
 
     def main() -> None:
-        with distributed.silence_other_ranks():
-            options = parse(recipe, sys.modules["__main__"].__doc__ or "")
+        options = parse(recipe, sys.modules["__main__"].__doc__ or "")
         distributed.launch(options)
-        with distributed.report_error_once():
-            run = Run(stage, options, distributed.start(options))
+        world = distributed.start(options)
+        lock = locked(options.save_path) if world.is_main_process else contextlib.nullcontext()
+        with distributed.lost_process_errors(), lock:  # locked before --resume reads a checkpoint
+            run = Run(stage, options, world)
             run.stop.listen()
             finished = run.run()
         del run  # its DistributedDataParallel must be gone before the group is left
@@ -137,6 +138,7 @@ class TrainState:
     net: AutocastModel
     optimizer: torch.optim.Optimizer
     crops: Sequence[Crops]  # what its batches are drawn from
+    steps: int  # the length of the schedule
     step: int = 0
     validated: int = 0  # the step of the last validation
     best: float = -math.inf  # PSNR of the best one, in dB
@@ -205,6 +207,7 @@ class TrainState:
             "net": result.net.state_dict(),
             "network": self.network,
             "step": self.step,
+            "steps": self.steps,
             "recipe": {**to_dict(self.recipe), "stage": self.stage.name},
             "data": self.data,
             "counts": self.counts,
@@ -221,9 +224,9 @@ def first_checkpoint(recipe: Training, stage: Stage) -> Path | None:
     """What a run goes on from, or begins with; None: fresh weights. Raises UserError where there is none."""
     if recipe.resume:
         path = recipe.save_path / LATEST
-        if not path.exists():  # and no model that comes with the project stands in for it
+        if not path.exists():  # the shipped model does not replace it
             raise UserError(f"{path} does not exist: start without --resume")
-        return find_checkpoint(path, "start without --resume")
+        return path
     if logdir := stage.first_weights():
         script = f"train_{recipe.dataset}.py{preset_words(recipe.preset)}"
         return find_checkpoint(logdir, f"python {script} makes a teacher; see --teacher, or --weights")
@@ -296,6 +299,7 @@ class Run:
             network=network,
             net=net,
             optimizer=optimizer,
+            steps=self.schedule.steps,
         )
         for line in state.begin(begin_with):
             self.log_line(line)
@@ -311,16 +315,17 @@ class Run:
         Returns whether it has come to the end.
         """
         recipe, state, schedule, main = self.recipe, self.state, self.schedule, self.world.is_main_process
-        folder = run_folder(recipe.save_path, anew=not recipe.resume, log=self.log_line)
+        if main and not recipe.resume and (line := set_earlier_run_aside(recipe.save_path)):
+            self.log_line(line)
         how = {"total": schedule.steps, "initial": state.step, "disable": not main, **utils.BAR}
         with (
-            folder if main else contextlib.nullcontext(),
             RunLog(recipe.save_path, state.step, state.validated, silent=not main) as self.log,
             tqdm(unit="step", smoothing=0.1, **how) as bar,
         ):
             self.log.recipe(state.step, distributed.command(), to_dict(recipe), state.data)
-            if schedule.validates(state.step) and state.step > state.validated:  # a kill cut it short
+            if schedule.validates(state.step) and state.step > state.validated:  # stopped before it
                 self._validate()
+                self._save(LATEST)
             for micro_batches in self.batches:
                 factor = schedule.factor(state.step)  # of this step alone: nothing to restore
                 for group in state.optimizer.param_groups:
@@ -329,8 +334,8 @@ class Run:
                 state.step += 1
                 bar.update()
                 stopped = distributed.any_rank(self.stop.asked, self.world)
-                validating = schedule.validates(state.step)
-                # before a validation too: it may take long, and be cut short
+                leaving = stopped and state.step < schedule.steps  # a resumed run begins with the validation
+                validating = schedule.validates(state.step) and not leaving
                 saving = validating or stopped or state.step % recipe.save_every == 0
                 if saving or state.step % recipe.log_every == 0:
                     shared = distributed.all_reduce_mean(terms, self.world)
@@ -338,20 +343,20 @@ class Run:
                         state.step, shared, lr=recipe.lr * factor, batch_size=schedule.batch_size(state.step)
                     )
                     bar.set_postfix(loss=f"{shared['total']:.4f}", refresh=False)
-                # first: what resumes from net_latest would never come back to this step
+                # before net_latest: a run resumed from it never revisits this step
                 if recipe.keep_every and state.step % recipe.keep_every == 0:
                     self._save(f"net_{state.step}")
-                if saving:
-                    self._save(LATEST)
-                if stopped and state.step < schedule.steps:
-                    break
                 if validating:
                     self._validate()
+                if saving:
+                    self._save(LATEST)
+                if leaving:
+                    break
         if finished := state.step >= schedule.steps:
             self.log_line(f"done: {recipe.save_path / LATEST}")
         else:
             self.log_line(
-                f"stopped at step {state.step}, saved; go on with:\n  {distributed.command_to_resume()}"
+                f"stopped at step {state.step} and saved; continue with:\n  {distributed.command_to_resume()}"
             )
         return finished
 
@@ -360,7 +365,7 @@ class Run:
             self.state.save(self.recipe.save_path / name)
 
     def _validate(self) -> None:
-        """TensorBoard's pictures, and PSNR and SSIM of the validation pairs, each scored by one process."""
+        """TensorBoard's images, PSNR and SSIM of the validation pairs, and net_best at the best PSNR."""
         state = self.state
         derainer = Derainer(self.stage.result(state.net), self.world.device)
         with many_sizes(compiled=self.recipe.compile):
@@ -374,7 +379,6 @@ class Run:
                 if scores["psnr"] > state.best:
                     state.best = scores["psnr"]
                     self._save(BEST)
-        self._save(LATEST)  # what resumes from it must know that this is done, and what there is to beat
         self.log.watch(state.step)
 
     def _show(self, derainer: Derainer) -> None:
