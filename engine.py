@@ -41,7 +41,7 @@ from machinery.options import parse, resume_keys, to_dict
 from machinery.runlog import RunLog, locked, set_earlier_run_aside
 from muon import Muon
 from stages import Stage
-from utils import UserError, file_errors
+from utils import UserError
 
 Batch = Mapping[str, Tensor]  # names to crops (N, 3, P, P), float32 in [0, 1]
 PICTURES = 3  # of pairs, and of real photographs, in TensorBoard
@@ -114,23 +114,12 @@ def optimizer_of(recipe: Training, net: nn.Module) -> torch.optim.Adam:
     return optimizer
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Its moments, and the last step's rate: a run that has no step left ends as one never stopped.
-
-    All else is its own: what was saved may be another device's.
-    """
-    own = optimizer.state_dict()
-    for group, was in zip(own["param_groups"], saved["param_groups"], strict=True):
-        group["lr"] = was["lr"]
-    optimizer.load_state_dict({**own, "state": saved["state"]})
-
-
 # ------------------------------------------------------------------------------------ what a run has reached
 
 
 @dataclass(kw_only=True)
 class TrainState:
-    """All that goes into a run's checkpoint, and comes back from it."""
+    """What a run's checkpoint saves and restores."""
 
     recipe: Training
     stage: Stage
@@ -146,7 +135,7 @@ class TrainState:
 
     @property
     def data(self) -> list[str]:
-        """What it is trained on, in words."""
+        """One line per source of training images."""
         return [line for each in self.crops for line in each.summary]
 
     @property
@@ -154,9 +143,9 @@ class TrainState:
         return {what: count for each in self.crops for what, count in each.counts.items()}
 
     def begin(self, path: Path | None) -> list[str]:
-        """All that the run had reached which `--resume` goes on with, or its first weights; says which.
+        """Restores the run with `--resume`, or loads the first weights; returns lines to print.
 
-        Raises UserError where what `path` holds is another run's or another network's.
+        Raises UserError where `path` belongs to another run or another network.
         """
         if path and self.recipe.resume:
             return [self._resume(path)]
@@ -178,25 +167,17 @@ class TrainState:
         training = content["training"]
         load_weights(self.net.net, training.get("net", content["net"]), path)
         self._build_beside()
-        # torch may raise anything at a foreign dictionary
-        with file_errors(path, "start anew without --resume", done="resumed from", kinds=(Exception,)):
-            # a weight that no term reaches has no moments; one that had them must have them
-            if len(training["optimizer"]["state"]) != training["moments"]:
-                raise UserError(
-                    f"{path}: its optimizer does not belong to its network: start anew without --resume"
-                )
-            restore_optimizer(self.optimizer, training["optimizer"])
-            self.stage.aux_networks.load_state_dict(training["beside"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.stage.aux_networks.load_state_dict(training["beside"])
         self.step, self.initialized_from = content["step"], content["initialized_from"]
         self.best, self.validated = training["best"], training["validated"]
         return f"resuming at step {self.step}"
 
     def save(self, path: Path) -> None:
-        """Writes the complete checkpoint. Raises UserError where a weight is not a finite number."""
+        """Writes the complete checkpoint. Raises UserError where a weight is NaN or Inf."""
         result: Any = self.stage.result(self.net)
         training: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
-            "moments": len(self.optimizer.state),
             "beside": self.stage.aux_networks.state_dict(),
             "best": self.best,
             "validated": self.validated,

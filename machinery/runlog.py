@@ -25,6 +25,7 @@ from utils import UserError, escape_unprintable, file_errors, to_tensor, write_t
 
 LOG = "log.jsonl"
 EVENTS = "events.out.tfevents.*"
+PATIENCE = 5  # seconds: the loader workers of a killed run hold its lock until they notice
 
 
 def _raised_by_the_next_write(failure: threading.ExceptHookArgs) -> None:
@@ -42,8 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with file_errors(folder, "give another --save_path", done="written to"):
             folder.mkdir(parents=True, exist_ok=True)
-            # the workers of a killed run hold its lock until they have noticed
-            lock = FileLock(folder / ".lock", timeout=5)
+            lock = FileLock(folder / ".lock", timeout=PATIENCE)
             try:
                 stack.enter_context(lock)
             except Timeout:

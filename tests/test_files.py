@@ -1,5 +1,6 @@
 """Files in and out: what a strange one gets for an answer, whole files or none, and errors in one line."""
 
+import argparse
 import errno
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 import torch
 
 import utils
-from machinery.checkpoints import find_checkpoint, save_checkpoint
+from machinery.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from tests import layouts
 from tests.small import ROOT, wait_for
 from utils import UserError, file_errors, image_size, list_images, read_image, write_atomically, write_image
@@ -359,3 +360,50 @@ def test_a_trained_model_replaces_the_shipped_one_once_its_run_is_finished(
     assert out.startswith(f"using {ours if trained else theirs}, not {theirs if trained else ours}: ")
     assert f"{step} of {steps or step} steps" in out and out.count("\n") == 1
     assert find_checkpoint(ours, "") == ours and not capsys.readouterr().out  # the file itself
+
+
+WEIGHTS = {"a": torch.ones(1)}
+LISTS: list[Any] = ["x"]
+for _ in range(60):
+    LISTS = [LISTS] * 2  # a few bytes, and without end where it is printed or walked through
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"net": {"a": torch.zeros(3).to(torch.float8_e4m3fn)}}, "no weights under 'net'"),
+        (
+            {"net": {"a": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])}},
+            "no weights under 'net'",
+        ),
+        ({"net": WEIGHTS, "data": LISTS}, "'data' is not a list of texts"),
+        (
+            {"net": WEIGHTS, "best": np.float64(1)},
+            r"contains numpy\..*multiarray.*scalar, and loading it could",
+        ),
+        ({"net": WEIGHTS, "options": argparse.Namespace(lr=1)}, r"contains argparse\.Namespace, and loading"),
+        ({"net": WEIGHTS, "path": Path("x")}, r"contains pathlib.*Path, and loading"),
+        (torch.nn.Conv2d(3, 3, 1), r"contains torch\.nn\..*Conv2d, and .* such as net\.state_dict\(\)"),
+        ({}, "no weights under 'net'"),
+    ],
+)
+def test_what_is_wrong_with_a_checkpoint_is_one_line(tmp_path, content, says):
+    torch.save(content, tmp_path / "net_latest")
+    with pytest.raises(UserError, match=rf"net_latest.* {says}") as refused:
+        load_checkpoint(tmp_path / "net_latest")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["net_f8", "net_nested", "lists_of_one_list"])
+def test_the_shared_cases_are_one_line(shared, name):
+    if not (shared / "cases").is_dir():
+        pytest.skip("needs ../shared/cases")
+    with pytest.raises(UserError, match=name):
+        load_checkpoint(shared / "cases" / name)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_dataparallel_and_of_torch_compile_are_read(tmp_path, prefix):
+    torch.save({"net": {f"{prefix}a.weight": torch.ones(1)}, "network": {}}, tmp_path / "net_latest")
+    assert [*load_checkpoint(tmp_path / "net_latest")["net"]] == ["a.weight"]

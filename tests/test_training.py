@@ -1,6 +1,5 @@
 """Both stages' loop: what it writes, how it stops, resumes and refuses."""
 
-import copy
 import dataclasses
 import os
 import re
@@ -9,18 +8,30 @@ import subprocess
 from typing import Any
 
 import cv2
+import filelock
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine
-from config import TEACHERS
-from engine import Run, restore_optimizer
+from config import TEACHERS, Schedule
+from engine import Run
+from machinery import runlog
 from machinery.checkpoints import LATEST, load_checkpoint, save_checkpoint
 from machinery.runlog import RunLog
 from tests import layouts
-from tests.small import a_run, assert_same_weights, begun, lines, run_script, student, teacher, trained
+from tests.small import (
+    a_run,
+    assert_same_weights,
+    begun,
+    command,
+    lines,
+    run_script,
+    student,
+    teacher,
+    trained,
+)
 from utils import UserError
 
 # ------------------------------------------------------------------------------------- what a run writes
@@ -117,27 +128,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
 
 
-def test_a_checkpoint_of_another_device_keeps_this_ones_optimizer():
-    """A CPU's, resumed on a card: fused Adam stays, and its count of steps comes to the card."""
-    weights = [torch.zeros(3, requires_grad=True) for _ in range(2)]
-    for weight in weights:
-        weight.grad = torch.ones(3)
-    optimizer, resumed = (torch.optim.Adam([weights[n]], fused=bool(n)) for n in (0, 1))
-    optimizer.step()
-    saved = copy.deepcopy(optimizer.state_dict())
-    saved["state"][0]["step"] = torch.tensor(1.0, dtype=torch.float64)
-    restore_optimizer(resumed, saved)
-    (group,) = resumed.param_groups
-    assert group["fused"] and not group["foreach"]
-    # what torch does to a fused optimizer's alone, there where it brings it to the weights' device
-    assert resumed.state[weights[1]]["step"].dtype == torch.float32
-    with torch.no_grad():
-        weights[1].copy_(weights[0])
-    for each in (optimizer, resumed):
-        each.step()
-    torch.testing.assert_close(weights[1], weights[0])
-
-
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
     straight = teacher(tmp_path, val_every=1, save_path=tmp_path / "straight")  # validates at steps 2, 4, 6
@@ -168,6 +158,70 @@ def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
     best = [load_checkpoint(folder / "net_best") for folder in (straight.save_path, cut.save_path)]
     assert best[0]["step"] == best[1]["step"] and best[0]["training"]["best"] == best[1]["training"]["best"]
     torch.testing.assert_close(best[1]["net"], best[0]["net"], rtol=0, atol=0)
+
+
+def test_a_run_stopped_at_a_validation_begins_with_it(tmp_path):
+    """It saves at once and does not validate first: whoever stops it may not wait."""
+    straight = teacher(tmp_path, val_every=1.5, save_path=tmp_path / "straight")  # at steps 3 and 6
+    trained(straight)
+    stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
+    a_run_stopped_after_three(stopped)
+    assert load_checkpoint(tmp_path / "stopped/net_latest")["training"]["validated"] == 0
+    trained(dataclasses.replace(stopped, resume=True))
+    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
+    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_net_best_is_the_best_by_psnr_neither_the_last_nor_by_ssim(tmp_path, monkeypatch, best):
+    scores = iter(
+        {"psnr": 20.0 + 10 * (n == best), "ssim": 0.5 + 0.1 * (n == (best + 1) % 3)} for n in range(3)
+    )
+    monkeypatch.setattr(engine, "mean_scores", lambda *_: (next(scores), ""))
+    saved, save = [], Run._save
+
+    def noted(run, name):
+        saved.append((run.state.step, name))
+        save(run, name)
+
+    monkeypatch.setattr(Run, "_save", noted)
+    run = trained(teacher(tmp_path, val_every=1, save_every=100))
+    content = load_checkpoint(tmp_path / "teacher/net_best")
+    assert content["step"] == 2 * (best + 1) and content["training"]["best"] == run.state.best == 30
+    # one validation saves net_latest once
+    assert [step for step, name in saved if name == LATEST] == [2, 4, 6]
+
+
+def test_a_part_of_an_epoch_is_validated_after_that_part_of_its_steps(tmp_path):
+    recipe = dataclasses.replace(TEACHERS["Rain200H"], batchSize=10)
+    steps = [
+        Schedule.of(dataclasses.replace(recipe, val_every=each), 1000).validations for each in (0.5, 3.76)
+    ]
+    assert steps == [50, 376]
+
+
+def test_a_clock_that_was_set_back_hides_nothing_in_tensorboard(tmp_path):
+    recipe = teacher(tmp_path, steps=2)
+    trained(recipe)
+    for path in recipe.save_path.glob("events.*"):
+        path.rename(path.with_name(re.sub(r"\d{10}", "9999999999", path.name, count=1)))
+    trained(dataclasses.replace(recipe, steps=4, resume=True))
+    board = EventAccumulator(str(recipe.save_path)).Reload()
+    assert [each.step for each in board.Scalars("loss/total")] == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_reads_its_checkpoint_once_the_folder_is_its_own(
+    tmp_path, run_here, monkeypatch, capsys
+):
+    """Else the log of the run that is still at work there would be cut."""
+    recipe = teacher(tmp_path, steps=1)
+    trained(recipe)
+    monkeypatch.setattr(engine, "load_checkpoint", lambda path: pytest.fail("read before it is locked"))
+    monkeypatch.setattr(runlog, "PATIENCE", 0.1)
+    words = command("train_Rain200H.py", dataclasses.replace(recipe, steps=2))[1:]
+    with filelock.FileLock(recipe.save_path / ".lock"):
+        assert run_here(*words, "--resume") == 2
+    assert "another training is running in" in capsys.readouterr().err
 
 
 def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
