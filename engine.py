@@ -5,11 +5,13 @@ process. The method is in `stages.py`.
 """
 
 import contextlib
+import io
 import itertools
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ from stages import Stage
 from utils import UserError
 
 Batch = Mapping[str, Tensor]  # names to crops (N, 3, P, P), float32 in [0, 1]
+PILOT = range(10, 40)  # the steps by which --minutes measures the pace; the first are slower
 PICTURES = 3  # of pairs, and of real photographs, in TensorBoard
 
 
@@ -56,7 +59,7 @@ def train(stage: type[Stage], recipe: Training) -> None:
         world = distributed.start(options)
         lock = locked(options.save_path) if world.is_main_process else contextlib.nullcontext()
         with distributed.lost_process_errors(), lock:  # locked before --resume reads a checkpoint
-            run = Run(stage, options, world)
+            run = Run(stage, with_steps(stage, options, world), world)
             run.stop.listen()
             finished = run.run()
         del run  # its DistributedDataParallel must be gone before the group is left
@@ -212,6 +215,32 @@ def first_checkpoint(recipe: Training, stage: Stage) -> Path | None:
         script = f"train_{recipe.dataset}.py{preset_words(recipe.preset)}"
         return find_checkpoint(logdir, f"python {script} makes a teacher; see --teacher, or --weights")
     return None
+
+
+def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
+    """`recipe` with the --steps that fit into --minutes, by a pilot run; a resumed run keeps its own.
+
+    So two runs may differ in length, while a resumed one ends as if never stopped. Validations come on top.
+    """
+    if not recipe.minutes:
+        return recipe
+    if recipe.resume and (path := first_checkpoint(recipe, stage(recipe))):
+        return replace(recipe, steps=load_checkpoint(path)["steps"])
+    with contextlib.redirect_stdout(io.StringIO()):  # the run itself prints the same lines
+        pilot = Run(stage, replace(recipe, minutes=0.0, steps=1000), world)
+    seconds = 0.0  # of a step, on average over the run's phases
+    for phase in pilot.phases:
+        for number, micro_batches in zip(range(PILOT.stop), phase, strict=False):
+            if number == PILOT.start:
+                began = time.perf_counter()
+            terms = training_step(pilot.stage, pilot.model, pilot.state.optimizer, micro_batches)
+            distributed.all_reduce_mean(terms, world)  # waits for the card
+        share = len(phase.streams[0].steps) / 1000
+        seconds += share * (time.perf_counter() - began) / len(PILOT)
+    seconds = distributed.all_reduce_mean({"": torch.tensor(seconds)}, world)[""]
+    steps = max(1, int(60 * recipe.minutes / seconds))
+    pilot.log_line(f"--minutes {recipe.minutes:g}: {steps:,} steps of {seconds:.3f} s")
+    return replace(recipe, steps=steps)
 
 
 class Run:

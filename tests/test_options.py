@@ -22,7 +22,7 @@ from datasets.layouts import find_pairs
 from datasets.pairs import ImageRef, read_pair, sample
 from datasets.scenes import show_scene_of
 from DerainDataset import Crops, RealCrops, pair_crops
-from engine import optimizer_of, training_step
+from engine import optimizer_of, training_step, with_steps
 from evaluation import score, seen_in_training, validation_set
 from inference import Derainer
 from lightnet import LightNet
@@ -511,6 +511,27 @@ def test_a_part_of_an_epoch_is_that_part_of_its_steps():
         Schedule.of(dataclasses.replace(recipe, val_every=each), 1000).validations for each in (0.5, 3.76)
     ]
     assert steps == [50, 376]
+
+
+def test_minutes_set_the_steps_by_a_pilot_and_a_resumed_run_keeps_them(tmp_path, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: float(next(clock)))  # a second at each look
+    monkeypatch.setattr(engine, "PILOT", range(1, 3))
+    recipe = teacher(tmp_path, minutes=0.1, val_every=1, late_start=0.5)
+    timed = with_steps(SID, recipe, small.ALONE)
+    assert timed.steps == 12  # two steps took a second, so a step half of one
+    schedule = Schedule.of(timed, 4)
+    assert schedule.steps == 12 and schedule.validations == 1  # a tenth of the run, a step at least
+    assert Schedule.of(dataclasses.replace(timed, steps=200), 4).validations == 20
+    monkeypatch.undo()
+    trained(dataclasses.replace(timed, steps=3))
+    assert with_steps(SID, dataclasses.replace(recipe, resume=True), small.ALONE).steps == 3
+    assert with_steps(SID, dataclasses.replace(recipe, minutes=0.0), small.ALONE).steps == recipe.steps
+
+
+def test_shares_have_an_upper_bound(tmp_path):
+    """Their sum must be finite."""
+    assert "--shares 1e+308 must be at most" in (validate(teacher(tmp_path, shares=(1e308, 1e308))) or "")
 
 
 def test_the_rate_is_the_optimizers_and_drops_by_its_factor(tmp_path):
