@@ -41,7 +41,9 @@ threading.excepthook = _raised_by_the_next_write
 def locked(folder: Path) -> Iterator[None]:
     """Makes a run's folder and keeps other runs out of it. Raises UserError where one is at work there."""
     with contextlib.ExitStack() as stack:
-        with file_errors(folder, "give another --save_path", done="written to"):
+        refused = file_errors(folder, "give another --save_path", done="written to", kinds=(UnicodeError,))
+        with refused:
+            str(folder).encode()  # TensorBoard writes to folders with names in UTF-8 only
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".lock", timeout=PATIENCE)
             try:

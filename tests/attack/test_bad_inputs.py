@@ -132,7 +132,7 @@ TABLE = [
     Row("an empty checkpoint", put(LATEST, b""), EVAL, NO_CHECKPOINT),
     Row("a checkpoint cut short", cut(LATEST, 5000), EVAL, NO_CHECKPOINT),
     Row("code in a checkpoint", put(LATEST, partial(torch.save, {"net": Path("x")})), EVAL,
-        ONCE + " contains pathlib...., and loading it could run code: ..."),
+        ONCE + " contains pathlib..., and loading it could run code: ..."),
     Row("a tensor as a checkpoint", put(LATEST, partial(torch.save, torch.zeros(3))), EVAL, NO_WEIGHTS),
     Row("a net that is a list", content(net=[1, 2]), EVAL, NO_WEIGHTS),
     Row("a network larger than its weights", content(network__arguments__channels=[4000] * 3), EVAL,
@@ -150,6 +150,8 @@ TABLE = [
     Row("an average to go on with", nothing, RESUME + " --ema 0.9",
         ONCE + " was started with --ema 0.0, not 0.9: ..."),
     # ---- places, rights
+    Row("a training in a folder whose name is not UTF-8", nothing, TRAIN.replace("/new", "/caf\udce9"),
+        "{here}/caf\\udce9 cannot be written to (UnicodeEncodeError: ...: give another --save_path"),
     Row("a file where a folder is to be", put("new", b""), TRAIN,
         "{here}/new cannot be written to: File exists: give another --save_path"),
     Row("an export over another run", nothing, EXPORT + "/../student",
@@ -234,7 +236,6 @@ STRANGE: list[tuple[str, Made, str]] = [
     ("digits that are no decimals", named("²", "x②"), EVAL),
     ("names of 243 characters", named("n" * 239, "m" * 239), PAGE),
     ("scores of foreign bytes, which are set aside", put("out/scores.json", b"\xff\xfe[" * 9), EVAL),
-    ("a training in a folder of such a name", nothing, TRAIN.replace("/new", "/caf\udce9")),
     ("training data in such folders", renamed("data", "real"), STUDENT_OF_ODD_NAMES),
 ]
 
