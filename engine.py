@@ -46,7 +46,7 @@ from stages import Stage
 from utils import UserError
 
 Batch = Mapping[str, Tensor]  # names to crops (N, 3, P, P), float32 in [0, 1]
-PILOT = range(10, 40)  # the steps by which --minutes measures the pace; the first are slower
+PILOT, LONG = range(10, 40), 10**6  # the steps that --minutes times, of a run so long; the first are slower
 PICTURES = 3  # of pairs, and of real photographs, in TensorBoard
 
 
@@ -156,10 +156,10 @@ class TrainState:
             content = load_checkpoint(path)
             load_weights(self.net.net, content["net"], path)
             self.initialized_from = f"{path}, step {content['step']}"
-        self._build_beside()
+        self._build_aux_networks()
         return [f"starts from: {self.initialized_from}"] if path else []
 
-    def _build_beside(self) -> None:
+    def _build_aux_networks(self) -> None:
         self.stage.aux_networks = nn.ModuleDict(self.stage.make_aux_networks(self.net)).requires_grad_(False)
         self.stage.aux_networks.to(next(self.net.parameters()).device)
 
@@ -169,9 +169,9 @@ class TrainState:
         refuse_unless_resumable(content, path, given, resume_keys(self.recipe), self.counts)
         training = content["training"]
         load_weights(self.net.net, training.get("net", content["net"]), path)
-        self._build_beside()
+        self._build_aux_networks()
         self.optimizer.load_state_dict(training["optimizer"])
-        self.stage.aux_networks.load_state_dict(training["beside"])
+        self.stage.aux_networks.load_state_dict(training["aux_networks"])
         self.step, self.initialized_from = content["step"], content["initialized_from"]
         self.best, self.validated = training["best"], training["validated"]
         return f"resuming at step {self.step}"
@@ -181,7 +181,7 @@ class TrainState:
         result: Any = self.stage.result(self.net)
         training: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
-            "beside": self.stage.aux_networks.state_dict(),
+            "aux_networks": self.stage.aux_networks.state_dict(),
             "best": self.best,
             "validated": self.validated,
         }
@@ -205,7 +205,7 @@ class TrainState:
 
 
 def first_checkpoint(recipe: Training, stage: Stage) -> Path | None:
-    """What a run goes on from, or begins with; None: fresh weights. Raises UserError where there is none."""
+    """The checkpoint to resume or start from; None: random weights. Raises UserError where it is missing."""
     if recipe.resume:
         path = recipe.save_path / LATEST
         if not path.exists():  # the shipped model does not replace it
@@ -213,7 +213,8 @@ def first_checkpoint(recipe: Training, stage: Stage) -> Path | None:
         return path
     if logdir := stage.first_weights():
         script = f"train_{recipe.dataset}.py{preset_words(recipe.preset)}"
-        return find_checkpoint(logdir, f"python {script} makes a teacher; see --teacher, or --weights")
+        option = "--teacher" if hasattr(recipe, "teacher") else "--weights"
+        return find_checkpoint(logdir, f"python {script} makes a teacher; or give another {option}")
     return None
 
 
@@ -227,7 +228,7 @@ def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
     if recipe.resume and (path := first_checkpoint(recipe, stage(recipe))):
         return replace(recipe, steps=load_checkpoint(path)["steps"])
     with contextlib.redirect_stdout(io.StringIO()):  # the run itself prints the same lines
-        pilot = Run(stage, replace(recipe, minutes=0.0, steps=1000), world)
+        pilot = Run(stage, replace(recipe, minutes=0.0, steps=LONG), world)
     seconds = 0.0  # of a step, on average over the run's phases
     for phase in pilot.phases:
         for number, micro_batches in zip(range(PILOT.stop), phase, strict=False):
@@ -235,7 +236,7 @@ def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
                 began = time.perf_counter()
             terms = training_step(pilot.stage, pilot.model, pilot.state.optimizer, micro_batches)
             distributed.all_reduce_mean(terms, world)  # waits for the card
-        share = len(phase.streams[0].steps) / 1000
+        share = len(phase.streams[0].steps) / LONG
         seconds += share * (time.perf_counter() - began) / len(PILOT)
     seconds = distributed.all_reduce_mean({"": torch.tensor(seconds)}, world)[""]
     steps = max(1, int(60 * recipe.minutes / seconds))
@@ -292,7 +293,7 @@ class Run:
             tqdm.write(text)
 
     def _build(self, begin_with: Path | None) -> TrainState:
-        """Network, optimizer and stage, as a fresh run or the one that goes on has them."""
+        """Network, optimizer and stage of a new or resumed run."""
         recipe, device = self.recipe, self.world.device
         torch.manual_seed(recipe.seed)
         torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
@@ -320,10 +321,7 @@ class Run:
         return state
 
     def run(self) -> bool:
-        """Trains to the end of the schedule, or until a signal asks to stop; either way it saves.
-
-        Returns whether it has come to the end.
-        """
+        """Trains to the end of the schedule or until a signal asks to stop; returns whether it finished."""
         recipe, state, schedule, main = self.recipe, self.state, self.schedule, self.world.is_main_process
         if main and not recipe.resume and (line := set_earlier_run_aside(recipe.save_path)):
             self.log_line(line)
@@ -392,7 +390,7 @@ class Run:
         self.log.watch(state.step)
 
     def _show(self, derainer: Derainer) -> None:
-        """Some pairs, held back or of the test set where there are any, and some photographs of real rain."""
+        """Writes images of some validation pairs, or training pairs, and of some real photographs."""
         first, *others = self.crops
         shown = [("pairs", self.test.pairs if self.test else first.pairs)]
         shown += [("photographs", each.pairs) for each in others]

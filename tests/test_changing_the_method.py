@@ -151,7 +151,7 @@ def test_a_stage_in_a_file_of_its_own_resumes_bit_for_bit(tmp_path):
     assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
     assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
     ends = [load_checkpoint(tmp_path / each / "net_latest") for each in ("straight", "stopped")]
-    beside = [end["training"]["beside"] for end in ends]
+    beside = [end["training"]["aux_networks"] for end in ends]
     assert all(torch.equal(value, beside[1][key]) for key, value in beside[0].items())
     own = ends[0]["net"]
     assert any(not torch.equal(beside[0][f"teacher.module.net.{key}"], value) for key, value in own.items())

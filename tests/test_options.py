@@ -240,7 +240,7 @@ def test_without_recombine_the_layer_options_are_refused():
     given |= {"streak_blur": 1.0, "streak_layers": 2, "streaks": (Path("x"),), "backgrounds": (Path("x"),)}
     for name, value in given.items():
         recipe = dataclasses.replace(TEACHERS["Rain200H"], **{name: value})
-        assert validate(recipe) == f"--{name} is of what --recombine does: give both, or neither"
+        assert validate(recipe) == f"--{name} only applies with --recombine"
         assert validate(dataclasses.replace(recipe, recombine=True)) is None
 
 
@@ -771,7 +771,7 @@ def test_a_frozen_teacher_of_another_size_is_held_beside(tmp_path):
     run = engine.Run(Distilled, recipe, small.ALONE)
     before = copy.deepcopy(run.stage.aux_networks.state_dict())
     run.run()
-    assert_equal(load_checkpoint(tmp_path / "light/net_latest")["training"]["beside"], dict(before))
+    assert_equal(load_checkpoint(tmp_path / "light/net_latest")["training"]["aux_networks"], dict(before))
 
 
 def test_a_released_student_is_marked_on_real_275(tmp_path):
