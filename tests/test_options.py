@@ -524,7 +524,7 @@ def test_minutes_set_the_steps_by_a_pilot_and_a_resumed_run_keeps_them(tmp_path,
     assert schedule.steps == 12 and schedule.validations == 1  # a tenth of the run, a step at least
     assert Schedule.of(dataclasses.replace(timed, steps=200), 4).validations == 20
     monkeypatch.undo()
-    trained(dataclasses.replace(timed, steps=3))
+    trained(dataclasses.replace(recipe, minutes=0.0, steps=3))
     assert with_steps(SID, dataclasses.replace(recipe, resume=True), small.ALONE).steps == 3
     assert with_steps(SID, dataclasses.replace(recipe, minutes=0.0), small.ALONE).steps == recipe.steps
 
