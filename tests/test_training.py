@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine
-from config import TEACHERS, Schedule
+from config import TEACHERS
 from engine import Run
 from machinery import runlog
 from machinery.checkpoints import LATEST, load_checkpoint, save_checkpoint
@@ -190,14 +190,6 @@ def test_net_best_is_the_best_by_psnr_neither_the_last_nor_by_ssim(tmp_path, mon
     assert content["step"] == 2 * (best + 1) and content["training"]["best"] == run.state.best == 30
     # one validation saves net_latest once
     assert [step for step, name in saved if name == LATEST] == [2, 4, 6]
-
-
-def test_a_part_of_an_epoch_is_validated_after_that_part_of_its_steps(tmp_path):
-    recipe = dataclasses.replace(TEACHERS["Rain200H"], batchSize=10)
-    steps = [
-        Schedule.of(dataclasses.replace(recipe, val_every=each), 1000).validations for each in (0.5, 3.76)
-    ]
-    assert steps == [50, 376]
 
 
 def test_a_clock_that_was_set_back_hides_nothing_in_tensorboard(tmp_path):
