@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightnet import LightNet
-from machinery.checkpoints import load_weights, refuse_unless_buildable
+from machinery.checkpoints import load_weights
 from networks import Derained, DerainNet
 from utils import UserError, file_errors
 
@@ -58,11 +58,10 @@ def architecture_of(recipe: Any) -> dict[str, Any]:
 def build(architecture: Mapping[str, Any]) -> nn.Module:
     """A network with random weights, from `architecture_of(recipe)` or a checkpoint's `network`.
 
-    Raises UserError if no such network can be built, or if a checkpoint could not describe it.
+    Raises UserError if no such network can be built.
     """
     name, arguments = architecture["backbone"], architecture["arguments"]
     said = ", ".join(f"{key} {value}" for key, value in arguments.items())
-    refuse_unless_buildable(architecture, f"{name} with {said}")
     try:
         return _backbone(name)(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -47,7 +47,7 @@ class Training(Machine):
 
     data_path: tuple[Path, ...] = place((), "one or more datasets, as unpacked: see datasets/README.md")
     shares: tuple[float, ...] = extra(
-        (), "sampling weight per dataset, --streaks last; default: by size", greater_than=0
+        (), "sampling weight per dataset, --streaks last; default: by size", greater_than=0, max=10**6
     )
     patch_size: int = data(120, "side of the square crops, in pixels", min=16, max=4096)
     rainy_side: str = data("auto", "rainy half of side-by-side images", ("auto", "left", "right"))
@@ -59,6 +59,12 @@ class Training(Machine):
     late_batchSize: int = extra(2, "pairs per step of larger crops", min=1, max=MOST_IN_A_BATCH)
     epochs: int = in_epochs(520, "length: epochs * pairs / batchSize steps, unless --steps is given")
     steps: int = length(0, "length in steps, milestones scaled to it; 0: by epochs", min=0, max=10**9)
+    minutes: float = length(
+        0.0,
+        "train for about so long: a pilot measures the pace and sets --steps; 0: by --steps or --epochs",
+        min=0,
+        max=10**5,
+    )
     lr: float = schedule(5e-4, "learning rate of Adam", greater_than=0, max=1)
     optimizer: str = extra(
         "adam", "Adam, or Muon for hidden convolutions with Adam for the rest", ("adam", "muon")
@@ -171,7 +177,8 @@ class Schedule:
         steps = recipe.steps or by_epochs
         drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
         an_epoch = pairs / recipe.batchSize
-        validations = max(1, round(recipe.val_every * an_epoch)) if recipe.val_every else 0
+        every = steps / 10 if recipe.minutes else recipe.val_every * an_epoch
+        validations = max(1, round(every)) if recipe.val_every else 0
         late, batch_sizes = round(recipe.late_start * steps), (recipe.batchSize, recipe.late_batchSize)
         return cls(
             steps, drops, recipe.lr_factor, validations, recipe.cosine, recipe.warmup, late, batch_sizes

@@ -199,8 +199,6 @@ class Session:
     def run(self) -> None:
         """Raises UserError at the end where anything has failed."""
         derained, skipped, failed = 0, 0, list[Path]()
-        for folder in {file.parent for file in self.files.values()}:
-            utils.sweep(folder)  # what a killed run left unfinished
         photographs = [path for path in self.files if path.suffix.lower() in IMAGE_SUFFIXES]
         form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
         with tqdm(total=len(photographs), bar_format=form, disable=not photographs, **utils.BAR) as self.bar:

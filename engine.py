@@ -5,11 +5,13 @@ process. The method is in `stages.py`.
 """
 
 import contextlib
+import io
 import itertools
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,13 @@ from machinery.checkpoints import (
 from machinery.distributed import World, many_sizes
 from machinery.loading import Batches, ImageCache
 from machinery.options import parse, resume_keys, to_dict
-from machinery.runlog import RunLog, run_folder
+from machinery.runlog import RunLog, locked, set_earlier_run_aside
 from muon import Muon
 from stages import Stage
-from utils import UserError, file_errors
+from utils import UserError
 
 Batch = Mapping[str, Tensor]  # names to crops (N, 3, P, P), float32 in [0, 1]
+PILOT, LONG = range(10, 40), 10**6  # the steps that --minutes times, of a run so long; the first are slower
 PICTURES = 3  # of pairs, and of real photographs, in TensorBoard
 
 
@@ -51,11 +54,12 @@ def train(stage: type[Stage], recipe: Training) -> None:
     """What a train script is: trains `recipe`, with the command line's changes, and exits the process."""
 
     def main() -> None:
-        with distributed.silence_other_ranks():
-            options = parse(recipe, sys.modules["__main__"].__doc__ or "")
+        options = parse(recipe, sys.modules["__main__"].__doc__ or "")
         distributed.launch(options)
-        with distributed.report_error_once():
-            run = Run(stage, options, distributed.start(options))
+        world = distributed.start(options)
+        lock = locked(options.save_path) if world.is_main_process else contextlib.nullcontext()
+        with distributed.lost_process_errors(), lock:  # locked before --resume reads a checkpoint
+            run = Run(stage, with_steps(stage, options, world), world)
             run.stop.listen()
             finished = run.run()
         del run  # its DistributedDataParallel must be gone before the group is left
@@ -113,23 +117,12 @@ def optimizer_of(recipe: Training, net: nn.Module) -> torch.optim.Adam:
     return optimizer
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Its moments, and the last step's rate: a run that has no step left ends as one never stopped.
-
-    All else is its own: what was saved may be another device's.
-    """
-    own = optimizer.state_dict()
-    for group, was in zip(own["param_groups"], saved["param_groups"], strict=True):
-        group["lr"] = was["lr"]
-    optimizer.load_state_dict({**own, "state": saved["state"]})
-
-
 # ------------------------------------------------------------------------------------ what a run has reached
 
 
 @dataclass(kw_only=True)
 class TrainState:
-    """All that goes into a run's checkpoint, and comes back from it."""
+    """What a run's checkpoint saves and restores."""
 
     recipe: Training
     stage: Stage
@@ -137,6 +130,7 @@ class TrainState:
     net: AutocastModel
     optimizer: torch.optim.Optimizer
     crops: Sequence[Crops]  # what its batches are drawn from
+    steps: int  # the length of the schedule
     step: int = 0
     validated: int = 0  # the step of the last validation
     best: float = -math.inf  # PSNR of the best one, in dB
@@ -144,7 +138,7 @@ class TrainState:
 
     @property
     def data(self) -> list[str]:
-        """What it is trained on, in words."""
+        """One line per source of training images."""
         return [line for each in self.crops for line in each.summary]
 
     @property
@@ -152,9 +146,9 @@ class TrainState:
         return {what: count for each in self.crops for what, count in each.counts.items()}
 
     def begin(self, path: Path | None) -> list[str]:
-        """All that the run had reached which `--resume` goes on with, or its first weights; says which.
+        """Restores the run with `--resume`, or loads the first weights; returns lines to print.
 
-        Raises UserError where what `path` holds is another run's or another network's.
+        Raises UserError where `path` belongs to another run or another network.
         """
         if path and self.recipe.resume:
             return [self._resume(path)]
@@ -162,10 +156,10 @@ class TrainState:
             content = load_checkpoint(path)
             load_weights(self.net.net, content["net"], path)
             self.initialized_from = f"{path}, step {content['step']}"
-        self._build_beside()
+        self._build_aux_networks()
         return [f"starts from: {self.initialized_from}"] if path else []
 
-    def _build_beside(self) -> None:
+    def _build_aux_networks(self) -> None:
         self.stage.aux_networks = nn.ModuleDict(self.stage.make_aux_networks(self.net)).requires_grad_(False)
         self.stage.aux_networks.to(next(self.net.parameters()).device)
 
@@ -175,27 +169,19 @@ class TrainState:
         refuse_unless_resumable(content, path, given, resume_keys(self.recipe), self.counts)
         training = content["training"]
         load_weights(self.net.net, training.get("net", content["net"]), path)
-        self._build_beside()
-        # torch may raise anything at a foreign dictionary
-        with file_errors(path, "start anew without --resume", done="resumed from", kinds=(Exception,)):
-            # a weight that no term reaches has no moments; one that had them must have them
-            if len(training["optimizer"]["state"]) != training["moments"]:
-                raise UserError(
-                    f"{path}: its optimizer does not belong to its network: start anew without --resume"
-                )
-            restore_optimizer(self.optimizer, training["optimizer"])
-            self.stage.aux_networks.load_state_dict(training["beside"])
+        self._build_aux_networks()
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.stage.aux_networks.load_state_dict(training["aux_networks"])
         self.step, self.initialized_from = content["step"], content["initialized_from"]
         self.best, self.validated = training["best"], training["validated"]
         return f"resuming at step {self.step}"
 
     def save(self, path: Path) -> None:
-        """Writes the complete checkpoint. Raises UserError where a weight is not a finite number."""
+        """Writes the complete checkpoint. Raises UserError where a weight is NaN or Inf."""
         result: Any = self.stage.result(self.net)
         training: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
-            "moments": len(self.optimizer.state),
-            "beside": self.stage.aux_networks.state_dict(),
+            "aux_networks": self.stage.aux_networks.state_dict(),
             "best": self.best,
             "validated": self.validated,
         }
@@ -205,6 +191,7 @@ class TrainState:
             "net": result.net.state_dict(),
             "network": self.network,
             "step": self.step,
+            "steps": self.steps,
             "recipe": {**to_dict(self.recipe), "stage": self.stage.name},
             "data": self.data,
             "counts": self.counts,
@@ -218,16 +205,43 @@ class TrainState:
 
 
 def first_checkpoint(recipe: Training, stage: Stage) -> Path | None:
-    """What a run goes on from, or begins with; None: fresh weights. Raises UserError where there is none."""
+    """The checkpoint to resume or start from; None: random weights. Raises UserError where it is missing."""
     if recipe.resume:
         path = recipe.save_path / LATEST
-        if not path.exists():  # and no model that comes with the project stands in for it
+        if not path.exists():  # the shipped model does not replace it
             raise UserError(f"{path} does not exist: start without --resume")
-        return find_checkpoint(path, "start without --resume")
+        return path
     if logdir := stage.first_weights():
         script = f"train_{recipe.dataset}.py{preset_words(recipe.preset)}"
-        return find_checkpoint(logdir, f"python {script} makes a teacher; see --teacher, or --weights")
+        option = "--teacher" if hasattr(recipe, "teacher") else "--weights"
+        return find_checkpoint(logdir, f"python {script} makes a teacher; or give another {option}")
     return None
+
+
+def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
+    """`recipe` with the --steps that fit into --minutes, by a pilot run; a resumed run keeps its own.
+
+    So two runs may differ in length, while a resumed one ends as if never stopped. Validations come on top.
+    """
+    if not recipe.minutes:
+        return recipe
+    if recipe.resume and (path := first_checkpoint(recipe, stage(recipe))):
+        return replace(recipe, steps=load_checkpoint(path)["steps"])
+    with contextlib.redirect_stdout(io.StringIO()):  # the run itself prints the same lines
+        pilot = Run(stage, replace(recipe, minutes=0.0, steps=LONG), world)
+    seconds = 0.0  # of a step, on average over the run's phases
+    for phase in pilot.phases:
+        for number, micro_batches in zip(range(PILOT.stop), phase, strict=False):
+            if number == PILOT.start:
+                began = time.perf_counter()
+            terms = training_step(pilot.stage, pilot.model, pilot.state.optimizer, micro_batches)
+            distributed.all_reduce_mean(terms, world)  # waits for the card
+        share = len(phase.streams[0].steps) / LONG
+        seconds += share * (time.perf_counter() - began) / len(PILOT)
+    seconds = distributed.all_reduce_mean({"": torch.tensor(seconds)}, world)[""]
+    steps = max(1, int(60 * recipe.minutes / seconds))
+    pilot.log_line(f"--minutes {recipe.minutes:g}: {steps:,} steps of {seconds:.3f} s")
+    return replace(recipe, steps=steps)
 
 
 class Run:
@@ -279,7 +293,7 @@ class Run:
             tqdm.write(text)
 
     def _build(self, begin_with: Path | None) -> TrainState:
-        """Network, optimizer and stage, as a fresh run or the one that goes on has them."""
+        """Network, optimizer and stage of a new or resumed run."""
         recipe, device = self.recipe, self.world.device
         torch.manual_seed(recipe.seed)
         torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
@@ -296,6 +310,7 @@ class Run:
             network=network,
             net=net,
             optimizer=optimizer,
+            steps=self.schedule.steps,
         )
         for line in state.begin(begin_with):
             self.log_line(line)
@@ -306,21 +321,19 @@ class Run:
         return state
 
     def run(self) -> bool:
-        """Trains to the end of the schedule, or until a signal asks to stop; either way it saves.
-
-        Returns whether it has come to the end.
-        """
+        """Trains to the end of the schedule or until a signal asks to stop; returns whether it finished."""
         recipe, state, schedule, main = self.recipe, self.state, self.schedule, self.world.is_main_process
-        folder = run_folder(recipe.save_path, anew=not recipe.resume, log=self.log_line)
+        if main and not recipe.resume and (line := set_earlier_run_aside(recipe.save_path)):
+            self.log_line(line)
         how = {"total": schedule.steps, "initial": state.step, "disable": not main, **utils.BAR}
         with (
-            folder if main else contextlib.nullcontext(),
             RunLog(recipe.save_path, state.step, state.validated, silent=not main) as self.log,
             tqdm(unit="step", smoothing=0.1, **how) as bar,
         ):
             self.log.recipe(state.step, distributed.command(), to_dict(recipe), state.data)
-            if schedule.validates(state.step) and state.step > state.validated:  # a kill cut it short
+            if schedule.validates(state.step) and state.step > state.validated:  # stopped before it
                 self._validate()
+                self._save(LATEST)
             for micro_batches in self.batches:
                 factor = schedule.factor(state.step)  # of this step alone: nothing to restore
                 for group in state.optimizer.param_groups:
@@ -329,8 +342,8 @@ class Run:
                 state.step += 1
                 bar.update()
                 stopped = distributed.any_rank(self.stop.asked, self.world)
-                validating = schedule.validates(state.step)
-                # before a validation too: it may take long, and be cut short
+                leaving = stopped and state.step < schedule.steps  # a resumed run begins with the validation
+                validating = schedule.validates(state.step) and not leaving
                 saving = validating or stopped or state.step % recipe.save_every == 0
                 if saving or state.step % recipe.log_every == 0:
                     shared = distributed.all_reduce_mean(terms, self.world)
@@ -338,20 +351,20 @@ class Run:
                         state.step, shared, lr=recipe.lr * factor, batch_size=schedule.batch_size(state.step)
                     )
                     bar.set_postfix(loss=f"{shared['total']:.4f}", refresh=False)
-                # first: what resumes from net_latest would never come back to this step
+                # before net_latest: a run resumed from it never revisits this step
                 if recipe.keep_every and state.step % recipe.keep_every == 0:
                     self._save(f"net_{state.step}")
-                if saving:
-                    self._save(LATEST)
-                if stopped and state.step < schedule.steps:
-                    break
                 if validating:
                     self._validate()
+                if saving:
+                    self._save(LATEST)
+                if leaving:
+                    break
         if finished := state.step >= schedule.steps:
             self.log_line(f"done: {recipe.save_path / LATEST}")
         else:
             self.log_line(
-                f"stopped at step {state.step}, saved; go on with:\n  {distributed.command_to_resume()}"
+                f"stopped at step {state.step} and saved; continue with:\n  {distributed.command_to_resume()}"
             )
         return finished
 
@@ -360,7 +373,7 @@ class Run:
             self.state.save(self.recipe.save_path / name)
 
     def _validate(self) -> None:
-        """TensorBoard's pictures, and PSNR and SSIM of the validation pairs, each scored by one process."""
+        """TensorBoard's images, PSNR and SSIM of the validation pairs, and net_best at the best PSNR."""
         state = self.state
         derainer = Derainer(self.stage.result(state.net), self.world.device)
         with many_sizes(compiled=self.recipe.compile):
@@ -374,11 +387,10 @@ class Run:
                 if scores["psnr"] > state.best:
                     state.best = scores["psnr"]
                     self._save(BEST)
-        self._save(LATEST)  # what resumes from it must know that this is done, and what there is to beat
         self.log.watch(state.step)
 
     def _show(self, derainer: Derainer) -> None:
-        """Some pairs, held back or of the test set where there are any, and some photographs of real rain."""
+        """Writes images of some validation pairs, or training pairs, and of some real photographs."""
         first, *others = self.crops
         shown = [("pairs", self.test.pairs if self.test else first.pairs)]
         shown += [("photographs", each.pairs) for each in others]

@@ -1,4 +1,4 @@
-"""Files in and out, and what a person meets first: images, whole files or none, errors in one line.
+"""Reading and writing images, atomic writes, and errors as one line.
 
 Images are uint8 RGB arrays (H, W, 3) on this side of `to_tensor`, and float RGB tensors (3, H, W) in [0, 1]
 on the other. OpenCV's BGR never leaves this file.
@@ -8,9 +8,7 @@ import contextlib
 import errno
 import io
 import os
-import platform
 import re
-import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -19,91 +17,66 @@ from typing import Any, BinaryIO, NoReturn
 
 import cv2
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 
-for _name in ("stdout", "stderr"):  # closed by `2>&-`, as a daemon's are: what is printed goes nowhere
-    if getattr(sys, _name) is None:
-        setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
-cv2.setNumThreads(0)  # the loader's workers and torch already share the cores out
-# what is wrong with a file is said here, in one line
+cv2.setNumThreads(0)  # the loader's workers and torch already share the cores
+# what is wrong with a file is reported here, in one line
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# a progress bar is redrawn often where someone watches, and once a minute in a log file
+# progress bars are redrawn often on a terminal and once a minute in a log file
 BAR: dict[str, Any] = {"mininterval": 0.1 if sys.stderr.isatty() else 60}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
-KILLED_WORKER = (
-    "a process that reads images ahead was killed, as a machine does whose memory is used up: lower --workers"
-)
-
-
 class UserError(Exception):
-    """Something the user can mend. Its text is one line that names the file or option, and the remedy."""
+    """A mistake that the user can correct: one line that names the file or option, and the remedy."""
 
     def __init__(self, message: str) -> None:
-        # raised in a loader's worker, it comes as the end of a traceback
+        # a loader worker's error arrives as the end of a traceback
         super().__init__(escape_unprintable(message.rpartition("\nutils.UserError: ")[2].rstrip("\n")))
 
 
-# --------------------------------------------------------------------------------------- errors in one line
+# --------------------------------------------------------------------------------------- errors as one line
 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a script's main and exits: 0 done, 1 a bug (with its traceback), 2 a UserError, 130 Ctrl-C.
 
-    What else is no bug gets its one line too, and 2: no memory, a killed worker, an OSError that names its
-    file. A reader of the output that has gone, as `head` does, ends it with 1.
+    Out of memory, a killed loader worker and an OSError that names a file also print one line and exit with
+    2. Exit status 1 if stdout was closed (`| head`).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # whatever the terminal can print, and any name
-    code: Any = 0
+            stream.reconfigure(errors="backslashreplace")  # any file name prints on any terminal
+    message, code = "", 0
     try:
-        code = _exit_code(main)
-        print(end="", flush=True)  # at the interpreter's end it would be too late to tell
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
-            raise
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            code = _complain(f"standard output cannot be written: {_reason(error)}", 2)
-        code = code or 1
+        sys.exit(1)
+    except KeyboardInterrupt:
+        message, code = "stopped by Ctrl-C", 130
+    except Exception as error:
+        message, code = one_line(error), 2
+        if not message:
+            raise
+    if message:
+        print(f"{escape_unprintable(Path(sys.argv[0]).name)}: {message}", file=sys.stderr)
     sys.exit(code)
 
 
-def _exit_code(main: Callable[[], None]) -> Any:
-    try:
-        main()
-    except SystemExit as left:
-        return left.code
-    except KeyboardInterrupt:
-        return _complain("stopped by Ctrl-C", 130)
-    except Exception as error:
-        if not (message := in_one_line(error)):
-            raise
-        return _complain(message, 2)
-    return 0
-
-
-def _complain(message: str, code: int) -> int:
-    print(f"{escape_unprintable(Path(sys.argv[0]).name)}: {message}", file=sys.stderr)
-    return code
-
-
-def in_one_line(error: Exception) -> str:
-    """What to tell of an error that is no bug of ours; "" of any other."""
+def one_line(error: Exception) -> str:
+    """An error that is not a bug of ours, with its remedy; "" for any other."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {_reason(error)}"
-    if is_killed_worker(error):
-        return f"{KILLED_WORKER}, then run it again"
+    if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
+        return f"{os.fsdecode(error.filename or 'standard output')}: {_reason(error)}"
+    if stopped := loader_failure(error):
+        return f"{stopped}, then run it again, a training with --resume"
     if is_out_of_memory(error):
-        remedy = "lower --batchSize, --patch_size, --tile or --workers, whichever this script has"
-        return f"the memory is used up ({_short(error)}): {remedy}"
+        return f"out of memory ({_short(error)}): lower --batchSize, --patch_size, --tile or --workers"
     return ""
 
 
@@ -111,13 +84,12 @@ def in_one_line(error: Exception) -> str:
 def file_errors(
     path: Path | str, remedy: str = "", *, done: str = "read", kinds: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """What goes wrong inside is the fault of the file `path`: a UserError that names it, and the `remedy`.
+    """Turns errors in its body into a UserError that names the file `path` and the `remedy`.
 
-        with file_errors(path, "fetch it again", kinds=(ValueError,)):
+        with file_errors(path, "download it again", kinds=(ValueError,)):
             content = json.loads(path.read_text())
 
-    Told so are OSError, want of memory, and the `kinds` that a library raises of such a file. `done` is what
-    was to happen to it ("x.png cannot be written: ...").
+    Catches OSError, out-of-memory and `kinds`. The message reads "`path` cannot be `done`: ...".
     """
     try:
         yield
@@ -127,7 +99,7 @@ def file_errors(
         raise UserError(f"{path} cannot be {done}: {_reason(error, remedy)}") from None
     except Exception as error:
         if is_out_of_memory(error):
-            raise UserError(f"{path} cannot be {done}: no memory holds it ({_short(error)})") from None
+            raise UserError(f"{path} cannot be {done}: out of memory ({_short(error)})") from None
         if not isinstance(error, kinds):
             raise
         hint = f": {remedy}" if remedy else ""
@@ -135,19 +107,17 @@ def file_errors(
 
 
 _REMEDIES = {
-    errno.ENOSPC: "make room, then run it again",
-    errno.EDQUOT: "make room, then run it again",
-    errno.EACCES: "change its rights, or choose another place",
-    errno.EPERM: "change its rights, or choose another place",
-    errno.EROFS: "choose another place",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run it again"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions or choose another place"
+    ),
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EMFILE: "raise `ulimit -n`, or lower --workers",
-    errno.EIO: "the disk itself fails: look after it",
+    errno.EMFILE: "raise `ulimit -n` or lower --workers",
 }
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's, NumPy's, OpenCV's, and torch's on the CPU or on a GPU, which are RuntimeErrors."""
+    """Python's, NumPy's, OpenCV's and torch's, which on the CPU is a plain RuntimeError."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     if isinstance(error, cv2.error):
@@ -155,11 +125,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def is_killed_worker(error: BaseException) -> bool:
-    """A loader's worker has ended: torch has noticed it, or a handover broke off."""
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error)
-    return isinstance(error, (ConnectionResetError, EOFError))
+def loader_failure(error: BaseException) -> str:
+    """Why a DataLoader worker died, with the remedy; "" for any other error."""
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if "Bus error" in text or "torch_shm_manager" in text or "</torch_" in text:
+        return "shared memory (/dev/shm) is full: start the container with --shm-size 2g, or lower --workers"
+    if "DataLoader worker (pid" in text or isinstance(error, (ConnectionResetError, EOFError)):
+        return "a loader worker was killed, probably out of memory: lower --workers"
+    return ""
 
 
 def _reason(error: OSError, remedy: str = "") -> str:
@@ -167,22 +140,22 @@ def _reason(error: OSError, remedy: str = "") -> str:
     return (error.strerror or str(error)) + (f": {remedy}" if remedy else "")
 
 
-def _short(error: BaseException, most: int = 160) -> str:
+def _short(error: BaseException, max_length: int = 160) -> str:
     """'KeyError: 7', in one line."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= max_length else f"{text[:max_length]}..."
 
 
 def escape_unprintable(text: object) -> str:
-    """A name as one line of any terminal can show it: what is not escape_unprintable is escaped."""
+    """A name as one line that any terminal can show, with line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def join_names(names: Iterable[object], most: int = 5) -> str:
+def join_names(names: Iterable[object], max_names: int = 5) -> str:
     """'a, b, c and 4 more'"""
     listed = [str(name) for name in names]
-    tail = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + tail
+    tail = f" and {len(listed) - max_names} more" if len(listed) > max_names else ""
+    return ", ".join(listed[:max_names]) + tail
 
 
 # ---------------------------------------------------------------------------------------------- images
@@ -199,23 +172,18 @@ def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
+is_file = os.path.isfile  # unlike Path.is_file, False where the path may not be looked at
+
+
 def is_folder(entry: os.DirEntry) -> bool:
-    """Links followed. Unlike its own is_dir, it does not raise for one that leads to itself."""
+    """Follows links, and unlike `entry.is_dir` does not raise for one that points to itself."""
     return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
-def is_file(path: Path) -> bool:
-    """Links followed. False too where it may not be looked at, or where no file can be called so."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
 def list_images(folder: Path) -> list[Path]:
-    """The images directly in `folder`, by their names, in natural order. Hidden ones are passed over.
+    """The images directly in `folder`, by suffix, in natural order; hidden files and folders are skipped.
 
-    Folders are left out, whatever they are called; a broken file is in, for its reader to name.
+    Unreadable images are listed too: they are reported when they are read.
     """
     with file_errors(folder, done="listed"):
         if not folder.is_dir():
@@ -248,10 +216,8 @@ def read_image(path: Path) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels as the file's header says, without decoding it. Raises as `read_image`."""
-    with file_errors(path, "fetch it again"):
-        refuse_unless_file(path, "an image")
-        with path.open("rb") as file:
-            return _size(path, file)
+    with file_errors(path, "fetch it again"), path.open("rb") as file:
+        return _size(path, file)
 
 
 def _size(path: Path, file: BinaryIO) -> tuple[int, int]:
@@ -273,10 +239,12 @@ def _no_image(path: Path, size: int) -> UserError:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 RGB (H, W, 3) to `path` in the format its suffix names; never leaves half a file."""
-    with file_errors(path, "use .png", done="written", kinds=(cv2.error,)):
-        data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-    write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
+    """Writes uint8 RGB (H, W, 3) to `path` in the format of its suffix, atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+
+    write_atomically(path, write, "use .png", kinds=(cv2.error,))
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -293,49 +261,36 @@ def to_uint8(tensor: torch.Tensor) -> np.ndarray:
 
 
 def content_of(path: Path, remedy: str = "") -> bytes:
-    """All that is in a file. Raises UserError where it is not a file, or cannot be read."""
+    """The bytes of a file. Raises UserError where it cannot be read."""
     with file_errors(path, remedy):
-        refuse_unless_file(path, "an image" if is_image_name(path.name) else "a file")
         return path.read_bytes()
 
 
-def refuse_unless_file(path: Path, what: str) -> None:
-    """Before it is opened, for a pipe would be waited for. Says nothing of what is not there at all."""
-    if path.exists() and not path.is_file():
-        kind = "folder" if path.is_dir() else "pipe or a device"
-        raise UserError(f"{path} is a {kind}, not {what}: take it away, or rename it")
-
-
 def refuse_inputs(target: Path, inputs: Iterable[Path], option: str) -> None:
-    """Raises UserError where a result would lie over an image that is read, by whatever name."""
+    """Raises UserError where a result would overwrite an input image, links followed."""
     place = os.path.realpath(target)
     if any(place == os.path.realpath(path) for path in inputs):
-        raise UserError(f"{option} {target} is one of the images that are read: give another name")
+        raise UserError(f"{option} {target} is one of the input images: give another name")
 
 
-# of this machine alone: another one may work in the same folder, and its processes are not known here
-HERE = re.sub(r"\W", "_", platform.node())[:40]
-UNFINISHED = re.compile(rf"\.unfinished-{HERE}-(\d+)-[0-9a-f]{{8}}\b.*")
+def write_atomically(
+    path: Path, write: Callable[[Path], object], remedy: str = "", kinds: tuple[type[Exception], ...] = ()
+) -> None:
+    """Has `write` fill a temporary file beside `path`, then moves it into place: all of it or nothing.
 
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` fill a temporary file beside `path`, then moves it into place: all of it, or nothing.
-
-    The temporary file has `path`'s suffix, which tells some libraries the format, and the names of this
-    machine and process, by which `sweep` knows whose writer has died. A link stays: the file that it leads to
-    is written. What is no file, as a pipe or /dev/stdout, is written to as it is. Raises UserError where it
-    cannot be written.
+    The temporary file has the suffix of `path` and a name that the next write after a kill reuses. A link is
+    kept and the file it points to is written; a device or pipe, such as /dev/stdout, is written directly.
+    Raises UserError where that fails, for `kinds` too.
     """
-    with file_errors(path, done="written"):
-        if path.exists() and not path.is_file() and not path.is_dir():
+    with file_errors(path, remedy, done="written", kinds=kinds):
+        if path.exists() and not path.is_file():
             write(path)
             return
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, and cannot be written to: choose another name")
-        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        suffix = target.suffix if len(target.suffix) < 16 else ""  # the name must stay short
-        temporary = target.with_name(f".unfinished-{HERE}-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+        temporary = target.with_name(
+            f".unfinished-{target.name[-60:]}"
+        )  # short: names have at most 255 bytes
         try:
             write(temporary)
             temporary.replace(target)
@@ -344,18 +299,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""As UTF-8, all of it or nothing.
-
-    A name that is not UTF-8 is written as it is printed, and as JSON reads it back: caf\udce9.png.
-    """
+    r"""As UTF-8, atomically. A name that is not UTF-8 is escaped as JSON reads it back: caf\udce9.png."""
     data = text.encode("utf-8", "backslashreplace")
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
-
-
-def sweep(folder: Path) -> None:
-    """Deletes what killed runs of this machine left unfinished directly in `folder`."""
-    with file_errors(folder, done="swept"):
-        for entry in os.scandir(folder) if folder.is_dir() else ():
-            left = UNFINISHED.fullmatch(entry.name)
-            if left and not psutil.pid_exists(int(left[1])):
-                Path(entry).unlink(missing_ok=True)

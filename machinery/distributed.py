@@ -1,6 +1,6 @@
-"""One process or many: torchrun's environment decides, and nothing computed depends on which.
+"""One process or several: set by torchrun's environment; results do not depend on it.
 
-    python train_Rain200H.py --gpu_id 0,1                       one process a card, through torch's launcher
+    python train_Rain200H.py --gpu_id 0,1                       one process per card, through torch's launcher
     torchrun --nproc_per_node=2 train_Rain200H.py               the same by hand; also on CPUs
 
 Gradients and logged terms are averaged over the processes, each of which has an equal slice of the batch.
@@ -8,39 +8,36 @@ Gradients and logged terms are averaged over the processes, each of which has an
 
 import contextlib
 import gc
-import io
-import json
 import logging
 import os
 import shlex
 import signal
+import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.run import main as torchrun
 
 from machinery.options import Machine
-from utils import KILLED_WORKER, UserError, is_killed_worker
+from utils import UserError
 
-# After so long a wait for another process it is lost. None takes as long to compile, or to score its images
-# when the others have scored theirs; where a process ends, its fellows notice at once.
-PATIENCE = timedelta(hours=1)
+# Timeout of collective operations: longer than compiling, or than waiting for others' validation images.
+TIMEOUT = timedelta(hours=1)
+STARTUP = timedelta(minutes=5)  # within which all processes must have connected
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its fellows, and its device."""
+    """This process: its rank, the number of processes and its device."""
 
     rank: int
     size: int
@@ -52,9 +49,9 @@ class World:
 
 
 def devices(machine: Machine) -> list[torch.device]:
-    """The devices that the options and this machine agree on: the listed CUDA ones, or the CPU alone.
+    """The CUDA devices of --gpu_id that exist, or the CPU.
 
-    Raises UserError where CUDA devices are there and none of them is listed.
+    Raises UserError where there are CUDA devices and none of them is listed.
     """
     if not machine.use_GPU or not torch.cuda.is_available():
         return [torch.device("cpu")]
@@ -63,21 +60,21 @@ def devices(machine: Machine) -> list[torch.device]:
     if not present:
         listed = ",".join(map(str, machine.gpu_id))
         raise UserError(
-            f"--gpu_id {listed}: this machine has CUDA devices 0 to {count - 1}; or --use_GPU False"
+            f"--gpu_id {listed}: this machine has CUDA devices 0 to {count - 1}; or use --use_GPU False"
         )
     return present
 
 
 def ready(machine: Machine, device: torch.device) -> torch.device:
-    """Sets this process up to compute on `device`, before anything does."""
+    """Sets this process up to compute on `device`; call it first."""
     set_arithmetic(machine.precision, getattr(machine, "deterministic", False))
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # else pinned memory and streams would be the first card's
+        torch.cuda.set_device(device)  # or pinned memory and streams would be on the first card
     return device
 
 
 def device(machine: Machine) -> torch.device:
-    """The one device of a script that takes one, ready to compute: the first of those listed."""
+    """The device of a script that uses one, set up: the first of those listed."""
     return ready(machine, devices(machine)[0])
 
 
@@ -85,85 +82,103 @@ def device(machine: Machine) -> torch.device:
 
 
 def launched() -> bool:
-    """Whether torchrun, or `launch`, started this process."""
+    """Whether torchrun or `launch` started this process."""
     return "RANK" in os.environ
 
 
-def _from_launcher(name: str) -> int:
-    if not (value := os.environ.get(name, "")).isdecimal():
-        raise UserError(f"{name} is {value!r} and RANK is set, as if torchrun had started this: unset RANK")
-    return int(value)
-
-
 def launch(machine: Machine) -> None:
-    """With several cards listed and no launcher above: starts this script once a card, waits, and exits."""
+    """With several cards and no launcher: starts this script once per card, waits for it and exits."""
     cards = devices(machine)
     if len(cards) == 1 or launched():
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(cards))))
-    logging.disable(logging.ERROR)  # the processes say for themselves what is wrong
+    logging.disable(logging.ERROR)  # the processes print their own errors
     try:
         torchrun(["--standalone", f"--nproc_per_node={len(cards)}", *sys.argv])
     except ChildFailedError as failed:
         _, failure = failed.get_first_failure()
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)  # as shells count
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)  # as in a shell
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
     sys.exit(0)
 
 
 def start(machine: Machine) -> World:
-    """Joins the other processes, if torchrun started any. Raises UserError with too few cards for them."""
+    """Joins the process group if torchrun started this process.
+
+    Raises UserError where the environment is not torchrun's, a process is missing, or there are fewer cards
+    than processes.
+    """
     cards = devices(machine)
     if not launched():
         return World(0, 1, ready(machine, cards[0]))
-    rank, size, local = map(_from_launcher, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    device = cards[0]
-    if device.type == "cuda":
-        if local >= len(cards):
-            raise UserError(f"process {local + 1} of this machine has no card: --gpu_id lists {len(cards)}")
-        device = cards[local]
-    ready(machine, device)
     try:
+        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if not 0 <= rank < size:
+            raise ValueError(f"RANK is {rank} and WORLD_SIZE is {size}")
+        device = cards[0]
         if device.type == "cuda":
-            # gloo besides: flags and scores travel between CPUs without waiting for a card
-            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
-        else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
-    except ValueError as error:  # of MASTER_ADDR and MASTER_PORT, which torchrun sets too
-        raise UserError(f"{error}: start it by torchrun, or unset RANK") from None
+            if local >= len(cards):
+                raise UserError(
+                    f"process {local + 1} of this machine has no card: --gpu_id lists {len(cards)}"
+                )
+            device = cards[local]
+        ready(machine, device)
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        socket.getaddrinfo(os.environ["MASTER_ADDR"], None)  # or torch would retry until its timeout
+        store, *_ = next(rendezvous("env://", timeout=STARTUP))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"torchrun's environment is not complete ({error!r}): use torchrun or unset RANK"
+        ) from None
+    except socket.gaierror as error:
+        raise UserError(f"MASTER_ADDR {os.environ['MASTER_ADDR']}: {error.strerror}") from None
+    except dist.DistError as error:
+        raise UserError(f"{address}: not all {size} processes have connected: {error}") from None
+    group: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": TIMEOUT}
+    if device.type == "cuda":
+        # gloo as well: flags and scores travel between CPUs without waiting for a card
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **group)
+    else:
+        dist.init_process_group("gloo", **group)
     return World(rank, size, device)
 
 
 def stop() -> None:
-    """Leaves the group. Nobody may hold a DistributedDataParallel any more.
+    """Leaves the process group, after the last reference to a DistributedDataParallel is gone.
 
-    Where that is the last to hold the group, torch waits for gloo's thread, and does not let go of Python
-    meanwhile, which the thread may wait for: to free a tensor that was sent just before.
+    A DistributedDataParallel that still holds the group makes torch wait for gloo's thread with the GIL
+    held, while that thread may need the GIL to free a tensor it has just sent.
     """
     if dist.is_initialized():
-        gc.collect()  # it is in cycles
+        gc.collect()  # it is in reference cycles
         dist.destroy_process_group()
 
 
 def command() -> str:
-    """The command line that started this run, the launcher's where there is one, to be typed again."""
-    words = [sys.executable, *sys.argv]
-    if launched():
-        with contextlib.suppress(psutil.Error):
-            words = psutil.Process(os.getppid()).cmdline()
-    first, *rest = words
-    if rest and Path(rest[0]).name == "torchrun":
-        first, *rest = rest
-    return shlex.join([Path(first).name.rstrip("0123456789."), *rest])
+    """The command line of this script, without the launcher's part."""
+    return shlex.join(["python", *sys.argv])
 
 
 def command_to_resume() -> str:
+    if launched():
+        return "the same command with --resume"
     return command() + ("" if "--resume" in sys.argv else " --resume")
 
 
+@contextlib.contextmanager
+def lost_process_errors() -> Iterator[None]:
+    """Turns the error of a broken connection into a UserError: the process that ended has printed its own."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises plain RuntimeErrors
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise UserError(f"another process of this run ended; continue with {command_to_resume()}") from None
+
+
 class Stop:
-    """Whether Ctrl-C or SIGTERM has `asked` to stop: the step under way is finished and saved first."""
+    """Whether Ctrl-C or SIGTERM has `asked` to stop: the current step is finished and saved first."""
 
     asked = False
 
@@ -172,65 +187,13 @@ class Stop:
             signal.signal(each, self.on_signal)
 
     def on_signal(self, number: int, frame: object) -> None:
-        """A second signal does not wait."""
-        if self.asked and not launched():  # a launcher hands on what we got from the group
+        """A second signal stops at once."""
+        if self.asked and not launched():  # a launcher sends the signal again that the terminal sent to all
             raise KeyboardInterrupt
         self.asked = True
 
 
-# ------------------------------------------------------------------------------------------- errors, once
-
-
-@contextlib.contextmanager
-def silence_other_ranks() -> Iterator[None]:
-    """Silences what all processes of a machine would print alike: --help, an option that does not exist."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        yield
-        return
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
-@contextlib.contextmanager
-def report_error_once() -> Iterator[None]:
-    """Has an error told by one process a machine, the first that meets it; the others end in silence.
-
-    The end of a process breaks its fellows' connections: they raise UserError, which says how to go on.
-    """
-    try:
-        yield
-        return
-    except UserError as error:
-        message = str(error)
-    except (ConnectionError, EOFError, RuntimeError) as error:
-        # gloo raises plain RuntimeErrors, whose text alone tells them from others
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
-        if not lost and not is_killed_worker(error):
-            raise
-        why = "another process of this run has ended, and so does this one" if lost else KILLED_WORKER
-        message = f"{why}; go on from the last checkpoint with: {command_to_resume()}"
-    if not _is_first_to_fail(message):
-        sys.exit(2)
-    if launched():
-        print(file=sys.stderr)  # the cursor stands at the end of the first process's progress bar
-    raise UserError(message)
-
-
-def _is_first_to_fail(message: str) -> bool:
-    """Of this machine's processes. The first one's message is left for torchrun's own report as well."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # run/attempt/local rank/error.json
-    if not file:
-        return True
-    try:
-        (Path(file).parents[1] / "told").touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    report = {"message": message, "extraInfo": {"timestamp": int(time.time())}}
-    Path(file).write_text(json.dumps({"message": report}))
-    return True
-
-
-# --------------------------------------------------------------------------------------- what is shared
+# ------------------------------------------------------------------------------------------- collectives
 
 
 def all_reduce_mean(terms: Mapping[str, Tensor], world: World) -> dict[str, float]:
@@ -252,7 +215,7 @@ def any_rank(flag: bool, world: World) -> bool:
 
 
 def gathered(mine: Mapping[int, Any], world: World) -> list[Any]:
-    """What the processes hold under an index each, in the order of the index. Every process must call it."""
+    """The values of all processes, ordered by their index. Every process must call it."""
     parts: list[Any] = [mine]
     if world.size > 1:
         parts = [None] * world.size
@@ -264,19 +227,18 @@ def gathered(mine: Mapping[int, Any], world: World) -> list[Any]:
 
 
 def set_arithmetic(precision: str, deterministic: bool = False) -> None:
-    """Sets up this process, before anything is computed on a card.
+    """Sets the arithmetic of this process; call it before anything is computed on a card.
 
-    `precision`: of the float32 convolutions and matrix products on CUDA. "tf32" rounds what they multiply to
-    10 bits of mantissa, which the tensor cores of Ampere and later take; with anything else they multiply all
-    23 bits. PyTorch's own default is TF32 for convolutions: float32 is then not float32.
+    `precision` is that of float32 convolutions and matrix products on CUDA: "tf32" rounds the factors to
+    10 bits of mantissa, which the tensor cores of Ampere and later multiply; any other value keeps all 23
+    bits. PyTorch's default is TF32 for convolutions.
 
-    `deterministic`: a run repeats, and goes on after --resume, bit for bit on CUDA too, on the same card and
-    versions. Without it three things differ from run to run: the algorithm that cuDNN finds fastest, the
-    order in which cuBLAS adds, and the backward pass of bilinear upsampling, which adds atomically and for
-    which PyTorch then takes another formula. Slower. PyTorch raises RuntimeError at an operation for which it
-    knows no such way. On a CPU a run repeats anyway; on CUDA this has not been tried.
+    `deterministic`: a run repeats, and resumes, bit for bit on CUDA too, on the same card and versions.
+    Without it three things vary: the convolution algorithm that cuDNN finds fastest, the order of cuBLAS's
+    sums, and the atomic additions in the backward pass of bilinear upsampling. Slower; PyTorch raises
+    RuntimeError at an operation without a deterministic implementation. A CPU run repeats in any case.
     """
-    # not by the newer fp32_precision: for all of cuDNN it does nothing in 2.11, and inductor fails at "tf32"
+    # not the newer fp32_precision: for all of cuDNN it has no effect in 2.11, and inductor fails with "tf32"
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
@@ -287,11 +249,11 @@ def set_arithmetic(precision: str, deterministic: bool = False) -> None:
 
 @contextlib.contextmanager
 def many_sizes(compiled: bool) -> Iterator[None]:
-    """For images of many sizes: nothing `compiled` is compiled for each, and cuDNN seeks no algorithms."""
-    sought, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-    # the stance's module takes seconds to import, which only a compiled run should pay
+    """For images of many sizes: no compiling per size, no search for the fastest cuDNN algorithm."""
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    # importing the stance takes seconds, which only a compiled run should pay
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         try:
             yield
         finally:
-            torch.backends.cudnn.benchmark = sought
+            torch.backends.cudnn.benchmark = benchmark

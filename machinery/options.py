@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from utils import escape_unprintable
 
-# as --help shows them, those without a heading first
+# the order in --help; "" has no heading
 GROUPS = (
     "",
     "data",
@@ -43,13 +43,12 @@ def option(
     max: float | None = None,
     count: int | None = None,
 ) -> Any:
-    """A field that is an option: its default, what `--help` says of it, and which values are sound.
+    """A field that is an option: its default, its help text and its valid values.
 
-    `group`: the heading it stands under in `--help`. `also`: an older name. `needs`: the option
-    without which only the default is sound. `changes_result`: a resumed run must have the value it began
-    with. `architecture`: a network is built with it. `positional`: given without a name. `required`:
-    `default` is never used, unless the record is made in Python. `min` <= value <= `max`, or
-    `greater_than` < value; of several values, each, and `count` of them.
+    `group`: its heading in `--help`. `also`: an older name. `needs`: the option without which only the
+    default is valid. `changes_result`: a resumed run must have the same value. `architecture`: a network is
+    built with it. `positional`: given without a name. `required`: has no default on the command line.
+    `min` <= value <= `max`, or `greater_than` < value; a tuple has `count` values, each within the limits.
     """
     kind = {"changes_result": changes_result, "positional": positional, "required": required}
     kind |= {"architecture": architecture}
@@ -61,34 +60,34 @@ def option(
 
 @dataclass(frozen=True)
 class Options:
-    """A script's options, one a field."""
+    """A script's options, one per field."""
 
     def validate(self) -> str | None:
-        """What cannot be right about several options together, in a line; None where nothing is wrong."""
+        """An error message about options that contradict each other; None if there is none."""
         return None
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Those of the fields that a network is built with."""
+        """The fields that a network is built with, except `backbone`."""
         named = (each.name for each in dataclasses.fields(self) if each.metadata.get("architecture"))
         return {name: getattr(self, name) for name in named if name != "backbone"}
 
 
 @dataclass(frozen=True)
 class Machine(Options):
-    """Where to run: of every script that has a network compute."""
+    """Where and how to compute: for every script that runs a network."""
 
-    use_GPU: bool = option(True, "use CUDA where there is any; False: the CPU", group="machine")
+    use_GPU: bool = option(True, "use CUDA where available; False: the CPU", group="machine")
     gpu_id: tuple[int, ...] = option(
         (0, 1),
-        "CUDA devices: a process on each trains, other scripts take the first; absent: left out",
+        "CUDA devices: training runs a process on each, others use the first; missing ones are skipped",
         group="machine",
         min=0,
     )
     precision: str = option(
         "float32",
-        "the network's arithmetic; bfloat16 takes less memory, and less time on hardware that multiplies it; "
-        "tf32 is float32 with coarse products, faster on CUDA",
+        "arithmetic of the network; bfloat16: less memory, faster where the hardware supports it; "
+        "tf32: float32 with rounded products, faster on CUDA",
         ("float32", "tf32", "bfloat16"),
         group="machine",
     )
@@ -103,9 +102,9 @@ Record = TypeVar("Record", bound=Options)
 
 
 def parse(record: Record, description: str | None = None, arguments: Sequence[str] | None = None) -> Record:
-    """`record` with what the command line says changed. Its options are the record's fields.
+    """`record` changed by the command line, whose options are the record's fields.
 
-    `description` is what `--help` begins with: the script's own docstring, where it is not given.
+    `description` starts the `--help` text; by default it is the script's docstring.
     """
     description = description or sys.modules["__main__"].__doc__
     record = _by_preset(record, arguments)
@@ -114,45 +113,45 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     needed = [f"--{each.name} ..." for each in fields if each.metadata["required"]]
     needed += [each.name for each in fields if each.metadata["positional"]]
     parser = _Parser(
-        usage=" ".join(["%(prog)s [options]", *needed]),  # argparse's own is forty lines long
+        usage=" ".join(["%(prog)s [options]", *needed]),  # argparse's own takes forty lines
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     for title in dict.fromkeys((*GROUPS, *(each.metadata["group"] for each in fields))):
-        group = parser.add_argument_group(title) if title else parser  # one without options is not shown
+        group = parser.add_argument_group(title) if title else parser  # empty groups are not shown
         for each in (each for each in fields if each.metadata["group"] == title):
             _add_option(group, each, kinds[each.name], getattr(record, each.name))
     given = vars(parser.parse_args(arguments))
-    # an option that takes several values comes as a list of tuples: "24,32 48" is ((24, 32), (48,))
+    # several values come as a list of tuples: "24,32 48" is [(24, 32), (48,)]
     given = {k: tuple(itertools.chain(*v)) if isinstance(v, list) else v for k, v in given.items()}
     changed = dataclasses.replace(record, **given)
     if wrong := validate(changed):
-        parser.exit(2, f"{parser.prog}: {wrong}\n")  # one line: all of the usage would bury it
+        parser.exit(2, f"{parser.prog}: {wrong}\n")  # one line, without the usage
     return changed
 
 
 def _by_preset(record: Record, arguments: Sequence[str] | None) -> Record:
-    """What the rest of the command line changes: the recipe that `--preset` names, if it is an option."""
+    """The recipe that `--preset` names, where there is such an option; the other options change that one."""
     if not hasattr(record, "with_preset"):
         return record
     early = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     early.add_argument("--preset", nargs="?")
     name = early.parse_known_args(arguments)[0].preset
     choices = next(each.metadata["choices"] for each in dataclasses.fields(record) if each.name == "preset")
-    return record.with_preset(name) if name in choices else record  # the other parser refuses what is none
+    return record.with_preset(name) if name in choices else record  # the main parser reports unknown names
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """In one line, whatever was typed, with the first example of the script's own words."""
+        """One line, with the first example of the script's description."""
         lines = [line.strip() for line in (self.description or "").splitlines()]
         example = next((f"; as in: {line}" for line in lines if line.startswith("python ")), "")
         super().error(escape_unprintable(message) + example)
 
 
 def to_dict(record: Options) -> dict[str, Any]:
-    """A record as numbers, texts and lists, which a checkpoint can hold."""
+    """A record as numbers, strings and lists, as stored in a checkpoint."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -163,7 +162,7 @@ def to_dict(record: Options) -> dict[str, Any]:
 
 
 def resume_keys(record: Options) -> list[str]:
-    """The options that a resumed run must have the values of that it began with."""
+    """The options whose values must not change when a run is resumed."""
     return [each.name for each in dataclasses.fields(record) if each.metadata.get("changes_result")]
 
 
@@ -171,13 +170,13 @@ def _add_option(parser: Any, each: dataclasses.Field, kind: Any, default: Any) -
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     if shown in ("", Path()):
         shown = "none"
-    text = f"{each.metadata['help']} (default: {shown})".replace("%", "%%")  # which argparse would fill in
+    text = f"{each.metadata['help']} (default: {shown})".replace("%", "%%")  # argparse formats the text
     how: dict[str, Any] = {"help": text, "default": default}
     if get_origin(kind) is tuple:
         inner, choices = get_args(kind)[0], each.metadata["choices"]
         how |= {"type": _several(inner, choices), "nargs": "*", "metavar": inner.__name__.upper()}
     elif kind is bool:
-        # a bare --flag switches on; --flag False, as the paper's commands write it, switches off
+        # --flag alone is True; --flag False, as in the paper's commands, is False
         how |= {"type": _truth, "nargs": "?", "const": True, "metavar": "True|False"}
     else:
         how |= {"type": kind, "choices": each.metadata["choices"]}
@@ -193,14 +192,14 @@ def _add_option(parser: Any, each: dataclasses.Field, kind: Any, default: Any) -
 
 def _several(kind: type, choices: Sequence[str] | None) -> Any:
     def read(text: str) -> tuple:
-        # "312,416", and "[312, 416]" as the authors' option table prints it
+        # "312,416", or "[312, 416]" as in the authors' option table
         parts = [text] if kind in (Path, str) else re.split(r"[\s,]+", text.strip("[]() ,"))
         values = tuple(kind(part) for part in parts if part or kind in (Path, str))
         if wrong := [each for each in values if choices and each not in choices]:
-            raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(choices or ())}")
+            raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not one of {', '.join(choices or ())}")
         return values
 
-    read.__name__ = f"list of {kind.__name__}"  # what argparse calls it in its error
+    read.__name__ = f"list of {kind.__name__}"  # argparse's name for it in errors
     return read
 
 
@@ -211,21 +210,21 @@ def _truth(text: str) -> bool:
 
 
 def validate(record: Options) -> str | None:
-    """What is wrong with a record's values, in a line that names the option; None where all are sound."""
+    """An error message that names the option, in one line; None if all values are valid."""
     for each in dataclasses.fields(record):
         value, limits = getattr(record, each.name), each.metadata
         values = value if isinstance(value, tuple) else (value,)
         if (other := limits.get("needs")) and not getattr(record, other) and value != each.default:
-            return f"--{each.name} is of what --{other} does: give both, or neither"
+            return f"--{each.name} only applies with --{other}"
         if (count := limits.get("count")) and len(values) != count:
             return f"--{each.name} takes {count} numbers, as {','.join('8' * count)}"
         for number in values:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if isinstance(number, float) and not math.isfinite(number):
-                return f"--{each.name} {number} is no finite number"
-            if isinstance(number, int) and not -(2**63) <= number < 2**63:  # which no checkpoint could hold
-                return f"--{each.name} takes no number of {len(str(abs(number)))} digits"
+                return f"--{each.name} {number} is not a finite number"
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:  # torch.load reads 64 bits only
+                return f"--{each.name} has too many digits ({len(str(abs(number)))})"
             for limit, broken, words in (
                 (limits.get("min"), operator.lt, "at least"),
                 (limits.get("greater_than"), operator.le, "greater than"),

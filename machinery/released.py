@@ -1,8 +1,8 @@
 """Reads the authors' released checkpoints into our network.
 
 Theirs is a `torch.save` of {'net': state_dict, 'clock_net': step, 'opt_net': ...}. Its keys may begin with
-'module.' (DataParallel), list a stage's one unit once for each position, hold five fusions that feed nothing,
-and belong to a network that saw BGR images.
+'module.' (DataParallel); they repeat a stage's one unit for each position and include five unused fusions;
+and the network takes BGR images.
 """
 
 import re
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from utils import UserError
 
-# a released name (a regular expression, applied in this order) and ours
+# released name (a regular expression; applied in this order), our name
 NAMES = (
     (r"^module\.", ""),
     (r"^head\.convLayer_(\d)\.0", r"head\1"),
@@ -39,7 +39,7 @@ NAMES = (
     (r"\.conv_([35])_([12])", r".conv\1_\2"),
     (r"\.confusion", ".fuse"),
 )
-# stages whose output nothing reads: their last fusion is dead (networks.DenseFeatures)
+# stages whose output is unused, and with it their last fusion (networks.DenseFeatures)
 WITHOUT_OUTPUT = (
     "half_branch.encode2",
     "half_branch.encode4",
@@ -50,19 +50,20 @@ WITHOUT_OUTPUT = (
 HEADS = ("head1.bias", "head2.bias", "head4.bias")
 
 
-def is_released(content: Mapping) -> bool:
-    """Whether a loaded checkpoint is the authors', told by its keys."""
-    net = content.get("net", content)
-    return isinstance(net, Mapping) and any("encoder_decoder_1." in str(key) for key in net)
+def is_released(net: Mapping[str, Tensor]) -> bool:
+    """Whether weights are the authors', by their names."""
+    return any("encoder_decoder_1." in name for name in net)
 
 
-def from_released(content: Mapping, path: Path = Path("the released checkpoint")) -> dict[str, Tensor]:
-    """A released checkpoint's weights under our names, for RGB images, without the dead fusions.
+def from_released(
+    net: Mapping[str, Tensor], path: Path = Path("the released checkpoint")
+) -> dict[str, Tensor]:
+    """The authors' weights under our names, for RGB images, without the unused fusions.
 
-    Raises UserError where a stage's tied positions hold different weights: that is another network.
+    Raises UserError where the tied positions of a stage have different weights: that is another network.
     """
     weights: dict[str, Tensor] = {}
-    for released_name, value in content.get("net", content).items():
+    for released_name, value in net.items():
         name = released_name
         for pattern, ours in NAMES:
             name = re.sub(pattern, ours, name)
@@ -77,13 +78,13 @@ def from_released(content: Mapping, path: Path = Path("the released checkpoint")
     ends = {"head1.weight": 1, "head2.weight": 1, "head4.weight": 1, "tail.weight": 0, "tail.bias": 0}
     for name, channels in ends.items():
         if name not in weights:
-            raise UserError(f"{path} has no {name}: fetch it again")
+            raise UserError(f"{path} has no {name}: download it again")
         weights[name] = weights[name].flip(channels)  # BGR in, BGR out
     return weights
 
 
 def network_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How to build the network of `weights` where a checkpoint does not say: told by names and shapes."""
+    """How to build the network of `weights`, from their names and shapes."""
 
     def units(stage: str) -> int:
         return sum(bool(re.fullmatch(rf"{re.escape(stage)}\.fusions\.\d+\.bias", key)) for key in weights)

@@ -165,7 +165,7 @@ def test_a_stage_with_an_average_resumes_bit_for_bit(tmp_path):
     assert_same_weights(tmp_path / "a", tmp_path / "b")
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
     ends = [load_checkpoint(tmp_path / each / "net_latest") for each in "ab"]
-    means = [end["training"]["beside"] for end in ends]
+    means = [end["training"]["aux_networks"] for end in ends]
     torch.testing.assert_close(means[0], means[1], rtol=0, atol=0)
     own = ends[0]["net"]
     assert any(not torch.equal(means[0][f"mean.module.net.{key}"], value) for key, value in own.items())

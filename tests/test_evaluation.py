@@ -106,7 +106,7 @@ def test_a_network_kept_in_float16_loads_into_float32(folder, tmp_path):
 
 def test_weights_of_something_else_are_named(tmp_path):
     for name, says in (
-        ("encoder_decoder_1.a", r"has no head1\.weight: fetch it again"),
+        ("encoder_decoder_1.a", r"has no head1\.weight: download it again"),
         ("layer.weight", "does not hold the weights of SID or SSID-KD: layer.weight"),
     ):
         torch.save({"net": {name: torch.zeros(1)}}, tmp_path / "net_latest")

@@ -21,7 +21,7 @@ OTHERS = {"data_path", "save_path", "resume", "workers", "cache", "weights", "te
 OTHERS |= {"log_every", "save_every", "keep_every", "val_images"}
 # which a resumed run may have anew: where it is computed, how long it is to be, and where images lie
 MAY_CHANGE = {"use_GPU", "gpu_id", "precision", "deterministic", "compile", "recompute", "accumulate"}
-MAY_CHANGE |= {"epochs", "steps", "val_every", "preset", "streaks", "backgrounds"}
+MAY_CHANGE |= {"epochs", "steps", "minutes", "val_every", "preset", "streaks", "backgrounds"}
 
 STAGES = ("SID", "SSID-KD")
 

@@ -1,6 +1,5 @@
 """Both stages' loop: what it writes, how it stops, resumes and refuses."""
 
-import copy
 import dataclasses
 import os
 import re
@@ -9,6 +8,7 @@ import subprocess
 from typing import Any
 
 import cv2
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -16,11 +16,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import engine
 from config import TEACHERS
-from engine import Run, restore_optimizer
+from engine import Run
+from machinery import runlog
 from machinery.checkpoints import LATEST, load_checkpoint, save_checkpoint
 from machinery.runlog import RunLog
 from tests import layouts
-from tests.small import a_run, assert_same_weights, begun, lines, run_script, student, teacher, trained
+from tests.small import (
+    a_run,
+    assert_same_weights,
+    begun,
+    command,
+    lines,
+    run_script,
+    student,
+    teacher,
+    trained,
+)
 from utils import UserError
 
 # ------------------------------------------------------------------------------------- what a run writes
@@ -47,7 +58,7 @@ def test_both_stages_write_their_logs_and_checkpoints(tmp_path):
             content = load_checkpoint(folder / name)
             assert {"net", "network", "training", "step", "recipe"} <= set(content)
             assert content["recipe"]["stage"] == stage
-        assert [path.name for path in folder.glob(".*")] == [".lock"]
+        assert not list(folder.glob(".*"))
     assert "photographs/1" in board.Tags()["images"]
     assert run.state.initialized_from == f"{tmp_path / 'teacher' / 'net_latest'}, step 6"
 
@@ -117,27 +128,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
 
 
-def test_a_checkpoint_of_another_device_keeps_this_ones_optimizer():
-    """A CPU's, resumed on a card: fused Adam stays, and its count of steps comes to the card."""
-    weights = [torch.zeros(3, requires_grad=True) for _ in range(2)]
-    for weight in weights:
-        weight.grad = torch.ones(3)
-    optimizer, resumed = (torch.optim.Adam([weights[n]], fused=bool(n)) for n in (0, 1))
-    optimizer.step()
-    saved = copy.deepcopy(optimizer.state_dict())
-    saved["state"][0]["step"] = torch.tensor(1.0, dtype=torch.float64)
-    restore_optimizer(resumed, saved)
-    (group,) = resumed.param_groups
-    assert group["fused"] and not group["foreach"]
-    # what torch does to a fused optimizer's alone, there where it brings it to the weights' device
-    assert resumed.state[weights[1]]["step"].dtype == torch.float32
-    with torch.no_grad():
-        weights[1].copy_(weights[0])
-    for each in (optimizer, resumed):
-        each.step()
-    torch.testing.assert_close(weights[1], weights[0])
-
-
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
     straight = teacher(tmp_path, val_every=1, save_path=tmp_path / "straight")  # validates at steps 2, 4, 6
@@ -150,7 +140,7 @@ def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
             raise ConnectionAbortedError
         return true_scores(*arguments)
 
-    def save(self, name):  # its line is logged, and net_best written, but net_latest knows of neither
+    def save(self, name):  # its line is logged and net_best written, but net_latest is of an earlier step
         if when == "after" and name == LATEST and self.state.validated == 4:
             raise ConnectionAbortedError
         true_save(self, name)
@@ -162,9 +152,68 @@ def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
     trained(dataclasses.replace(cut, resume=True))
     assert lines(straight.save_path) == lines(cut.save_path)
     assert sum("validation/psnr" in line for line in lines(cut.save_path)) == 3
+    board = EventAccumulator(str(cut.save_path)).Reload()
+    assert [each.step for each in board.Scalars("validation/psnr")] == [2, 4, 6]
+    assert [each.step for each in board.Scalars("loss/total")] == [1, 2, 3, 4, 5, 6]
     best = [load_checkpoint(folder / "net_best") for folder in (straight.save_path, cut.save_path)]
     assert best[0]["step"] == best[1]["step"] and best[0]["training"]["best"] == best[1]["training"]["best"]
     torch.testing.assert_close(best[1]["net"], best[0]["net"], rtol=0, atol=0)
+
+
+def test_a_run_stopped_at_a_validation_begins_with_it(tmp_path):
+    """It saves at once and does not validate first: whoever stops it may not wait."""
+    straight = teacher(tmp_path, val_every=1.5, save_path=tmp_path / "straight")  # at steps 3 and 6
+    trained(straight)
+    stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
+    a_run_stopped_after_three(stopped)
+    assert load_checkpoint(tmp_path / "stopped/net_latest")["training"]["validated"] == 0
+    trained(dataclasses.replace(stopped, resume=True))
+    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
+    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_net_best_is_the_best_by_psnr_neither_the_last_nor_by_ssim(tmp_path, monkeypatch, best):
+    scores = iter(
+        {"psnr": 20.0 + 10 * (n == best), "ssim": 0.5 + 0.1 * (n == (best + 1) % 3)} for n in range(3)
+    )
+    monkeypatch.setattr(engine, "mean_scores", lambda *_: (next(scores), ""))
+    saved, save = [], Run._save
+
+    def noted(run, name):
+        saved.append((run.state.step, name))
+        save(run, name)
+
+    monkeypatch.setattr(Run, "_save", noted)
+    run = trained(teacher(tmp_path, val_every=1, save_every=100))
+    content = load_checkpoint(tmp_path / "teacher/net_best")
+    assert content["step"] == 2 * (best + 1) and content["training"]["best"] == run.state.best == 30
+    # one validation saves net_latest once
+    assert [step for step, name in saved if name == LATEST] == [2, 4, 6]
+
+
+def test_a_clock_that_was_set_back_hides_nothing_in_tensorboard(tmp_path):
+    recipe = teacher(tmp_path, steps=2)
+    trained(recipe)
+    for path in recipe.save_path.glob("events.*"):
+        path.rename(path.with_name(re.sub(r"\d{10}", "9999999999", path.name, count=1)))
+    trained(dataclasses.replace(recipe, steps=4, resume=True))
+    board = EventAccumulator(str(recipe.save_path)).Reload()
+    assert [each.step for each in board.Scalars("loss/total")] == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_reads_its_checkpoint_once_the_folder_is_its_own(
+    tmp_path, run_here, monkeypatch, capsys
+):
+    """Else the log of the run that is still at work there would be cut."""
+    recipe = teacher(tmp_path, steps=1)
+    trained(recipe)
+    monkeypatch.setattr(engine, "load_checkpoint", lambda path: pytest.fail("read before it is locked"))
+    monkeypatch.setattr(runlog, "PATIENCE", 0.1)
+    words = command("train_Rain200H.py", dataclasses.replace(recipe, steps=2))[1:]
+    with filelock.FileLock(recipe.save_path / ".lock"):
+        assert run_here(*words, "--resume") == 2
+    assert "another training is running in" in capsys.readouterr().err
 
 
 def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
@@ -172,7 +221,7 @@ def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
     with begun("train_Rain200H.py", recipe, stderr=subprocess.DEVNULL):
         second = run_script("train_Rain200H.py", dataclasses.replace(recipe, steps=1))
     assert second.returncode == 2
-    assert "another training is at work in" in second.stderr.splitlines()[-1]
+    assert "another training is running in" in second.stderr.splitlines()[-1]
     assert not list(recipe.save_path.glob("earlier-*"))
     trained(dataclasses.replace(recipe, steps=1))  # a dead process holds no lock
 
@@ -193,7 +242,7 @@ def test_a_picture_is_rainy_derained_streaks_times_three_and_clean(tmp_path):
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     path = tmp_path / "net_latest"
     weights = {"first": torch.tensor([1.0, torch.nan]), "second": torch.ones(1)}
-    with pytest.raises(UserError, match="net_latest is not written: 1 of its 2 weights"):
+    with pytest.raises(UserError, match="net_latest is not written: 1 of 2 weights are NaN or Inf"):
         save_checkpoint(path, {"net": weights})
     assert not path.exists()
 
@@ -201,7 +250,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
 def test_what_changes_the_result_must_not_change_on_resuming(tmp_path):
     recipe = teacher(tmp_path, steps=2)
     trained(recipe)
-    with pytest.raises(UserError, match=r"begun with --lr 0.0005, not 0.1"):
+    with pytest.raises(UserError, match=r"started with --lr 0.0005, not 0.1"):
         a_run(dataclasses.replace(recipe, resume=True, lr=0.1))
     a_run(dataclasses.replace(recipe, resume=True, workers=1))
     other = {**vars(recipe), "dataset": "Rain200L", "resume": True}
@@ -210,7 +259,7 @@ def test_what_changes_the_result_must_not_change_on_resuming(tmp_path):
     with pytest.raises(UserError, match=r"a run of SID on Rain200H, and this script trains SSID-KD"):
         a_run(student(tmp_path, save_path=recipe.save_path, resume=True))
     layouts.rain200(tmp_path / "data", train=5)
-    with pytest.raises(UserError, match=r"begun on 4,.* pairs, and here are 5,"):
+    with pytest.raises(UserError, match=r"started on 4,.* pairs, and here are 5,"):
         a_run(dataclasses.replace(recipe, resume=True))
 
 

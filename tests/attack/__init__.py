@@ -4,7 +4,6 @@
 and says how many cases that were. A target takes the fixture `budget` (conftest.py): `budget.draw` for
 properties of drawn input, `budget.seeds` for whole runs, as series of kills.
 
-Pictures, names, folder trees and options of any kind are in test_inputs; checkpoints changed in their bytes
-and in what they hold in test_checkpoints; runs that are killed and gone on with, and disks that fill up, in
-test_runs. What has one right answer is in a table: test_bad_inputs.
+Images, names, folder trees and options of any kind are in test_inputs; runs that are killed and resumed, and
+disks that fill up, in test_runs. Inputs with one right answer are in a table: test_bad_inputs.
 """

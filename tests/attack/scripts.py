@@ -21,7 +21,7 @@ from backbones import BACKBONES
 from networks import Derained
 from tests.small import ROOT, SMALL
 
-IMPORTED = ["tests.small", "derain", "tools.export", "metrix_code.folders", "metrix_code.tables"]
+IMPORTED = ["tests.small", "derain", "export", "metrix_code.folders", "metrix_code.tables"]
 IMPORTED += ["torch._dynamo", "torch.distributed.tensor"]  # which an optimizer would import
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(IMPORTED)
