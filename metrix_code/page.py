@@ -25,6 +25,7 @@ from metrix_code.scores import average
 from utils import UserError, natural_key, write_atomically, write_text
 
 PAGE = "index.html"
+MARK = '<dialog aria-labelledby="large">'  # in every page that we write
 THUMBNAIL_WIDTH = 360
 
 
@@ -33,6 +34,9 @@ class PageWriter:
 
     def __init__(self, folder: Path, title: str, note: str = "") -> None:
         self.folder, self.title, self.note = folder, title, note
+        path = folder / PAGE
+        if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+            raise UserError(f"{path} is not a page of ours: give another --save_path")
         self._rows: list[dict[str, Any]] = []
 
     def add(

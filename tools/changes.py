@@ -42,7 +42,6 @@ class Changes(Machine):
     images: tuple[Path, ...] = option((), "folders of photographs; none: scikit-image's, without rain")
     pairs: tuple[Path, ...] = option((), "test sets that have clean sides")
     strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", min=0, max=1)
-    darker: float = option(255.0, "levels that the mean may fall by, as in derain.py", min=0, max=255)
     most: int = option(4096, "leave out longer images, in pixels", min=16)
     niqe: bool = option(True, "score NIQE too, which takes half of the time")
 
@@ -50,7 +49,7 @@ class Changes(Machine):
 def main() -> None:
     options = parse(Changes(), __doc__)
     device = distributed.device(options)
-    how = {name: getattr(options, name) for name in ("precision", "strength", "darker")}
+    how = {name: getattr(options, name) for name in ("precision", "strength")}
     derainer = Derainer.open(options.logdir, device, **how)
     heads = (str(derainer.path), "images", "PSNR to the input", "brightness", "to the clean side", "NIQE")
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")

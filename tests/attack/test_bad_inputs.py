@@ -198,7 +198,7 @@ TABLE = [
     Row("a log that is a pipe", put("teacher/log.jsonl", os.mkfifo), RESUME,
         "{here}/teacher/log.jsonl is a pipe or a device, not a file: ..."),
     Row("an export over another run", nothing, EXPORT + "/../student",
-        "{here}/student has a net_latest already: take it away, or give another --save_path"),
+        "{here}/student already has a net_latest: give another --save_path"),
     Row("scores onto a full device", nothing, PSNR + " --csv /dev/full",
         "/dev/full cannot be written: No space left on device: make room, then run it again"),
     Row("a folder that may not be read", closed("data/rain_data_test_Heavy/rain/X2", 0o000), EVAL,
