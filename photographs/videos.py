@@ -25,7 +25,7 @@ except (ImportError, AttributeError):  # not installed, or too old to have these
 CONTAINERS = {".mp4": ".mp4", ".m4v": ".mp4", ".mov": ".mov", ".mkv": ".mkv"}
 CONTAINERS |= dict.fromkeys((".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"), ".mkv")
 CONTAINERS[".webm"] = ".mkv"
-QUALITY = {"crf": "16"}  # of x264: visually lossless
+QUALITY = {"crf": "16", "bf": "0"}  # of x264: visually lossless; B-frames shorten an MP4 of variable rate
 MAX_PIXELS = 1 << 26  # of a frame: twice those of 8K
 MISSING = 1.0  # seconds; a video that ends earlier than its header says counts as truncated
 
@@ -42,7 +42,7 @@ def rewrite(path: Path, unfinished: Path, paint: Callable[[np.ndarray], np.ndarr
     with path.open("rb") as data:
         try:
             source = av.open(data, **how)
-        except av.FFmpegError:
+        except (av.FFmpegError, OSError):  # an empty file is an OSError of our own handle
             raise UserError(f"{path} is not a video, or is cut short: fetch it again") from None
         with source:
             video = source.streams.best("video")  # not a cover picture
@@ -80,7 +80,7 @@ def _copy(path: Path, source: Any, video: Any, result: Any, paint: Callable) -> 
     rate = video.average_rate or Fraction(25)
     step = max(1, round(1 / rate / video.time_base))  # ticks per frame
     painted: Any = None
-    broken = 0
+    broken, durations = 0, dict[int, int]()
     start = max(0, source.start_time or 0) / av.time_base  # seconds: camcorders begin at any time
     clocks = {stream.index: Clock(stream.time_base, start) for stream in source.streams}
     clock = clocks[video.index]
@@ -105,7 +105,8 @@ def _copy(path: Path, source: Any, video: Any, result: Any, paint: Callable) -> 
                     lost += ["interlacing"] * frame.interlaced_frame
                 new = _frame(made, frame, painted)
                 new.pts = clock.at(frame.pts, step)
-                result.mux(painted.encode(new))
+                durations[new.pts] = frame.duration or step
+                _mux(result, painted.encode(new), durations)
                 bar.update()
             while painted and waiting:
                 packet = waiting.pop(0)
@@ -116,7 +117,7 @@ def _copy(path: Path, source: Any, video: Any, result: Any, paint: Callable) -> 
                 result.mux(packet)
     if not painted:
         raise UserError(f"{path} has no frame that can be read: fetch it again")
-    result.mux(painted.encode(None))
+    _mux(result, painted.encode(None), durations)
     # the header of a truncated AVI gives its length by the number of frames alone
     length = max((source.duration or 0) / av.time_base, video.frames / rate)
     missing = float(length) - float((clock.last + step) * video.time_base)
@@ -180,8 +181,14 @@ def _frame(rgb: np.ndarray, like: Any, stream: Any) -> Any:
     to = stream.codec_context
     colours = {"dst_colorspace": _colorspace(like), "dst_color_range": int(like.color_range)}
     frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(to.width, to.height, to.pix_fmt, **colours)
-    frame.time_base, frame.duration = to.time_base, like.duration
+    frame.time_base = to.time_base
     return frame
+
+
+def _mux(result: Any, packets: list[Any], durations: dict[int, int]) -> None:
+    for packet in packets:
+        packet.duration = durations.pop(packet.pts)  # else the last frame lasts as long as the average
+        result.mux(packet)
 
 
 def _until_broken(packets: Iterator[Any], lost: list[str]) -> Iterator[Any]:

@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.data import chelsea
 
 from datasets.simulate import clean_image
@@ -15,7 +17,7 @@ from inference import Derainer
 from photographs import web
 from photographs.pictures import read_picture
 from tests.small import ROOT, teacher, trained
-from tests.test_pictures import SRGB, photograph
+from tests.test_pictures import SRGB, noise, photograph
 from utils import UserError
 
 
@@ -60,4 +62,18 @@ def test_the_page_is_for_this_machine_alone(model):
         finally:
             process.terminate()
     assert told["analytics_enabled"] is False
-    assert {"imageslider", "image", "file", "dataset"} <= {each["type"] for each in told["components"]}
+    assert {"imageslider", "file", "dataset"} <= {each["type"] for each in told["components"]}
+
+
+def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tmp_path, model):
+    pytest.importorskip("gradio", reason="needs requirements-extras.txt")
+    page = web.page(Derainer.open(model), tmp_path)
+    (show,) = (each.fn for each in page.fns.values() if each.fn and each.fn.__name__ == "show")
+    (tmp_path / "text.png").write_bytes(b"text")
+    with pytest.raises(Exception, match=r"text\.png is not an image, or is cut short") as told:
+        show(str(tmp_path / "text.png"))
+    assert type(told.value).__name__ == "Error" and not told.value.print_exception
+    Image.fromarray(noise((3, 17000, 3))).save(tmp_path / "long.png")
+    slider, result = show(str(tmp_path / "long.png"))
+    assert slider[0].shape == slider[1].shape == (1, web.MAX_SIDE, 3)
+    assert read_picture(Path(result)).pixels.shape == (3, 17000, 3)
