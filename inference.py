@@ -107,22 +107,20 @@ class Derainer:
             total += image.flip(flip).rot90(-turn, (1, 2))
         return torch.lerp(rainy, total / len(views), self.strength)
 
-    def _network(self, rainy: Tensor, *mean: Tensor | None) -> Tensor:
-        derained = self.net(rainy[None].to(self.device), *mean).derained[0].cpu()
+    def _network(self, rainy: Tensor, **context: Tensor) -> Tensor:
+        derained = self.net(rainy[None].to(self.device), **context).derained[0].cpu()
         if not torch.isfinite(derained).all():  # finite weights may overflow, above all in bfloat16
             raise UserError(
                 f"{self.path} produced NaN or Inf: the weights may be broken; try --precision float32"
             )
         return derained
 
-    def _image_mean(self, rainy: Tensor) -> tuple[Tensor | None, ...]:
-        """What each tile needs of the whole image: nothing, or the backbone's mean over it, reduced."""
-        if not hasattr(self.net.net, "image_mean"):
-            return ()
+    def _context(self, rainy: Tensor) -> dict[str, Tensor]:
+        """What the network needs to know of the whole image (3, H, W) beside a tile of it."""
         scale = min(1, MEAN_SIDE / max(rainy.shape[1:]))
-        sides = [max(1, round(side * scale)) for side in rainy.shape[1:]]
-        net: Any = self.net
-        return (net.image_mean(F.interpolate(rainy[None].to(self.device), sides, mode="area")),)
+        size = [max(1, round(side * scale)) for side in rainy.shape[1:]]
+        mean = self.net.image_mean(F.interpolate(rainy[None].to(self.device), size, mode="area"))
+        return {} if mean is None else {"image_mean": mean}
 
     def _in_tiles(self, rainy: Tensor, begun: float, share: float) -> Tensor:
         """Cuts a large image into overlapping tiles and blends them by linear ramps.
@@ -139,13 +137,13 @@ class Derainer:
             return image
         if self.tile < 4 * OVERLAP:
             raise UserError(f"--tile {self.tile} is too small: {4 * OVERLAP} at least")
-        mean = self._image_mean(rainy)
+        context = self._context(rainy)
         total, weights = torch.zeros_like(rainy), torch.zeros_like(rainy[:1])
         spots = [(top, left) for top in self._spans(height) for left in self._spans(width)]
         for number, (rows, columns) in enumerate(spots, 1):
             part = rainy[:, rows, columns]
             weight = _ramp(part.shape[-2])[:, None] * _ramp(part.shape[-1])
-            total[:, rows, columns] += weight * self._network(part, *mean)
+            total[:, rows, columns] += weight * self._network(part, **context)
             weights[:, rows, columns] += weight
             self.progress(begun + share * number / len(spots))
         return total.div_(weights)
