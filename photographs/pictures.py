@@ -16,12 +16,11 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from utils import UserError, content_of, file_errors, image_size, join_names
+from utils import content_of, file_errors, image_size, join_names
 
 # lossless formats, which are kept; other photographs are written as PNG
 LOSSLESS = {".png": ".png", ".tif": ".tif", ".tiff": ".tif", ".bmp": ".bmp"}
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
-_PILLOW = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".bmp": "BMP"}
 # metadata that our writers of 8 bits, and of 16 bits, cannot write
 _UNWRITTEN = {".bmp": {"colour profile", "EXIF"}, ".webp": {"resolution"}}
 _UNWRITTEN_16 = {".png": {"resolution"}, ".tif": {"EXIF"}}
@@ -135,9 +134,7 @@ def read_picture(path: Path) -> Picture:
         if _is_deep(file, data):
             deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if deep is None:
-                raise UserError(
-                    f"{path} is not an image, or is cut short ({len(data):,} bytes): fetch it again"
-                )
+                raise ValueError("truncated or corrupt")
             colours, alpha = _split(deep)
         else:
             has_alpha = "A" in image.getbands() or "transparency" in image.info
@@ -249,7 +246,7 @@ def _shallow(pixels: np.ndarray, suffix: str, metadata: dict[str, Any]) -> bytes
     how = {keywords[name]: value for name, value in metadata.items()}
     how |= {"quality": 95} if suffix in (".jpg", ".webp") else {}
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, _PILLOW[suffix], **how)
+    Image.fromarray(pixels).save(file, Image.registered_extensions()[suffix], **how)
     return file.getvalue()
 
 

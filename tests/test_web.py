@@ -72,7 +72,7 @@ def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tm
     (tmp_path / "text.png").write_bytes(b"text")
     with pytest.raises(Exception, match=r"text\.png is not an image, or is cut short") as told:
         show(str(tmp_path / "text.png"))
-    assert type(told.value).__name__ == "Error" and not told.value.print_exception
+    assert vars(told.value)["print_exception"] is False  # a message of Gradio's, without traceback
     Image.fromarray(noise((3, 17000, 3))).save(tmp_path / "long.png")
     slider, result = show(str(tmp_path / "long.png"))
     assert slider[0].shape == slider[1].shape == (1, web.MAX_SIDE, 3)
