@@ -1,41 +1,32 @@
-"""Derains your own photographs, folders of them with what lies below, and videos.
+"""Derain your own photographs, folders of photographs, and videos.
 
     python derain.py photo.jpg holiday/ clip.mp4
     python derain.py --serve                        # in your browser
 
-Results lie in --save_path (results/derained) under their input's name; colour profile, EXIF, 16 bits and
-transparency are kept as far as the format holds them. What lies there is skipped; --again makes it anew.
+Results go to --save_path (results/derained) under the names of their inputs, with the colour profile, EXIF,
+16 bits and transparency that the format can hold. Existing results are skipped; --again overwrites them.
 """
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 import utils
-from inference import DEFAULT_MODEL, LIGHT, OVERLAP, Derainer, best_precision, hardware
+from inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, hardware
 from machinery import distributed
 from machinery.options import Machine, option, parse
-from metrix_code.page import PAGE, PageWriter
+from metrix_code.page import PageWriter
 from photographs import videos
 from photographs.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
-from utils import (
-    IMAGE_SUFFIXES,
-    UserError,
-    escape_unprintable,
-    file_errors,
-    join_names,
-    list_images,
-)
+from utils import IMAGE_SUFFIXES, UserError, escape_unprintable, file_errors, join_names, list_images
 
-# photographs and moving pictures that no reader here knows: phones and cameras write them
-OF_CAMERAS = {".heic", ".heif", ".avif", ".gif", ".dng"}
-OF_CAMERAS |= {".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+RECORD = ".inputs"  # in --save_path: a line per result, "SHA-256 of its input  result"
 
 
 @dataclass(frozen=True)
@@ -43,38 +34,31 @@ class Derain(Machine):
     """The options of this script."""
 
     inputs: tuple[Path, ...] = option((), "photographs, folders of photographs, videos", positional=True)
-    logdir: Path = option(DEFAULT_MODEL, "the model: a checkpoint, or its folder")
-    save_path: Path = option(Path("results/derained"), "where the results go")
+    logdir: Path = option(DEFAULT_MODEL, "the model: a checkpoint or its folder")
+    save_path: Path = option(Path("results/derained"), "folder of the results")
     format: str = option(
         "same",
-        "of the photographs; 'same': the input's own where that loses nothing (PNG, TIFF, BMP), else PNG",
+        "format of the photographs; 'same': that of the input if it is lossless (PNG, TIFF, BMP), else PNG",
         ("same", *FORMATS),
     )
-    strength: float = option(1.0, "how much of the rain goes: 0 leaves all of it", min=0, max=1)
-    darker: float = option(
-        2.0,
-        "the most that the mean brightness may fall by, in levels of 255: a tone curve brightens what falls "
-        f"further, by {LIGHT} at most; 255: never",
-        min=0,
-        max=255,
-    )
-    compare: bool = option(False, "write before | after of each photograph too, and a page with sliders")
-    streaks: bool = option(False, "write what the network takes from each photograph too")
-    again: bool = option(False, "make anew what is there already")
-    self_ensemble: bool = option(False, "the mean over eight flips and rotations: eight times slower")
+    strength: float = option(1.0, "fraction of the rain to remove", min=0, max=1)
+    compare: bool = option(False, "also write before | after of each photograph, and a page with sliders")
+    streaks: bool = option(False, "also write what is removed from each photograph")
+    again: bool = option(False, "overwrite existing results")
+    self_ensemble: bool = option(False, "average over eight flips and rotations: eight times slower")
     tile: int = option(0, "side of the tiles of large images, in pixels; 0: as the free memory allows", min=0)
     precision: str = option(
         "auto",
-        "the network's arithmetic; 'auto' is bfloat16 where the processor is faster at it",
+        "arithmetic of the network; 'auto': bfloat16 on processors that run it faster",
         ("auto", "float32", "bfloat16"),
         group="machine",
     )
-    serve: bool = option(False, "show a page in your browser instead, for this machine alone")
-    port: int = option(8000, "of that page; 0: any that is free", min=0, max=65535)
+    serve: bool = option(False, "show a page in your browser instead, on this machine only")
+    port: int = option(8000, "port of that page; 0: any free one", min=0, max=65535)
 
     def validate(self) -> str | None:
         if not self.serve and not self.inputs:
-            return "what is to be derained? Name photographs, folders or videos, or give --serve"
+            return "nothing to derain: give photographs, folders or videos, or --serve"
         if self.serve and self.inputs:
             return f"--serve takes its photographs from the browser: leave out {self.inputs[0]}"
         if self.serve and (self.compare or self.streaks or self.again or self.format != "same"):
@@ -86,7 +70,7 @@ class Derain(Machine):
 
 def main() -> None:
     options = parse(Derain(), __doc__)
-    inputs = dict(found(options))
+    results = results_of(dict(find_inputs(options)), options)
     device = distributed.device(options)
     precision = best_precision(device) if options.precision == "auto" else options.precision
     derain = Derainer.open(
@@ -97,7 +81,6 @@ def main() -> None:
         tile=options.tile or None,
         self_ensemble=options.self_ensemble,
         strength=options.strength,
-        darker=options.darker,
     )
     print(f"model: {derain.path}, step {derain.content['step']}")
     print(f"on {device}: {hardware(device)}, {precision}")
@@ -106,183 +89,194 @@ def main() -> None:
 
         web.serve(derain, options.port)
         return
-    Session(options, derain, results_of(inputs, options)).run()
+    Session(options, derain, results).run()
 
 
-# ----------------------------------------------------------------------------------------- what goes where
+# -------------------------------------------------------------------------------------- inputs and results
 
 
-def found(options: Derain) -> Iterator[tuple[Path, Path]]:
-    """The files that the inputs name, each with its place below --save_path.
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in videos.CONTAINERS
 
-    A folder brings those of all folders below, which keep their places. Raises UserError for what does not
-    exist or is of no known kind, for an empty folder, and where results would lie among the inputs.
+
+def find_inputs(options: Derain) -> Iterator[tuple[Path, Path]]:
+    """Each file to derain, and its place below --save_path. A folder is searched with all folders below it.
+
+    Raises UserError if an input does not exist or is unsupported, if a folder has no photographs, and if
+    --save_path is the folder of an input.
     """
     save_path = os.path.realpath(options.save_path)
     for path in options.inputs:
         if save_path in (os.path.realpath(path), str(Path(os.path.realpath(path)).parent)):
-            raise UserError(f"--save_path {options.save_path} holds {path}, which is read: give another")
-        suffix = path.suffix.lower()
+            raise UserError(f"--save_path {options.save_path} contains the input {path}: give another")
         if path.is_dir():
-            yield from found_below(path, save_path)
+            yield from find_below(path, save_path)
         elif not os.path.lexists(path):
             raise UserError(f"{path} does not exist")
-        elif suffix in OF_CAMERAS:
-            raise UserError(f"{path} is of a kind that is not read: save it as JPEG, PNG or TIFF")
-        elif suffix not in IMAGE_SUFFIXES | videos.CONTAINERS.keys():
-            raise UserError(f"{path} is neither a photograph nor a video, by its name")
+        elif not utils.is_image_name(path.name) and not is_video(path):
+            raise UserError(f"{path} is of an unsupported format: save it as JPEG, PNG or TIFF, or as MP4")
         else:
             yield path, Path(path.name)
 
 
-def found_below(folder: Path, save_path: str) -> Iterator[tuple[Path, Path]]:
-    """A folder's photographs; not those in hidden folders, nor results. Links to folders are not followed."""
-    name, count = Path(os.path.realpath(folder)).name, 0
-    left_out: list[str] = []
-    for inner, names, files in os.walk(folder):
-        names[:] = sorted((each for each in names if not each.startswith(".")), key=utils.natural_key)
-        names[:] = [each for each in names if os.path.realpath(Path(inner, each)) != save_path]
-        for file in list_images(Path(inner)):
-            count += 1
-            yield file, name / file.relative_to(folder)
-        others = OF_CAMERAS | videos.CONTAINERS.keys()
-        left_out += [each for each in sorted(files) if Path(each).suffix.lower() in others]
+def find_below(folder: Path, save_path: str) -> Iterator[tuple[Path, Path]]:
+    """The photographs below a folder, except results and hidden files; prints what else is left out."""
+    name, count, left_out = Path(os.path.realpath(folder)).name, 0, list[Path]()
+    for inner, folders, files in os.walk(folder):
+        folders[:] = sorted((each for each in folders if not each.startswith(".")), key=utils.natural_key)
+        folders[:] = [each for each in folders if os.path.realpath(Path(inner, each)) != save_path]
+        images = list_images(Path(inner))
+        others = [*files, *(each for each in folders if Path(inner, each).is_symlink())]
+        left_out += sorted({Path(inner, each) for each in others if not each.startswith(".")} - {*images})
+        count += len(images)
+        yield from ((file, name / file.relative_to(folder)) for file in images)
     if left_out:
-        print(
-            f"{folder}: left out {join_names(left_out)}: name a video itself, save HEIC and the like as JPEG"
-        )
+        names = join_names(escape_unprintable(each.relative_to(folder)) for each in left_out)
+        print(f"{folder}: left out {names}: name videos and linked folders, save others as JPEG, PNG or TIFF")
     if not count:
-        raise UserError(f"{folder} holds no photographs ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{folder} has no photographs ({', '.join(sorted(IMAGE_SUFFIXES))})")
 
 
-def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, Path]:
-    """The file that each input's result goes to: of its name, or longer where two would be one."""
+def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, dict[str, Path]]:
+    """Each input's result files by kind: "" and, of a photograph, "_compare" and "_streaks" if asked for.
+
+    Inputs whose results would have one name keep their suffix: 1.jpg.png, 1.webp.png. Raises UserError if
+    two results have the same name, or a result that of an input.
+    """
 
     def suffix(path: Path) -> str:
-        if path.suffix.lower() in videos.CONTAINERS:
+        if is_video(path):
             return videos.CONTAINERS[path.suffix.lower()]
         return FORMATS.get(options.format) or LOSSLESS.get(path.suffix.lower(), ".png")
 
-    files = {path: options.save_path / below.with_suffix(suffix(path)) for path, below in inputs.items()}
-    often = Counter(files.values())
-    longer = {path: options.save_path / f"{below}{suffix(path)}" for path, below in inputs.items()}
-    files = {path: longer[path] if often[file] > 1 else file for path, file in files.items()}
-    written = Counter(each for file in files.values() for each in beside(file, options).values())
-    if twice := [file for file, count in written.items() if count > 1]:
+    kinds = ["", *["_compare"] * options.compare, *["_streaks"] * options.streaks]
+    count = Counter(place.with_suffix(suffix(path)) for path, place in inputs.items())
+    results = {}
+    for path, place in inputs.items():
+        stem = place.stem if count[place.with_suffix(suffix(path))] == 1 else place.name
+        folder = options.save_path / place.parent
+        results[path] = {
+            kind: folder / f"{stem}{kind}{suffix(path)}" for kind in (kinds[:1] if is_video(path) else kinds)
+        }
+    written = Counter(file for files in results.values() for file in files.values())
+    if twice := [file for file, number in written.items() if number > 1]:
         raise UserError(f"several inputs would become {twice[0]}: derain them one after the other")
     read = {os.path.realpath(path) for path in inputs}
     if over := [file for file in written if os.path.realpath(file) in read]:
-        raise UserError(f"{over[0]} is read, and would be written: give another --save_path")
-    return files
+        raise UserError(f"{over[0]} is an input and would be overwritten: give another --save_path")
+    return results
 
 
-def beside(file: Path, options: Derain) -> dict[str, Path]:
-    """The files that a photograph's result brings, by what is added to its name."""
-    kinds = ["", *["_compare"] * options.compare, *["_streaks"] * options.streaks]
-    return {kind: file.with_name(f"{file.stem}{kind}{file.suffix}") for kind in kinds}
+def digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ------------------------------------------------------------------------------------------- one call's work
+# ------------------------------------------------------------------------------------------------ one call
 
 
 class Session:
-    """One call: derains what it can, and tells at the end what became of what."""
+    """One call: derains what it can, and reports at the end what was derained, skipped and failed."""
 
-    def __init__(self, options: Derain, derain: Derainer, files: dict[Path, Path]) -> None:
-        self.options, self.derain, self.files = options, derain, files
+    def __init__(self, options: Derain, derain: Derainer, results: dict[Path, dict[str, Path]]) -> None:
+        self.options, self.derain, self.results = options, derain, results
         self.page: PageWriter | None = None
         if options.compare:
-            self.refuse_foreign_page()
-            note = f"{derain.path}, --strength {options.strength:g}, --darker {options.darker:g}"
+            note = f"{derain.path}, --strength {options.strength:g}"
             self.page = PageWriter(options.save_path, "Derained photographs", note)
+        record = options.save_path / RECORD
+        lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+        self.inputs = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
     def run(self) -> None:
-        """Raises UserError at the end where anything has failed."""
-        derained, skipped, failed = 0, 0, list[Path]()
-        photographs = [path for path in self.files if path.suffix.lower() in IMAGE_SUFFIXES]
+        """Raises UserError at the end if anything has failed."""
+        photographs = [path for path in self.results if not is_video(path)]
+        outcomes: dict[Path, str] = {}
         form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-        with tqdm(total=len(photographs), bar_format=form, disable=not photographs, **utils.BAR) as self.bar:
-            for path, file in self.files.items():
-                try:
-                    if not self.options.again and all(map(os.path.lexists, self.made_of(path))):
-                        skipped += 1
-                        self.bar.update(path in photographs)
-                        if self.page and path in photographs:
-                            self.show(path, read_picture(path), read_picture(file))
-                        continue
-                    (self.photograph if path in photographs else self.video)(path, file)
-                    derained += 1
-                except (UserError, MemoryError, RuntimeError) as error:
-                    if not (isinstance(error, UserError) or utils.is_out_of_memory(error)):
-                        raise
-                    failed.append(path)
-                    named = isinstance(error, UserError)
-                    why = str(error) if named else f"{path}: the memory is used up: lower --tile"
-                    tqdm.write(f"failed: {escape_unprintable(why)}")
+        with tqdm(total=len(photographs), bar_format=form, disable=not photographs, **utils.BAR) as bar:
+            for number, path in enumerate(photographs):
+                self.derain.progress = partial(lambda begun, share: bar.update(begun + share - bar.n), number)
+                outcomes[path] = self.attempt(path)
+                bar.update(number + 1 - bar.n)
+        self.derain.progress = lambda share: None
+        outcomes |= {path: self.attempt(path) for path in self.results if is_video(path)}
+        kinds = ("derained", "skipped", "failed")
+        derained, skipped, failed = ([p for p, kind in outcomes.items() if kind == each] for each in kinds)
         if self.page and derained + skipped:
-            print(f"to look at: {self.page.finish()}")
-        there = " (they are there; --again makes them anew)" if skipped else ""
-        print(f"derained {derained}; skipped {skipped}{there}; failed {len(failed)}")
+            print(f"page: {self.page.finish()}")
+        there = " (they exist; --again overwrites them)" if skipped else ""
+        print(f"derained {len(derained)}; skipped {len(skipped)}{there}; failed {len(failed)}")
         if failed:
             names = join_names(map(escape_unprintable, failed))
-            raise UserError(f"{len(failed)} of {len(self.files)} could not be derained: {names}")
+            raise UserError(f"{len(failed)} of {len(outcomes)} could not be derained: {names}")
 
-    def made_of(self, path: Path) -> list[Path]:
-        """The files that come of an input."""
-        file = self.files[path]
-        return [*beside(file, self.options).values()] if path.suffix.lower() in IMAGE_SUFFIXES else [file]
-
-    def refuse_foreign_page(self) -> None:
-        page = self.options.save_path / PAGE
-        if page.exists() and not page.with_name("page").is_dir():
-            raise UserError(f"{page} is no page of ours: give another --save_path")
-
-    def photograph(self, path: Path, file: Path) -> None:
-        before = read_picture(path)
-        rainy, begun = before.tensor(), self.bar.n
-        self.bar.set_postfix_str(escape_unprintable(path.name))
-        self.derain.progress = lambda share: self.bar.update(begun + share - self.bar.n)
+    def attempt(self, path: Path) -> str:
+        """Derains an input unless its results exist, and prints what the result has lost: an outcome."""
+        files = self.results[path]
         try:
-            derained = self.derain.derained(rainy)
-        finally:
-            self.derain.progress = lambda share: None
-        self.bar.update(begun + 1 - self.bar.n)
-        after = before.with_pixels(self.derain.relit(derained, rainy))
-        made = {"": after}
-        if self.options.compare:
-            made["_compare"] = before.beside(after)
-        if self.options.streaks:
-            made["_streaks"] = before.with_pixels(rainy - derained.clamp(0, 1))
-        lost: tuple[str, ...] = ()
-        for kind, picture in made.items():
-            place = beside(file, self.options)[kind]
-            if os.path.lexists(place) and not self.options.again:
-                continue  # it is there, whoever made it
-            data, lost = encoded(picture, file.suffix)
-            utils.write_atomically(place, partial(Path.write_bytes, data=data))
-        self.tell(path, file, lost)
-        self.show(path, before, after)
+            with file_errors(path, done="derained"):
+                if self.is_done(path, files):
+                    return "skipped"
+                lost = (self.video if is_video(path) else self.photograph)(path, files)
+                self.note(path, files[""])
+        except UserError as error:
+            tqdm.write(f"failed: {error}")
+            return "failed"
+        without = f", without {'; '.join(lost)}" if lost else ""
+        tqdm.write(f"{escape_unprintable(path)} -> {escape_unprintable(files[''])}{without}")
+        return "derained"
+
+    def is_done(self, path: Path, files: dict[str, Path]) -> bool:
+        """Whether all results exist. Raises UserError if they are those of another photograph."""
+        there = [file for file in files.values() if os.path.lexists(file)]
+        if self.options.again or not there:
+            return False
+        digest = digest_of(path)
+        if self.inputs.get(self.name_of(files[""]), digest) != digest:
+            raise UserError(
+                f"{path}: {there[0]} was made from another file: give another --save_path, or --again to "
+                "overwrite it"
+            )
+        if len(there) == len(files) and self.page and not is_video(path):
+            self.show(path, read_picture(path), read_picture(files[""]))
+        return len(there) == len(files)
+
+    def name_of(self, file: Path) -> str:
+        return escape_unprintable(file.relative_to(self.options.save_path).as_posix())
+
+    def note(self, path: Path, file: Path) -> None:
+        """Records which input a result was made from."""
+        self.inputs[self.name_of(file)] = digest = digest_of(path)
+        with (self.options.save_path / RECORD).open("a", encoding="utf-8") as record:
+            record.write(f"{digest}  {self.name_of(file)}\n")
+
+    def photograph(self, path: Path, files: dict[str, Path]) -> list[str]:
+        before = read_picture(path)
+        after = self.derain.photograph(before)
+        make: dict[str, Callable[[], Picture]] = {
+            "": lambda: after,
+            "_compare": lambda: before.hconcat(after),
+            "_streaks": lambda: before.with_pixels(before.tensor() - after.tensor()),
+        }
+        lost: list[str] = []
+        for kind, file in files.items():
+            if self.options.again or not os.path.lexists(file):
+                data, lost = encoded(make[kind](), file.suffix)
+                utils.write_atomically(file, partial(Path.write_bytes, data=data))
+        if self.page:
+            self.show(path, before, after)
+        return lost
 
     def show(self, path: Path, before: Picture, after: Picture) -> None:
-        """On the page, which a second call over the same photographs makes whole again."""
-        if self.page:
-            self.page.add({"name": path.name}, before.shown(), after.shown())
+        assert self.page
+        self.page.add({"name": path.name}, before.to_display(), after.to_display())
 
-    def video(self, path: Path, file: Path) -> None:
-        with file_errors(path):
-            if not path.is_file():
-                raise UserError(f"{path} is not a file")
+    def video(self, path: Path, files: dict[str, Path]) -> list[str]:
         lost: list[str] = []
-
-        def paint(rgb: np.ndarray) -> np.ndarray:
-            return self.derain(rgb)
-
-        utils.write_atomically(file, lambda temporary: lost.extend(videos.rewrite(path, temporary, paint)))
-        self.tell(path, file, lost)
-
-    def tell(self, path: Path, file: Path, lost: list[str] | tuple[str, ...]) -> None:
-        without = f", without {'; '.join(lost)}" if lost else ""
-        tqdm.write(f"{escape_unprintable(path)} -> {escape_unprintable(file)}{without}")
+        utils.write_atomically(
+            files[""], lambda unfinished: lost.extend(videos.rewrite(path, unfinished, self.derain))
+        )
+        return lost
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""Makes a trained model fit to publish: the network alone, in float16, with its recipe, log and curves.
+"""Export a trained model: the network alone in float16, with its recipe, log and curves, or as ONNX.
 
     python export.py --logdir trained_model/Rain200H          trained_model/Rain200H/pretrained/
     python export.py --logdir trained_model/Rain200H --save_path derain.onnx
 
-It loads like any other (`--logdir`, `--teacher`), into float32; only `--resume` needs the whole one. An ONNX
-file takes 'rainy' (N, 3, H, W), float32 RGB in [0, 1], sides of 32 pixels at least, and gives 'derained', not
-clamped. Before it is kept, onnxruntime derains odd sizes by it; it needs what requirements-extras.txt says.
+The checkpoint loads like any other (`--logdir`, `--teacher`), in float32; it lacks what `--resume` needs. An
+ONNX file maps 'rainy' (N, 3, H, W), float32 RGB in [0, 1], sides of at least 32 pixels, to 'derained', not
+clamped; it is checked against PyTorch on odd sizes. ONNX needs requirements-extras.txt.
 """
 
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # found as a script too, whatever folder one is in
-
 import networks
 from inference import Derainer
 from machinery.checkpoints import LATEST, SHIPPED, find_checkpoint, load_checkpoint, save_checkpoint
@@ -35,8 +32,9 @@ from machinery.runlog import LOG
 from utils import UserError, file_errors, run, write_atomically
 
 KEPT = ("network", "step", "recipe", "data", "counts", "initialized_from", "released")
-TOLERANCE = 1e-4  # of values in [0, 1]: a fortieth of a level of 8 bits
-TRACED = (2, 3, 103, 111)  # odd at every resolution, so that no shortcut for even sides is traced
+EVENTS = "events.out.tfevents.*"
+TOLERANCE = 1e-4  # of values in [0, 1]: 1/40 of an 8-bit level
+TRACED = (2, 3, 103, 111)  # odd sides at every resolution, so that no shortcut for even sides is traced
 CHECKED = (TRACED, (1, 3, 37, 51), (1, 3, 32, 32), (3, 3, 40, 64), (1, 3, 114, 57))
 
 
@@ -44,8 +42,10 @@ CHECKED = (TRACED, (1, 3, 37, 51), (1, 3, 32, 32), (3, 3, 40, 64), (1, 3, 114, 5
 class Export(Options):
     """The options of this script."""
 
-    logdir: Path = option(Path(), "the run's folder, or its checkpoint", required=True)
-    save_path: Path = option(Path(), "a folder, or a file that ends in .onnx; none: pretrained/ beside it")
+    logdir: Path = option(Path(), "folder of the run, or its checkpoint", required=True)
+    save_path: Path = option(
+        Path(), "a new folder, or a file that ends in .onnx; default: pretrained/ in --logdir"
+    )
 
 
 def main() -> None:
@@ -56,8 +56,8 @@ def main() -> None:
         to_onnx(path, save_path)
         return
     target = Path(os.path.realpath(save_path)) / LATEST
-    if target.exists():
-        raise UserError(f"{target.parent} has a {LATEST} already: take it away, or give another --save_path")
+    if taken := [file for pattern in ("net_*", LOG, EVENTS) for file in target.parent.glob(pattern)]:
+        raise UserError(f"{target.parent} already has a {taken[0].name}: give another --save_path")
     content = load_checkpoint(path)
     small = {name: content[name] for name in KEPT if name in content}
     small["net"] = {name: value.half() for name, value in content["net"].items()}
@@ -65,13 +65,13 @@ def main() -> None:
     with file_errors(save_path, done="written to"):
         if (path.parent / LOG).exists():
             shutil.copy(path.parent / LOG, save_path)
-        for file in path.parent.glob("events.out.tfevents.*"):
+        for file in path.parent.glob(EVENTS):
             copy_without_pictures(file, save_path / file.name)
     print(f"written: {target}, {target.stat().st_size / 1e6:.1f} MB")
 
 
 def copy_without_pictures(events: Path, target: Path) -> None:
-    """TensorBoard's events as the run wrote them, but for its pictures: they show images of a dataset."""
+    """Copies TensorBoard's events except pictures, which show images of a dataset."""
     with target.open("wb") as file:
         writer = RecordWriter(file)
         for record in RawEventFileLoader(str(events)).Load():
@@ -83,21 +83,20 @@ def copy_without_pictures(events: Path, target: Path) -> None:
 
 
 def to_onnx(path: Path, file: Path) -> None:
-    """Raises UserError where onnxruntime's results differ from PyTorch's; what lay at `file` then stays."""
+    """Writes the network as ONNX. Raises UserError, and keeps an earlier `file`, if its results differ."""
     if not all(map(find_spec, ("onnx", "onnxruntime"))):
         raise UserError("onnx and onnxruntime are missing: pip install -r requirements-extras.txt")
     net = Derainer.open(path).net.net.eval()
-    far = 0.0
 
     def write(temporary: Path) -> None:
-        nonlocal far
         write_onnx(net, temporary)
-        far = difference(net, temporary)
-        if not far <= TOLERANCE:
-            raise UserError(f"{path}: onnxruntime's result differs from PyTorch's by {far:.1e}")
+        error = max_difference(net, temporary)
+        if not error <= TOLERANCE:
+            raise UserError(f"{path}: onnxruntime's result differs from PyTorch's by {error:.1e}")
+        print(f"onnxruntime's results differ from PyTorch's by at most {error:.1e}")
 
     write_atomically(file, write)
-    print(f"written: {file}; onnxruntime's results differ by {far:.1e} at most")
+    print(f"written: {file}")
 
 
 class Alone(nn.Module):
@@ -112,7 +111,7 @@ class Alone(nn.Module):
 
 
 def write_onnx(net: nn.Module, path: Path) -> None:
-    """By the older of torch's two exporters: the newer one makes a program for each of our branches."""
+    """By the older of torch's two exporters: the newer one specialises on every branch."""
     axes = {name: {0: "images", 2: "height", 3: "width"} for name in ("rainy", "derained")}
     with warnings.catch_warnings(action="ignore"), patch.object(networks, "nearest", in_whole_numbers):
         torch.onnx.export(
@@ -128,15 +127,15 @@ def write_onnx(net: nn.Module, path: Path) -> None:
 
 
 def in_whole_numbers(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Nearest upsampling. ONNX's own divides by a rounded scale: at a side of 114, 171 and many more it takes
-    another pixel than PyTorch does."""
+    """Nearest upsampling in integers: ONNX's own divides by a rounded scale, and differs from PyTorch's at
+    sides of 114, 171 and more."""
     for dim, to in ((2, size[0]), (3, size[1])):
         x = x.index_select(dim, torch.arange(to) * x.shape[dim] // to)
     return x
 
 
-def difference(net: nn.Module, path: Path) -> float:
-    """The largest one between PyTorch's and onnxruntime's results, over the sizes CHECKED."""
+def max_difference(net: nn.Module, path: Path) -> float:
+    """Largest absolute difference between the results of PyTorch and onnxruntime, over the sizes CHECKED."""
     import onnxruntime  # an extra
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

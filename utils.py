@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import cv2
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 
@@ -26,7 +27,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # progress bars are redrawn often on a terminal and once a minute in a log file
 BAR: dict[str, Any] = {"mininterval": 0.1 if sys.stderr.isatty() else 60}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 class UserError(Exception):
@@ -201,40 +202,71 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound: ours is told in our words
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads any image as uint8 RGB (H, W, 3): grey is repeated, alpha dropped, 16 bits scaled to 8.
+    """Reads an image as uint8 RGB (H, W, 3): grey is repeated, alpha dropped, 16 bits scaled to 8.
 
-    Raises UserError where the file is missing, no image file, unreadable, cut short or beyond MOST_PIXELS.
+    Raises UserError if the file is missing, truncated, unsupported or larger than MOST_PIXELS.
     """
     data = content_of(path, "fetch it again")
-    _size(path, io.BytesIO(data))
-    with file_errors(path, "fetch it again", kinds=(cv2.error,)):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    kind, bits, *_ = _header(path, io.BytesIO(data))
+    try:
+        if kind == "TIFF" and bits == 8:  # OpenCV multiplies the colours by alpha
+            with Image.open(io.BytesIO(data)) as file:
+                return np.array(file.convert("RGB"))
+        with file_errors(path, "fetch it again", kinds=(cv2.error,)):
+            how = cv2.IMREAD_UNCHANGED if kind == "TIFF" else cv2.IMREAD_COLOR
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
+    except (OSError, SyntaxError, ValueError):  # Pillow's, for a broken TIFF
+        image = None
     if image is None:
-        raise _no_image(path, len(data))
+        raise _no_image(path, io.BytesIO(data))
+    if kind == "TIFF":  # uint16 (H, W), (H, W, 2), BGR or BGRA
+        bands = image.reshape(*image.shape[:2], -1)
+        bands = bands[..., :3] if bands.shape[2] > 2 else bands[..., [0, 0, 0]]
+        image = ((bands.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) in pixels as the file's header says, without decoding it. Raises as `read_image`."""
+    """(height, width) in pixels from the file's header, without decoding it. Raises as `read_image`."""
     with file_errors(path, "fetch it again"), path.open("rb") as file:
-        return _size(path, file)
+        return _header(path, file)[2:]
 
 
-def _size(path: Path, file: BinaryIO) -> tuple[int, int]:
+def _header(path: Path, file: BinaryIO) -> tuple[str, int, int, int]:
+    """(format, bits per sample, height, width)"""
     try:
-        with Image.open(file, formats=_FORMATS) as image:  # reads the header only
-            width, height = image.size
-    except Exception as error:  # of a broken header Pillow raises errors of any kind
+        with Image.open(file, formats=_FORMATS) as image:
+            kind, (width, height), tags = image.format, image.size, getattr(image, "tag_v2", {})
+            bits = max(tags.get(258) or (8,))
+    except Exception as error:  # Pillow raises errors of any kind for a broken header
         if isinstance(error, OSError) and error.errno:
             raise
-        raise _no_image(path, file.seek(0, io.SEEK_END)) from None
+        raise _no_image(path, file) from None
     if width * height > MOST_PIXELS:
         limit = f"more than {MOST_PIXELS:,} pixels"
         raise UserError(f"{path} says it is {width}x{height}, {limit}: cut it up, or fetch it again")
-    return height, width
+    if kind == "TIFF" and bits > 8:  # read by OpenCV, which ignores these tags
+        plain = tags.get(284, 1) == 1 and tags.get(262) in (1, 2) and 1 not in tags.get(338, ())
+        if not plain or bits != 16 or tags.get(339, (1,))[0] != 1:
+            raise UserError(
+                f"{path} is an unsupported TIFF (separate planes, inverted grey, premultiplied alpha or "
+                "samples other than 16-bit integers): save it as PNG or 8-bit TIFF"
+            )
+    return str(kind), bits, height, width
 
 
-def _no_image(path: Path, size: int) -> UserError:
+def _no_image(path: Path, file: BinaryIO) -> UserError:
+    file.seek(0)
+    head, size, _ = file.read(12), file.seek(0, io.SEEK_END), file.seek(0)
+    kind = head[8:].decode("latin-1").strip().upper() if head[4:8] == b"ftyp" else ""  # HEIC, AVIF
+    if head[:3] == b"GIF":
+        kind = "GIF"
+    if head[:4] in (b"II*\0", b"MM\0*"):
+        with contextlib.suppress(Exception), tifffile.TiffFile(file) as tiff:
+            samples = tiff.pages.first.dtype
+            kind = "" if samples in (bool, np.uint8, np.uint16) else f"TIFF with {samples} samples"
+    if kind:
+        return UserError(f"{path} is of the unsupported format {kind}: save it as JPEG, PNG or 8-bit TIFF")
     return UserError(f"{path} is not an image, or is cut short ({size:,} bytes): fetch it again")
 
 

@@ -1,7 +1,7 @@
-"""Pictures in and out as they are: 8 or 16 bits, grey or colour, transparency, colour profile, EXIF.
+"""Reads and writes photographs with their metadata: 8 or 16 bits, grey, alpha, colour profile, EXIF.
 
-`utils.read_image` gives a benchmark's image, 8 bits of RGB; this gives a person's own, and what lies beside
-its pixels. Pillow reads and writes 8 bits; OpenCV 16, since Pillow has none of colour.
+`utils.read_image` reads the images of datasets, as 8-bit RGB. Pillow reads and writes 8 bits; OpenCV and
+tifffile 16 bits, which Pillow does not support in colour.
 """
 
 import io
@@ -16,29 +16,33 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from utils import UserError, content_of, file_errors, image_size
+from utils import content_of, file_errors, image_size, join_names
 
-# what holds every picture without loss, and is kept; others are written as PNG
+# lossless formats, which are kept; other photographs are written as PNG
 LOSSLESS = {".png": ".png", ".tif": ".tif", ".tiff": ".tif", ".bmp": ".bmp"}
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
-_PILLOW = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".bmp": "BMP"}
-ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825  # tags of EXIF
-# of the first folder of EXIF what tells of the photograph, and not of its file's own layout: description,
-# maker, model, software, date, artist, copyright
-TOLD = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
-SIZES = (0xA002, 0xA003)  # of the second folder: width and height, which may have changed places
+# metadata that our writers of 8 bits, and of 16 bits, cannot write
+_UNWRITTEN = {".bmp": {"colour profile", "EXIF"}, ".webp": {"resolution"}}
+_UNWRITTEN_16 = {".png": {"resolution"}, ".tif": {"EXIF"}}
+ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825  # EXIF tags
+# EXIF tags of the first folder that describe the photograph, not the layout of its file: description, maker,
+# model, software, date, artist, host computer, copyright, rating (two), and Windows' title to subject
+DESCRIPTIVE = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, 0x4746, 0x4749}
+DESCRIPTIVE |= {0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F}
+SIZES = (0xA002, 0xA003)  # EXIF tags of width and height, which change places as the picture is set upright
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, upright, and what else its file holds."""
+    """An upright photograph and its metadata."""
 
     pixels: np.ndarray  # uint8 or uint16 RGB (H, W, 3)
-    alpha: np.ndarray | None = None  # of the same kind, (H, W)
-    grey: bool = False  # its three channels are one, and are written so
-    icc: bytes = b""  # the colour profile
+    alpha: np.ndarray | None = None  # of the same type, (H, W)
+    grey: bool = False  # the three channels are equal, and are written as one
+    icc: bytes = b""  # colour profile
     exif: Image.Exif = field(default_factory=Image.Exif)
-    lost: tuple[str, ...] = ()  # what could not be read with it, in words
+    dpi: tuple[float, ...] = ()  # resolution: horizontal, vertical
+    lost: tuple[str, ...] = ()  # names of what was not read
 
     def tensor(self) -> Tensor:
         """Float32 RGB (3, H, W) in [0, 1]."""
@@ -50,8 +54,8 @@ class Picture:
         levels = (image.permute(1, 2, 0).clamp(0, 1) * _peak(self.pixels)).round_().numpy()
         return replace(self, pixels=levels.astype(self.pixels.dtype))
 
-    def beside(self, other: Self) -> Self:
-        """Both side by side, with this one's profile and EXIF."""
+    def hconcat(self, other: Self) -> Self:
+        """Both side by side, with this one's metadata."""
         alphas = None if self.alpha is None or other.alpha is None else np.hstack([self.alpha, other.alpha])
         return replace(self, pixels=np.hstack([self.pixels, other.pixels]), alpha=alphas)
 
@@ -65,8 +69,8 @@ class Picture:
         assert pixels is not None
         return replace(self, pixels=pixels, alpha=alpha)
 
-    def shown(self) -> np.ndarray:
-        """As a browser shows it: uint8 RGB (H, W, 3), its profile turned into sRGB, on white."""
+    def to_display(self) -> np.ndarray:
+        """uint8 sRGB (H, W, 3), on a white background."""
         plain = self.in_eight_bits()
         rgb = plain.pixels
         if self.icc and not self.grey:
@@ -82,83 +86,97 @@ def _peak(pixels: np.ndarray) -> int:
 
 
 def _in_srgb(image: Image.Image, icc: bytes) -> Image.Image:
-    """`image` turned from its profile into sRGB; by Pillow's plain rule where the profile is broken."""
+    """Converts from a colour profile to sRGB; without one, or with a broken one, by Pillow's formula."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        turned = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        converted = ImageCms.profileToProfile(
+            image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image.convert("RGB")
-    return image.convert("RGB") if turned is None else turned
+    return image.convert("RGB") if converted is None else converted
 
 
 # -------------------------------------------------------------------------------------------------- reading
 
 
 def read_picture(path: Path) -> Picture:
-    """Reads a picture of any kind, and sets it upright as its EXIF says.
+    """Reads a photograph and sets it upright by its EXIF orientation.
 
-    Raises UserError where the file is no picture, is cut short, too large, or has samples of other kinds.
+    Raises UserError if the file is not an image, or is truncated, corrupt, unsupported or too large.
     """
-    image_size(path)  # which refuses what is no file, and what lies about its size
+    image_size(path)  # refuses unsupported formats and sizes
     data = content_of(path, "fetch it again")
     lost = []
     with (
-        file_errors(path, "fetch it again", kinds=(Exception,)),  # a stranger's file: errors of any kind
+        file_errors(path, "fetch it again", kinds=(Exception,)),  # Pillow raises errors of any kind
         Image.open(io.BytesIO(data)) as file,
     ):
         image: Image.Image = file
         kind = file.format
+        if kind == "PNG":  # Pillow decodes data with wrong checksums
+            Image.open(io.BytesIO(data)).verify()
         if getattr(file, "n_frames", 1) > 1:
             lost.append("all but its first picture")
         try:
             exif = image.getexif()
             orientation = exif.get(ORIENTATION, 1)
             kept = _kept_of(exif)
-        except Exception:  # bytes of other kinds than their tags say lead Pillow into errors of any kind
-            lost.append("its EXIF, which is broken")
+        except Exception:  # of any kind, for broken EXIF
+            lost.append("EXIF, which is broken")
             orientation, kept = 1, Image.Exif()
         icc = image.info.get("icc_profile") or b""
+        dpi = tuple(map(float, image.info.get("dpi", ())))
         if image.mode == "CMYK":
-            lost.append("its printing colours (CMYK), turned into sRGB")
+            lost.append("CMYK colours, converted to sRGB")
             image, icc = _in_srgb(image, icc), b""
-        grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "F")
+        grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
         if _is_deep(file, data):
             deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if deep is None:
-                raise UserError(
-                    f"{path} is not an image, or is cut short ({len(data):,} bytes): fetch it again"
-                )
-            if deep.dtype != np.uint16:
-                raise UserError(f"{path} holds samples of {deep.dtype}: save it in 8 or 16 bits")
+                raise ValueError("truncated or corrupt")
             colours, alpha = _split(deep)
         else:
-            see_through = "A" in image.getbands() or "transparency" in image.info
-            rgba = np.asarray(image.convert("RGBA" if see_through else "RGB"))
-            colours, alpha = rgba[..., :3], rgba[..., 3] if see_through else None
-        if kind != "TIFF":  # which Pillow and OpenCV both set upright by themselves
+            has_alpha = "A" in image.getbands() or "transparency" in image.info
+            rgba = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+            colours, alpha = rgba[..., :3], rgba[..., 3] if has_alpha else None
+        if kind != "TIFF":  # which Pillow and OpenCV set upright
             colours = upright(colours, orientation)
             alpha = None if alpha is None else upright(alpha, orientation)
+        lost += _unread(file)
     if icc and icc[16:20] != (b"GRAY" if grey else b"RGB "):
-        lost.append("its colour profile, which is broken or of another kind than its pixels")
+        lost.append("colour profile, which is broken or of another colour space than the pixels")
         icc = b""
+    if not all(0 < each < 1 << 16 for each in dpi):
+        dpi = ()
     details = kept.get_ifd(EXIF_IFD)
     details.update(
         {tag: side for tag, side in zip(SIZES, colours.shape[1::-1], strict=True) if tag in details}
     )
-    return Picture(np.ascontiguousarray(colours), alpha, grey, icc, kept, tuple(lost))
+    return Picture(np.ascontiguousarray(colours), alpha, grey, icc, kept, dpi, tuple(lost))
+
+
+def _unread(file: Any) -> list[str]:
+    """Names of a file's metadata that are not read."""
+    names = {"xmp": "XMP", "photoshop": "IPTC", "comment": "comment"}
+    lost = [name for key, name in names.items() if file.info.get(key)]
+    texts = [key for key in getattr(file, "text", {}) if "xmp" not in key]
+    lost += [f"text ({join_names(texts)})"] if texts else []
+    gamma = file.info.get("gamma", 1 / 2.2)
+    if abs(gamma - 1 / 2.2) > 0.01:
+        lost.append(f"gamma (gAMA {gamma:g}), which browsers apply")
+    return lost
 
 
 def _is_deep(image: Any, data: bytes) -> bool:
-    """Whether it has more than 8 bits a sample, which Pillow would cut off in colour."""
+    """More than 8 bits per sample, which Pillow would reduce to 8 in colour."""
     if image.format == "TIFF":
         return max(image.tag_v2.get(258, [8])) > 8
-    return (
-        image.format == "PNG" and data[24] > 8
-    )  # the signature, then IHDR: length, name, width, height, bits
+    return image.format == "PNG" and data[24] > 8  # after the signature: IHDR's length, name, sides, bits
 
 
 def _split(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """OpenCV's array into RGB and transparency."""
+    """OpenCV's array to RGB (H, W, 3) and alpha (H, W)."""
     if pixels.ndim == 2:
         return np.dstack([pixels] * 3), None
     if pixels.shape[2] == 2:
@@ -167,7 +185,7 @@ def _split(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turned and mirrored as EXIF's orientation, 1 to 8, says. Another number leaves it as it is."""
+    """Rotates and mirrors (H, W, ...) by EXIF's orientation, 1 to 8; any other value changes nothing."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -178,83 +196,79 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _kept_of(exif: Image.Exif) -> Image.Exif:
-    """What goes into the result: nothing that describes the layout of the file it was read from."""
+    """The EXIF of the result: without tags that describe the layout of the file it was read from."""
     kept = Image.Exif()
-    kept.update({tag: exif[tag] for tag in TOLD if tag in exif})
+    kept.update({tag: exif[tag] for tag in DESCRIPTIVE if tag in exif})
     for folder in (EXIF_IFD, GPS_IFD):
         if inner := exif.get_ifd(folder):
             kept.get_ifd(folder).update(inner)
-    kept.tobytes()  # what cannot be written is broken
+    kept.tobytes()  # raises if broken
     return kept
 
 
 # -------------------------------------------------------------------------------------------------- writing
 
 
-def encoded(picture: Picture, suffix: str) -> tuple[bytes, tuple[str, ...]]:
-    """The bytes of a file of the format that `suffix` names, and what of the picture it does not hold.
+def encoded(picture: Picture, suffix: str) -> tuple[bytes, list[str]]:
+    """The bytes of a file in the format of `suffix`, and the names of what it has lost.
 
-    JPEG and WebP are of quality 95. Raises UserError where a side is too long for the format.
+    JPEG and WebP have quality 95. Raises UserError if the format cannot hold the picture.
     """
-    lost = list(picture.lost)
-    if picture.pixels.dtype == np.uint16 and suffix in (".png", ".tif"):
-        return _deep(picture, suffix, lost), tuple(lost)
-    if picture.pixels.dtype == np.uint16:
+    lost = [*picture.lost]
+    deep = picture.pixels.dtype == np.uint16 and suffix in (".png", ".tif")
+    if picture.pixels.dtype == np.uint16 and not deep:
         lost.append("16 bits")
         picture = picture.in_eight_bits()
     if suffix in (".jpg", ".bmp") and picture.alpha is not None:
         lost.append("transparency")
         picture = replace(picture, alpha=None)
-    kinds = {"colour profile": {"icc_profile": picture.icc} if picture.icc else {}}
-    kinds["EXIF"] = {"exif": picture.exif.tobytes()} if len(picture.exif) else {}
-    if suffix == ".bmp":
-        lost += [what for what, more in kinds.items() if more]
-        kinds = {}
-    pixels = picture.pixels[..., :1] if picture.grey else picture.pixels
-    bands = [pixels] if picture.alpha is None else [pixels, picture.alpha[..., None]]
-    image = Image.fromarray(
-        np.concatenate(bands, axis=2).squeeze(2 if picture.grey and len(bands) == 1 else ())
-    )
-    size = f"{image.width}x{image.height}"
-    with file_errors(f"a {suffix} file of {size}", "use --format png", done="made", kinds=(Exception,)):
-        while True:
-            file = io.BytesIO()
-            more = {key: value for each in kinds.values() for key, value in each.items()}
-            quality = {"quality": 95} if suffix in (".jpg", ".webp") else {}
-            try:
-                image.save(file, _PILLOW[suffix], **more, **quality)
-            except ValueError:  # too long for a JPEG's segment, or what no writer of Pillow's takes
-                if "EXIF" not in kinds or not kinds.pop("EXIF"):
-                    raise
-                lost.append("its EXIF, which this format does not hold")
-                continue
-            return file.getvalue(), tuple(lost)
+    one = picture.grey and (picture.alpha is None or not deep)  # no writer of 16 bits has grey with alpha
+    bands = [picture.pixels[..., :1] if one else picture.pixels]
+    bands += [] if picture.alpha is None else [picture.alpha[..., None]]
+    pixels = np.concatenate(bands, axis=2).squeeze(2 if one and len(bands) == 1 else ())
+    metadata = {
+        "colour profile": picture.icc,
+        "EXIF": picture.exif.tobytes() if len(picture.exif) else b"",
+        "resolution": picture.dpi,
+    }
+    unwritten = (_UNWRITTEN_16 if deep else _UNWRITTEN).get(suffix, set())
+    unwritten = unwritten | {"colour profile"} if picture.grey and not one else unwritten
+    lost += [name for name, value in metadata.items() if value and name in unwritten]
+    metadata = {name: value for name, value in metadata.items() if value and name not in unwritten}
+    size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+    with file_errors(f"a {suffix} file of {size}", "use another --format", done="made", kinds=(Exception,)):
+        return (_deep if deep else _shallow)(pixels, suffix, metadata), lost
 
 
-def _deep(picture: Picture, suffix: str, lost: list[str]) -> bytes:
-    """16 bits a sample; adds to `lost` what does not go into the file."""
-    grey = picture.grey and picture.alpha is None
-    bands = [picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha[..., None]]
-    rgb = picture.pixels[..., 0] if grey else np.concatenate(bands, axis=2)
-    size = f"{rgb.shape[1]}x{rgb.shape[0]}"
-    profile = picture.icc if grey == picture.grey else b""  # one of grey, and its grey is written as colour
-    with file_errors(f"a {suffix} file of {size}", "use --format png", done="made", kinds=(Exception,)):
-        if suffix == ".tif":
-            file = io.BytesIO()
-            how: dict[str, Any] = {"photometric": "minisblack" if grey else "rgb", "metadata": None}
-            how |= {} if picture.alpha is None else {"extrasamples": ["unassalpha"]}
-            tifffile.imwrite(file, rgb, compression="zlib", iccprofile=profile or None, **how)
-            lost += ["EXIF"] * bool(len(picture.exif))
-            return file.getvalue()
-        beside = {cv2.IMAGE_METADATA_ICCP: profile} if profile else {}
-        if len(picture.exif):
-            beside[cv2.IMAGE_METADATA_EXIF] = picture.exif.tobytes().removeprefix(b"Exif\0\0")
-        order = {2: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[2 if grey else rgb.shape[2]]
-        pixels = rgb if order is None else cv2.cvtColor(rgb, order)
-        for attempt in (beside, {}):  # OpenCV refuses the picture for a profile that it cannot read
-            arrays = [np.frombuffer(each, np.uint8) for each in attempt.values()]
-            done, data = cv2.imencodeWithMetadata(suffix, pixels, [*attempt], arrays)
-            if done:
-                lost += ["colour profile and EXIF"] * (len(attempt) < len(beside))
-                return data.tobytes()
-    raise UserError(f"no {suffix} file can be {size}: use --format png")
+def _shallow(pixels: np.ndarray, suffix: str, metadata: dict[str, Any]) -> bytes:
+    """8 bits per sample."""
+    keywords = {"colour profile": "icc_profile", "EXIF": "exif", "resolution": "dpi"}
+    how = {keywords[name]: value for name, value in metadata.items()}
+    how |= {"quality": 95} if suffix in (".jpg", ".webp") else {}
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, Image.registered_extensions()[suffix], **how)
+    return file.getvalue()
+
+
+def _deep(pixels: np.ndarray, suffix: str, metadata: dict[str, Any]) -> bytes:
+    """16 bits per sample."""
+    profile = metadata.get("colour profile")
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if suffix == ".tif":
+        file = io.BytesIO()
+        how: dict[str, Any] = {"photometric": "minisblack" if channels == 1 else "rgb", "metadata": None}
+        how |= {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+        if "resolution" in metadata:
+            how |= {"resolution": metadata["resolution"], "resolutionunit": "INCH"}
+        tifffile.imwrite(file, pixels, compression="zlib", iccprofile=profile, **how)
+        return file.getvalue()
+    blocks = {cv2.IMAGE_METADATA_ICCP: profile or b""}
+    blocks[cv2.IMAGE_METADATA_EXIF] = metadata.get("EXIF", b"").removeprefix(b"Exif\0\0")
+    kinds = [kind for kind, block in blocks.items() if block]
+    arrays = [np.frombuffer(blocks[kind], np.uint8) for kind in kinds]
+    order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
+    pixels = pixels if channels == 1 else cv2.cvtColor(pixels, order[channels])
+    done, data = cv2.imencodeWithMetadata(suffix, pixels, kinds, arrays)
+    if not done:
+        raise ValueError("OpenCV refuses it")
+    return data.tobytes()

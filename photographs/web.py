@@ -1,6 +1,6 @@
-"""A page in the browser, for this machine alone: a photograph in, before and after, the result; two examples.
+"""The page of `derain.py --serve`: upload a photograph, see it before and after, download the result.
 
-Gradio makes it, an extra.
+Uses Gradio, an extra.
 """
 
 import os
@@ -8,31 +8,40 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import skimage.data
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported: nothing is sent
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import: sends nothing
 
 from datasets.simulate import HEAVY, LIGHT, clean_image, rainy_image
 from inference import Derainer
 from photographs.pictures import encoded, read_picture
-from utils import UserError, write_image
+from utils import UserError, file_errors, write_image
 
-ADDRESS = "127.0.0.1"  # the loopback: no other machine reaches it
+ADDRESS = "127.0.0.1"  # the loopback: not reachable from other machines
+MAX_SIDE = 4096  # pixels of the images that the page shows: the WebP that Gradio makes of them takes 16383
 
 
-def derained_file(derain: Derainer, file: Path) -> tuple[np.ndarray, np.ndarray, Path]:
-    """Before and after as a browser shows them, and the result as PNG. Raises UserError for no picture."""
-    before = read_picture(file)
-    rainy = before.tensor()
-    after = before.with_pixels(derain.relit(derain.derained(rainy), rainy))
-    result = file.with_name(f"{file.stem}_derained.png")  # in the page's own folder, which goes with it
-    result.write_bytes(encoded(after, ".png")[0])
-    return before.shown(), after.shown(), result
+def derain_file(derain: Derainer, file: Path) -> tuple[np.ndarray, np.ndarray, Path]:
+    """Before and after, as `Picture.to_display`, and the result as PNG. Raises UserError like derain.py."""
+    with file_errors(file, done="derained"):
+        before = read_picture(file)
+        after = derain.photograph(before)
+        result = file.with_name(f"{file.stem}_derained.png")  # in the page's own folder, removed with it
+        result.write_bytes(encoded(after, ".png")[0])
+        return before.to_display(), after.to_display(), result
+
+
+def reduced(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) with sides of at most MAX_SIDE."""
+    scale = min(1, MAX_SIDE / max(image.shape[:2]))
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    return image if scale == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def examples(folder: Path) -> list[Path]:
-    """A free photograph of scikit-image's under simulated rain, light and heavy, written into `folder`."""
+    """Writes scikit-image's free photograph of a cat under light and heavy simulated rain into `folder`."""
     rng, paths = np.random.default_rng(0), [folder / f"{name}.png" for name in ("light rain", "heavy rain")]
     clean = clean_image(skimage.data.chelsea(), rng)
     for path, rain in zip(paths, (LIGHT, HEAVY), strict=True):
@@ -47,31 +56,30 @@ def page(derain: Derainer, folder: Path) -> Any:
     except ImportError:
         raise UserError("--serve needs Gradio: python -m pip install -r requirements-extras.txt") from None
 
-    def shown(file: str | None) -> tuple[Any, str | None]:
+    def show(file: str | None) -> tuple[Any, str | None]:
         if not file:
             return None, None
         try:
-            before, after, result = derained_file(derain, Path(file))
+            before, after, result = derain_file(derain, Path(file))
         except UserError as error:
-            raise gradio.Error(str(error)) from None
-        return (before, after), str(result)
+            raise gradio.Error(str(error), duration=None, print_exception=False) from None
+        return (reduced(before), reduced(after)), str(result)
 
     with gradio.Blocks(title="Derained photographs", analytics_enabled=False) as blocks:
-        gradio.Markdown(f"## Rain out of a photograph\nModel: {derain.path}. Nothing leaves this machine.")
+        gradio.Markdown(f"## Remove rain from a photograph\nModel: {derain.path}. It runs on this machine.")
         with gradio.Row():
-            given = gradio.Image(type="filepath", image_mode=None, label="A photograph with rain in it")
+            given = gradio.File(label="A photograph with rain")  # gradio.Image hides why it cannot read one
             slider = gradio.ImageSlider(label="Before and after", type="numpy", interactive=False)
         result = gradio.File(label="The result, as PNG, with its colour profile and EXIF")
         gradio.Examples([*map(str, examples(folder))], given, label="Simulated rain")
-        given.change(shown, given, [slider, result])
+        given.change(show, given, [slider, result])
     return blocks
 
 
 def serve(derain: Derainer, port: int) -> None:
     """Shows the page until Ctrl-C. Raises UserError where the port is taken."""
     try:
-        with tempfile.TemporaryDirectory() as folder:  # what lies there Gradio may show
-            shown = page(derain, Path(folder))
-            shown.launch(server_name=ADDRESS, server_port=port or None, share=False)
+        with tempfile.TemporaryDirectory() as folder:  # Gradio may serve files below it
+            page(derain, Path(folder)).launch(server_name=ADDRESS, server_port=port or None, share=False)
     except OSError as error:
         raise UserError(f"--port {port}: {error}") from None

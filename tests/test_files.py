@@ -83,7 +83,7 @@ def ended(child: tuple[int, int]) -> tuple[int, str]:
         (png(16000, 16000), "is not an image, or is cut short (65 bytes)"),  # within the bound, and a lie
         (b"", "is not an image, or is cut short (0 bytes): fetch it again"),
         (b"\x89PNG\r\n\x1a\n", "is not an image"),
-        (b"GIF89a" + bytes(40), "is not an image"),
+        (b"GIF89a" + bytes(40), "is of the unsupported format GIF"),
         (b"a,b\n1,2\n", "is not an image"),
     ],
 )

@@ -2,69 +2,16 @@
 
 import numpy as np
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import demo
-import export
-from inference import Derainer
-from machinery.checkpoints import find_checkpoint, load_checkpoint
-from tests import layouts, small
-from utils import UserError, write_image
-
-
-def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp_path, run_here):
-    run = small.trained(small.teacher(tmp_path))
-    words = ("--logdir", str(tmp_path / "teacher"))
-    assert run_here("export.py", *words) == 0
-    whole, alone = (tmp_path / "teacher" / below / "net_latest" for below in ("", "pretrained"))
-    assert alone.stat().st_size < whole.stat().st_size / 4  # float16, and no moments of Adam
-    content = load_checkpoint(alone)
-    assert content["recipe"] == load_checkpoint(whole)["recipe"] and "training" not in content
-    for name, value in run.state.net.net.state_dict().items():
-        torch.testing.assert_close(content["net"][name].float(), value, rtol=1e-3, atol=1e-6)
-    log, events = "log.jsonl", "events.out.tfevents.*"
-    assert (alone.parent / log).read_text() == (whole.parent / log).read_text()
-    assert [each.name for each in alone.parent.glob(events)] == [e.name for e in whole.parent.glob(events)]
-    before, after = (EventAccumulator(str(path.parent)).Reload() for path in (whole, alone))
-    assert after.Scalars("loss/total") == before.Scalars("loss/total")
-    assert before.Tags()["images"] and not after.Tags()["images"]  # which show images of a dataset
-    assert run_here("export.py", *words) == 2  # nothing is written over
-    before = alone.read_bytes()
-    assert find_checkpoint(tmp_path / "teacher", "") == whole
-    small.trained(small.teacher(tmp_path, steps=1))
-    assert alone.read_bytes() == before  # a new run does not touch it
-    whole.unlink()
-    assert find_checkpoint(tmp_path / "teacher", "") == alone
+from tests import layouts
+from utils import write_image
 
 
 @pytest.mark.parametrize("script", ["export.py", "demo.py", "derain.py"])
 def test_help(script, run_here, capsys):
     assert run_here(script, "--help") == 0
     assert "--" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("light", [False, True])
-def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, monkeypatch, light):
-    pytest.importorskip("onnx", reason="needs requirements-extras.txt")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-extras.txt")
-    small.trained(small.teacher(tmp_path, steps=1, **(small.LIGHT if light else {"units": (1, 1, 1)})))
-    words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(tmp_path / "it.onnx"))
-    assert run_here("export.py", *words) == 0
-    session = onnxruntime.InferenceSession(tmp_path / "it.onnx", providers=["CPUExecutionProvider"])
-    derain = Derainer.open(tmp_path / "teacher")
-    # at 171 and 228 ONNX's own nearest upsampling takes other pixels than PyTorch's
-    for shape in ((1, 3, 33, 171), (2, 3, 228, 36), (3, 3, 47, 64)):
-        rainy = torch.rand(shape)
-        (given,) = session.run(["derained"], {"rainy": rainy.numpy()})
-        assert np.abs(given - torch.stack([derain.derained(image) for image in rainy]).numpy()).max() < 1e-5
-    # what differs is not kept, and what lay there before stays
-    before = (tmp_path / "it.onnx").read_bytes()
-    monkeypatch.setattr(export, "TOLERANCE", 0.0)
-    monkeypatch.setattr(export, "write_onnx", lambda net, path: path.write_bytes(before))
-    with pytest.raises(UserError, match="differs from PyTorch's"):
-        export.to_onnx(tmp_path / "teacher/net_latest", tmp_path / "it.onnx")
-    assert (tmp_path / "it.onnx").read_bytes() == before
 
 
 def test_the_demos_picture_has_a_row_a_photograph_and_a_column_a_model(tmp_path, monkeypatch):

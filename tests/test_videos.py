@@ -24,7 +24,7 @@ def frame(number, size=SIZE):
 def clip(path, frames=12, rotation=0, codec="libx264", sound="aac", pace=PACE, times=None, size=SIZE):
     """A video with sound; `times` places its frames, in ticks of its clock."""
     pytest.importorskip("av", reason="needs PyAV: pip install -r requirements-extras.txt")
-    av, kind = videos.av, "bgr0" if codec == "ffv1" else "yuv420p"
+    av, kind = videos.av, "bgr0" if codec in ("ffv1", "libx264rgb") else "yuv420p"
     with av.open(str(path), "w") as container:
         picture = container.add_stream(codec, rate=pace)
         (picture.height, picture.width), picture.pix_fmt = size, kind
@@ -167,3 +167,89 @@ def test_without_pyav_a_video_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(videos, "av", None)
     with pytest.raises(UserError, match=r"x\.mp4 is a video: .*requirements-extras\.txt"):
         videos.rewrite(tmp_path / "x.mp4", tmp_path / "out.mp4", lambda rgb: rgb)
+
+
+def test_a_clock_that_starts_again_runs_on(tmp_path):
+    """As in a camera's parts, put together byte by byte: with sound too."""
+    data = clip(tmp_path / "x.ts", frames=60).read_bytes()
+    (tmp_path / "twice.ts").write_bytes(data + data)
+    target, _ = rewrite(tmp_path / "twice.ts", tmp_path)
+    times = [time for time, _ in frames_of(target)]
+    assert len(times) == 120 and np.diff(times) == pytest.approx([float(1 / PACE)] * 119, abs=0.002)
+    assert sound_of(target).shape[1] == pytest.approx(2 * sound_of(tmp_path / "x.ts").shape[1], rel=0.02)
+
+
+def test_the_last_frame_of_a_variable_rate_lasts_as_long_as_it_did(tmp_path):
+    times = [0, 40, 80, 5000, 5040]
+    path = clip(tmp_path / "x.mp4", len(times), times=times, codec="mpeg4", pace=Fraction(25))
+    for target in (tmp_path / "out.mp4", tmp_path / "out.mkv"):
+        videos.rewrite(path, target, lambda rgb: rgb)
+        with videos.av.open(str(target)) as result:
+            assert result.duration / videos.av.time_base == pytest.approx(5.08, abs=0.03)
+
+
+def test_the_film_is_derained_and_a_cover_picture_is_not(tmp_path):
+    pytest.importorskip("av", reason="needs PyAV")
+    with videos.av.open(str(tmp_path / "x.mkv"), "w") as container:
+        cover, film = (container.add_stream(codec, rate=10) for codec in ("mjpeg", "libx264"))
+        cover.pix_fmt, film.pix_fmt = "yuvj420p", "yuv420p"
+        for stream in (cover, film):
+            stream.height, stream.width = SIZE
+        for stream, count in ((cover, 1), (film, 8)):
+            for number in range(count):
+                image = videos.av.VideoFrame.from_ndarray(frame(number), "rgb24")
+                container.mux(stream.encode(image.reformat(format=stream.pix_fmt)))
+            container.mux(stream.encode(None))
+    target, lost = rewrite(tmp_path / "x.mkv", tmp_path)
+    assert lost == ["video track 0"] and len(frames_of(target)) == 8
+
+
+def test_only_the_named_file_is_opened_whatever_its_name(tmp_path):
+    path = clip(tmp_path / "12:30.mp4")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile 12:30.mp4\n")
+    assert len(frames_of(rewrite(path.rename(tmp_path / "12:31.mp4"), tmp_path)[0])) == 12
+    with pytest.raises(UserError, match=r"list\.mp4 is not a video"):
+        rewrite(tmp_path / "list.mp4", tmp_path)
+
+
+def test_a_codec_that_is_unknown_and_frames_that_are_too_large_are_refused(tmp_path, monkeypatch):
+    path = clip(tmp_path / "x.mp4")
+    monkeypatch.setattr(videos, "MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
+    with pytest.raises(UserError, match=r"x\.mp4 says that its frames are 64x48: too large"):
+        rewrite(path, tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"none"))
+    with pytest.raises(UserError, match=r"x\.mp4 has an unsupported video codec: convert it to H\.264"):
+        rewrite(path, tmp_path)
+
+
+def test_what_the_result_does_not_hold_of_the_frames_is_named(tmp_path, shared):
+    path = clip(tmp_path / "x.mkv", codec="libx264rgb", sound="flac")
+    with videos.av.open(str(path)) as source:
+        assert int(next(source.decode(video=0)).colorspace) == 0  # RGB
+    target, lost = rewrite(path, tmp_path)
+    assert lost == ["full colour resolution (now 4:2:0)"]
+    with videos.av.open(str(target)) as result:
+        assert int(next(result.decode(video=0)).colorspace) == 1  # which H.264 forbids for 4:2:0
+    assert rewrite(shared / "cases/interlaced.mp4", tmp_path)[1] == ["interlacing"]
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_the_pixel_aspect_and_the_colour_range_stay(tmp_path, rotation):
+    pytest.importorskip("av", reason="needs PyAV")
+    path = tmp_path / "x.mp4"
+    with videos.av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        stream.codec_context.color_range = 2  # full
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for _ in range(3):
+            image = videos.av.VideoFrame.from_ndarray(np.full((64, 96, 3), 99, np.uint8), "rgb24")
+            container.mux(stream.encode(image.reformat(format="yuvj420p")))
+        container.mux(stream.encode(None))
+    target, _ = rewrite(path, tmp_path)
+    with videos.av.open(str(target)) as result:
+        first = next(result.decode(video=0))
+        assert result.streams.video[0].sample_aspect_ratio == (Fraction(3, 4) if rotation else Fraction(4, 3))
+        assert int(first.color_range) == 2

@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.data import chelsea
 
 from datasets.simulate import clean_image
@@ -15,7 +17,7 @@ from inference import Derainer
 from photographs import web
 from photographs.pictures import read_picture
 from tests.small import ROOT, teacher, trained
-from tests.test_pictures import SRGB, photograph
+from tests.test_pictures import SRGB, noise, photograph
 from utils import UserError
 
 
@@ -34,16 +36,14 @@ def model(tmp_path_factory):
 
 
 def test_a_photograph_comes_back_derained_with_all_that_it_is(tmp_path, model):
-    derain, path = Derainer.open(model, darker=1), photograph(tmp_path / "x.jpg", orientation=6)
-    before, after, result = web.derained_file(derain, path)
+    derain, path = Derainer.open(model), photograph(tmp_path / "x.jpg", orientation=6)
+    before, after, result = web.derain_file(derain, path)
     made, given = read_picture(result), read_picture(path)
     assert result.name == "x_derained.png" and made.icc == SRGB and before.shape == after.shape
-    derained = derain.derained(given.tensor())
-    assert np.array_equal(made.pixels, given.with_pixels(derain.relit(derained, given.tensor())).pixels)
-    assert not np.array_equal(made.pixels, given.with_pixels(derained).pixels)
+    assert np.array_equal(made.pixels, given.with_pixels(derain.derained(given.tensor())).pixels)
     (tmp_path / "no.jpg").write_bytes(b"text")
     with pytest.raises(UserError, match=r"no\.jpg is not an image"):
-        web.derained_file(derain, tmp_path / "no.jpg")
+        web.derain_file(derain, tmp_path / "no.jpg")
 
 
 def test_the_page_is_for_this_machine_alone(model):
@@ -62,4 +62,18 @@ def test_the_page_is_for_this_machine_alone(model):
         finally:
             process.terminate()
     assert told["analytics_enabled"] is False
-    assert {"imageslider", "image", "file", "dataset"} <= {each["type"] for each in told["components"]}
+    assert {"imageslider", "file", "dataset"} <= {each["type"] for each in told["components"]}
+
+
+def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tmp_path, model):
+    pytest.importorskip("gradio", reason="needs requirements-extras.txt")
+    page = web.page(Derainer.open(model), tmp_path)
+    (show,) = (each.fn for each in page.fns.values() if each.fn and each.fn.__name__ == "show")
+    (tmp_path / "text.png").write_bytes(b"text")
+    with pytest.raises(Exception, match=r"text\.png is not an image, or is cut short") as told:
+        show(str(tmp_path / "text.png"))
+    assert vars(told.value)["print_exception"] is False  # a message of Gradio's, without traceback
+    Image.fromarray(noise((3, 17000, 3))).save(tmp_path / "long.png")
+    slider, result = show(str(tmp_path / "long.png"))
+    assert slider[0].shape == slider[1].shape == (1, web.MAX_SIDE, 3)
+    assert read_picture(Path(result)).pixels.shape == (3, 17000, 3)

@@ -155,7 +155,7 @@ TABLE = [
     Row("a file where a folder is to be", put("new", b""), TRAIN,
         "{here}/new cannot be written to: File exists: give another --save_path"),
     Row("an export over another run", nothing, EXPORT + "/../student",
-        "{here}/student has a net_latest already: take it away, or give another --save_path"),
+        "{here}/student already has a net_latest: give another --save_path"),
     Row("a folder that may not be read", closed("data/rain_data_test_Heavy/rain/X2", 0o000), EVAL,
         "{here}/data/rain_data_test_Heavy/rain/X2..." + RIGHTS, without_rights),
     Row("a folder that may not be listed", closed("real", 0o311), STUDENT,
