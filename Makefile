@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # by which Python would not find a script's own modules
 unexport PYTHONSAFEPATH
 
-.PHONY: demo test attack check mutants bench clean
+.PHONY: demo test attack check mutants bench figure clean
 
 demo: .venv/ready
 	$(PY) demo.py
@@ -41,6 +41,11 @@ mutants: .venv/ready
 
 bench: .venv/ready
 	$(PY) benchmarks/run.py
+
+# docs/figure.jpg and docs/failure.jpg
+figure: .venv/ready
+	$(PY) datasets/simulate.py
+	$(PY) docs/figure.py
 
 .venv/ready: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
