@@ -43,7 +43,7 @@ from datasets.pairs import (
 )
 from datasets.scenes import show_scene_of
 from machinery.loading import MOST_FILES, ImageCache
-from utils import UserError, is_file, to_tensor
+from utils import UserError, is_file
 
 # ----------------------------------------------------------------------------------------------- augmentation
 
@@ -57,7 +57,7 @@ SHARPENING = (0.5, 1.2), (0.3, 1.5)
 class RainAugmentation:
     """Augmentation of training crops: streak layers, haze, rescaling, sharpening, JPEG.
 
-    Its fields are the recipe's options. A streak layer is what rain adds to an image: int16 (H, W, 1), >= 0.
+    Its fields are the recipe's options. A streak layer is what rain adds to an image: uint8 (H, W).
     Crops are uint8 RGB (P, P, 3). All random draws come from the generator that is given.
     """
 
@@ -90,24 +90,21 @@ class RainAugmentation:
         place: np.random.Generator,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """A window of the layer between two images, int16 (size, size, 1), at `place`, varied by `rng`."""
+        """A window of the layer between two images, (size, size), at `place`, varied by `rng`."""
         angle = rng.triangular(-tilt, 0, tilt) if (tilt := self.max_streak_rotation) else 0.0
         zoom, strength = (most ** rng.uniform(-1, 1) for most in (self.streak_zoom, self.streak_strength))
         mirrored = (self.augment or self.mirror) and rng.integers(2)
         deviation = rng.uniform(0, self.streak_blur) if self.streak_blur else 0.0
-        warped = angle or zoom != 1
-        if not warped:
-            rainy, clean = random_crop((rainy, clean), size, place)
-        # one grey layer for all channels: the largest difference is the one that was clipped least
-        red, green, blue = np.moveaxis(rainy.astype(np.int16) - clean, 2, 0)
-        layer = np.maximum(np.maximum(red, green), blue)[..., None]  # .max(axis=2) takes 18 times as long
-        if warped:
-            layer = _warped_window(layer, size, angle, zoom, place)
+        if angle or zoom != 1:
+            warp, window = _random_warp(rainy.shape, size, angle, zoom, place)
+            layer = _warped(_difference(rainy[window], clean[window]), warp, size)
+        else:
+            layer = _difference(*random_crop((rainy, clean), size, place))
         if deviation:
-            layer = cv2.GaussianBlur(layer, (0, 0), deviation)[..., None]
+            layer = cv2.GaussianBlur(layer.astype(np.int16), (0, 0), deviation).astype(np.uint8)
         if strength != 1:
-            layer = np.round(layer * strength).astype(np.int16)
-        return layer[:, ::-1] if mirrored else layer
+            layer = cv2.LUT(layer, np.round(np.arange(256) * strength).clip(max=255).astype(np.uint8))
+        return cv2.flip(layer, 1) if mirrored else layer
 
     def augment_pair(
         self, rainy: np.ndarray, clean: np.ndarray, size: int, rng: np.random.Generator
@@ -117,24 +114,26 @@ class RainAugmentation:
         Everything but rain is applied to both sides, so the network learns to remove rain alone.
         """
         clear, haze, jpeg = rng.random(3) < (self.clear_prob, self.haze_prob, self.jpeg_prob)
-        if clear:
-            rainy = clean
+        sides = [clean] if clear else [rainy, clean]
         if haze:
             share, light = rng.uniform(*HAZE), rng.uniform(*HAZE_LIGHT)
-            rainy, clean = (
-                np.round(side * (1 - share) + light * share).astype(np.uint8) for side in (rainy, clean)
-            )
-        if len(rainy) != size:
-            rainy, clean = (
-                cv2.resize(side, (size, size), interpolation=cv2.INTER_AREA) for side in (rainy, clean)
-            )
+            levels = np.round(np.arange(256) * (1 - share) + light * share).astype(np.uint8)
+            sides = [cv2.LUT(side, levels) for side in sides]
+        if len(clean) != size:
+            sides = [cv2.resize(side, (size, size), interpolation=cv2.INTER_AREA) for side in sides]
         if rng.random() < self.sharpen_prob:
             deviation, amount = (rng.uniform(*bounds) for bounds in SHARPENING)
-            rainy, clean = (_sharpened(side, deviation, amount) for side in (rainy, clean))
+            sides = [_sharpened(side, deviation, amount) for side in sides]
         if jpeg:
             quality = int(rng.integers(*JPEG_QUALITY))
-            rainy, clean = (_compressed(side, quality) for side in (rainy, clean))
-        return rainy, clean
+            sides = [_compressed(side, quality) for side in sides]
+        return sides[0], sides[-1]
+
+
+def _difference(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """One layer for all channels: the largest difference is the one that was clipped least."""
+    red, green, blue = cv2.split(cv2.subtract(rainy, clean))
+    return cv2.max(cv2.max(red, green), blue)
 
 
 def _sharpened(image: np.ndarray, deviation: float, amount: float) -> np.ndarray:
@@ -142,10 +141,11 @@ def _sharpened(image: np.ndarray, deviation: float, amount: float) -> np.ndarray
 
 
 def _compressed(image: np.ndarray, quality: int) -> np.ndarray:
-    _, code = cv2.imencode(".jpg", image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))
+    swapped = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    _, code = cv2.imencode(".jpg", swapped, (cv2.IMWRITE_JPEG_QUALITY, quality))
     decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
     assert decoded is not None
-    return decoded[..., ::-1]
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
 # -------------------------------------------------------------------------------------------------- windows
@@ -166,24 +166,55 @@ def _extended(image: np.ndarray, size: int) -> np.ndarray:
     return image
 
 
-def _warped_window(
-    layer: np.ndarray, size: int, angle: float, zoom: float, rng: np.random.Generator
-) -> np.ndarray:
-    """A random window of a layer (H, W, 1), rotated by `angle` degrees and enlarged `zoom` times.
+Window = tuple[slice, slice]  # rows, columns
 
-    The border is reflected, as in `_extended`. Returns (size, size, 1) of the layer's type.
+
+def _random_warp(
+    shape: Sequence[int], size: int, angle: float, zoom: float, rng: np.random.Generator
+) -> tuple[np.ndarray, Window]:
+    """A random window of an image, rotated by `angle` degrees and enlarged `zoom` times to `size`.
+
+    Returns the matrix (2, 3) for cv2.warpAffine, and the part of the image that it reads: nothing else of a
+    layer need be computed.
     """
-    reach = size / zoom  # of the layer's own pixels
-    x, y = (rng.uniform(min(reach, side) / 2, side - min(reach, side) / 2) for side in layer.shape[1::-1])
-    turn = cv2.getRotationMatrix2D((x, y), angle, zoom)
-    turn[:, 2] += size / 2 - x, size / 2 - y
-    return cv2.warpAffine(layer, turn, (size, size), borderMode=cv2.BORDER_REFLECT_101)[..., None]
+    lengths = shape[1::-1]  # width, height
+    reach = size / zoom  # in pixels of the image
+    centre = [rng.uniform(min(reach, length) / 2, length - min(reach, length) / 2) for length in lengths]
+    warp = cv2.getRotationMatrix2D(centre, angle, zoom)
+    warp[:, 2] += np.subtract(size / 2, centre)
+    corners = np.array([(x, y, 1) for x in (0, size) for y in (0, size)])
+    places = corners @ cv2.invertAffineTransform(warp).T
+    window = list(map(_reflected, places.min(axis=0), places.max(axis=0), lengths))
+    warp[:, 2] += warp[:, :2] @ [each.start for each in window]
+    return warp, (window[1], window[0])
+
+
+def _reflected(low: float, high: float, length: int) -> slice:
+    """The pixels of [0, length) that [low, high] covers, with those that are reflected into it."""
+    start, stop = int(low) - 2, int(high) + 3
+    if start < 0:
+        start, stop = 0, max(stop, 1 - start)
+    if stop > length:
+        start, stop = max(0, min(start, 2 * length - 1 - stop)), length
+    return slice(start, stop)
+
+
+def _warped(layer: np.ndarray, warp: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) to (size, size). The border is reflected, as in `_extended`."""
+    wide = layer.astype(np.int16)
+    warped = cv2.warpAffine(wide, warp, (size, size), borderMode=cv2.BORDER_REFLECT_101)
+    return warped.astype(layer.dtype)
 
 
 def dihedral(image: np.ndarray, which: int) -> np.ndarray:
     """One of the eight flips and rotations of a square; 0 is the image itself, 4 its mirror image."""
-    image = np.rot90(image, which % 4)
-    return image[:, ::-1] if which >= 4 else image
+    if turn := which % 4:  # to the left; OpenCV counts to the right
+        image = cv2.rotate(image, 3 - turn)
+    return cv2.flip(image, 1) if which >= 4 else image
+
+
+def _channels_first(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 class RandomStream(IntEnum):
@@ -193,7 +224,7 @@ class RandomStream(IntEnum):
 
 
 class Crops(Dataset, abc.ABC):
-    """Entries (epoch, index) -> {name: float32 (3, patch, patch) in [0, 1]}.
+    """Entries (epoch, index) -> {name: uint8 (3, patch, patch)}.
 
     `summary`: one line per source; `messages`: everything to print. `roots`: folders of the sources.
     `counts`: number of images and a checksum of their names, which a resumed run must match. `pairs`: some of
@@ -288,15 +319,15 @@ class PairCrops(SetCrops):
             rain = self._layer(index, size, rng, draw(RandomStream.LAYER))
             more = draw(RandomStream.MORE_LAYERS)
             for _ in range(int(more.integers(self.augmentation.streak_layers))):
-                rain = rain + self._layer(int(more.integers(len(self.pairs))), size, more, more)
-            rainy = np.clip(clean + rain, 0, 255).astype(np.uint8)
+                rain = cv2.add(rain, self._layer(int(more.integers(len(self.pairs))), size, more, more))
+            rainy = cv2.add(clean, cv2.merge([rain] * 3))
         else:
             sides = random_crop(self._both(index), size, rng)
             rainy, clean = (dihedral(side, turn) for side in sides)
         rainy, clean = self.augmentation.augment_pair(
             rainy, clean, self.patch_size, draw(RandomStream.AUGMENTATION)
         )
-        return {"rainy": to_tensor(rainy), "clean": to_tensor(clean)}
+        return {"rainy": _channels_first(rainy), "clean": _channels_first(clean)}
 
     def _both(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         rainy, clean = read_pair(self.pairs[index], self.read)
@@ -390,7 +421,7 @@ class RealCrops(SetCrops):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         rng = _generator(self.seed, *key, RandomStream.REAL)
         crop = random_crop((read_side(self.pairs[key[1]].rainy, self.read),), self.patch_size, rng)[0]
-        return {"real_rainy": to_tensor(dihedral(crop, self._turn(rng)))}
+        return {"real_rainy": _channels_first(dihedral(crop, self._turn(rng)))}
 
 
 class Source(NamedTuple):

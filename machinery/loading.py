@@ -224,6 +224,8 @@ def loader(
 class Batches:
     """What a run's steps work on: `accumulate` parts a step, each with every source's crops by name.
 
+    Crops travel to the device as bytes, and become float32 (N, 3, P, P) in [0, 1] there.
+
     Of a step's batch each process of the `world` loads its own parts, onto its device. Raises UserError where
     the batch does not split.
     """
@@ -251,10 +253,13 @@ class Batches:
             loader(source, stream, workers=self.workers, pin_memory=self.device.type == "cuda")
             for source, stream in zip(self.sources, self.streams, strict=True)
         ]
+        # on the device: CUDA multiplies by the inverse of a Python number, which is not `to_tensor`'s division
+        white = torch.full((), 255.0, device=self.device)
         parts: list[dict[str, torch.Tensor]] = []
         for each in zip(*loaders, strict=True):
             merged = {name: images for crops in each for name, images in crops.items()}
-            parts.append({name: crop.to(self.device, non_blocking=True) for name, crop in merged.items()})
+            moved = {name: crop.to(self.device, non_blocking=True) for name, crop in merged.items()}
+            parts.append({name: crop / white for name, crop in moved.items()})
             if len(parts) == self.accumulate:
                 yield parts
                 parts = []

@@ -5,8 +5,10 @@ import os
 import pickle
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,12 +18,12 @@ import torch
 from config import REAL
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import PairSet, read_pair, why_not_recombined
-from DerainDataset import Crops, PairCrops, RealCrops, _warped_window, random_crop
+from DerainDataset import Crops, PairCrops, RainAugmentation, RealCrops, _random_warp, _warped, random_crop
 from machinery import loading
-from machinery.loading import BatchStream, ImageCache, loader
+from machinery.loading import Batches, BatchStream, ImageCache, loader
 from tests import layouts
-from tests.small import ROOT, student
-from utils import UserError, write_image
+from tests.small import ALONE, ROOT, student
+from utils import UserError, to_tensor, write_image
 
 # ------------------------------------------------------------------------------------------------------ crops
 
@@ -56,7 +58,43 @@ def test_crops_are_a_function_of_seed_epoch_index(pairs: PairSet, augment: bool,
 
 
 def as_uint8(crop: torch.Tensor) -> np.ndarray:
-    return np.round(crop.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    return crop.permute(1, 2, 0).numpy()
+
+
+LAYERED = RainAugmentation(streak_strength=1.5, streak_layers=3, mirror=True, clear_prob=0.2, haze_prob=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "checksum"),
+    [
+        ({}, 4258596987),
+        ({"augment": True}, 59012548),
+        ({"recombine": True, "augment": True}, 1973133183),
+        ({"recombine": True, "augmentation": LAYERED}, 2602705928),
+    ],
+)
+def test_crops_are_the_same_in_every_version(tmp_path: Path, options: dict[str, Any], checksum: int) -> None:
+    ramp = np.arange(40 * 50 * 3).reshape(40, 50, 3)
+    for n in (1, 2, 3):
+        clean = ramp * (7 + n) % 150
+        write_image(tmp_path / f"set/norain/{n}.png", clean.astype(np.uint8))
+        rainy = clean + (ramp[..., :1] * (3 + n) % 160).clip(min=90) - 90
+        write_image(tmp_path / f"set/rain/{n}.png", rainy.astype(np.uint8))
+    crops = PairCrops(find_pairs(tmp_path / "set", "train"), 24, seed=3, **options)
+    items = [crops[key] for key in itertools.product(range(8), range(3))]
+    pixels = b"".join(as_uint8(crop).tobytes() for item in items for crop in item.values())
+    assert zlib.crc32(pixels) == checksum
+
+
+def test_batches_are_those_bytes_as_float32(pairs: PairSet) -> None:
+    crops = PairCrops(pairs, 32)
+    crop = crops[0, 0]["rainy"]
+    assert crop.dtype == torch.uint8 and crop.shape == (3, 32, 32)
+    batches = Batches([crops], ALONE, range(2), batch_size=5, accumulate=1, seed=0, workers=0)
+    (batch,) = next(iter(batches))
+    keys = next(iter(batches.streams[0]))
+    expected = torch.stack([to_tensor(as_uint8(crops[key]["rainy"])) for key in keys])
+    assert torch.equal(batch["rainy"], expected) and batch["rainy"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -218,13 +256,26 @@ def test_recombined_crops_are_a_layer_on_another_background(pairs: PairSet, tmp_
 
 @pytest.mark.parametrize("zoom", [1.001, 1.5, 0.8])
 def test_an_enlarged_window_lies_within_its_layer_and_reaches_all_of_it(zoom: float) -> None:
-    across, down = np.meshgrid(np.arange(100, dtype=np.float32), np.arange(70, dtype=np.float32))
+    across, down = np.meshgrid(np.arange(100), np.arange(70))
     for ramp, axis, length in ((across, 1, 100), (down, 0, 70)):
-        rngs = map(np.random.default_rng, range(200))
-        windows = [_warped_window(ramp[..., None], 32, 0.0, zoom, rng) for rng in rngs]
+        warps = [_random_warp(ramp.shape, 32, 0.0, zoom, rng) for rng in map(np.random.default_rng, range(200))]
+        windows = [_warped(100 * ramp[part], warp, 32) / 100 for warp, part in warps]
         for each in windows:  # beyond its edge, by half a pixel at most, a layer is mirrored
             assert np.allclose(np.diff(each[:-1, :-1], axis=axis), 1 / zoom, atol=0.05)
         assert np.min(windows) < 3 and np.max(windows) > length - 4
+
+
+@pytest.mark.parametrize("size", [16, 60, 300])
+@pytest.mark.parametrize("angle", [0.0, 45.0, -80.0])
+def test_a_warp_reads_no_pixel_outside_its_part_of_the_layer(size: int, angle: float) -> None:
+    layer = np.random.default_rng(0).integers(0, 256, (70, 100)).astype(np.uint8)
+    for seed, zoom in enumerate((0.5, 1.0, 1.3, 2.0) * 3):
+        warp, part = _random_warp(layer.shape, size, angle, zoom, np.random.default_rng(seed))
+        whole = warp.copy()
+        whole[:, 2] -= warp[:, :2] @ [part[1].start, part[0].start]
+        assert np.array_equal(_warped(layer[part], warp, size), _warped(layer, whole, size))
+        if size == 16:
+            assert layer[part].size < layer.size / 2
 
 
 def test_every_pixel_can_be_in_a_crop():
