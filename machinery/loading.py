@@ -253,7 +253,7 @@ class Batches:
             loader(source, stream, workers=self.workers, pin_memory=self.device.type == "cuda")
             for source, stream in zip(self.sources, self.streams, strict=True)
         ]
-        # on the device: CUDA multiplies by the inverse of a Python number, which is not `to_tensor`'s division
+        # a tensor: CUDA would multiply by the inverse of a Python number, unlike `to_tensor`'s division
         white = torch.full((), 255.0, device=self.device)
         parts: list[dict[str, torch.Tensor]] = []
         for each in zip(*loaders, strict=True):
