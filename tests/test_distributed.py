@@ -90,9 +90,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 HEAVY = {f"{term}_weight": 1e-3 for term in ("dark_syn", "dark_real", "tv_syn", "tv_real")}
 HEAVY["kl_weight"] = 1.0
 OURS = {**LIGHT, "ema": 0.9, "clip": 1.0, "cosine": True}
+MUON = {**OURS, "optimizer": "muon", "context": True, "late_start": 0.4, "late_patch_size": 40}
 
 
-@pytest.mark.parametrize(("make", "weights"), [(teacher, {}), (student, HEAVY), (teacher, OURS)])
+@pytest.mark.parametrize(("make", "weights"), [(teacher, {}), (student, HEAVY), (teacher, OURS), (teacher, MUON)])
 def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path, make, weights) -> None:
     one = make(data, save_path=tmp_path / "one", steps=3, val_every=1, **weights)
     trained(one)
@@ -109,9 +110,9 @@ def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path, make, wei
 
 
 def momenta(folder: Path) -> list[torch.Tensor]:
-    """Adam's running averages of the gradient. The weights alone would not show that it is half as long."""
+    """Running averages of the gradient. The weights alone would not show that it is half as long."""
     state = load_checkpoint(folder / "net_latest")["training"]["optimizer"]["state"]
-    return [each["exp_avg"] for each in state.values()]
+    return [each.get("exp_avg", each.get("momentum")) for each in state.values()]
 
 
 # ---------------------------------------------------------------------------------- killed, interrupted
