@@ -363,6 +363,10 @@ def test_results_of_another_size_or_of_none_are_named(tmp_path, scored):
     with pytest.raises(UserError, match=r"1 of 2 .*norain-1x2.png is 5x7, .*norain-1x2.png is 56x48"):
         scored(derained=tmp_path / "out", method="m")
     assert len(read_scores(tmp_path / "results/scores.json")["images"]) == 1
+    for number in (0, 1):
+        write_image(tmp_path / f"shifted/{number}.png", layouts.clean_image(1))
+    with pytest.raises(UserError, match=r"0\.png and .* are left over at opposite ends of the numbering"):
+        scored(derained=tmp_path / "shifted", method="m")
     write_image(tmp_path / "real/x.png", layouts.clean_image(1))
     with pytest.raises(UserError, match=r"no image of .*real matches one of"):
         scored(derained=tmp_path / "real", method="m")

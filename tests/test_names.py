@@ -1,10 +1,12 @@
 """Which image goes with which, and what outputs are called."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from datasets.pairs import distinct_names, match
+from datasets.pairs import distinct_names, match, refuse_shift
+from utils import UserError
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,22 @@ def test_no_two_outputs_get_one_name():
         ("1.png 1.jpg", ["1.png", "1.jpg"]),
     ):
         assert distinct_names([Path("set", file) for file in files.split()], Path("set")) == outputs
+
+
+@pytest.mark.parametrize(
+    ("images", "clean", "shifted"),
+    [
+        ("0 1 2", "1 2 3", True),
+        ("rain-4 rain-3 rain-2", "norain-1 norain-2 norain-3", True),
+        ("8 9 10", "9 10 11", True),
+        ("0 1 2", "1 2", False),  # a result too many
+        ("1 2", "0 1 2 3", False),
+        ("1 2 3 extra", "1 2 3 4", False),
+        ("1 3 4", "2 3 4", False),  # both at one end: two others
+    ],
+)
+def test_numbers_that_are_shifted_are_refused(images, clean, shifted):
+    matched = match(*([Path(f"{name}.png") for name in names.split()] for names in (images, clean)))
+    says = pytest.raises(UserError, match="opposite ends of the numbering")
+    with says if shifted else contextlib.nullcontext():
+        refuse_shift(matched)
