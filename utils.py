@@ -209,7 +209,7 @@ def read_image(path: Path) -> np.ndarray:
     data = content_of(path, "fetch it again")
     kind, bits, *_ = _header(path, io.BytesIO(data))
     try:
-        if kind == "TIFF" and bits == 8:  # OpenCV multiplies the colours by alpha
+        if kind == "TIFF" and bits <= 8:  # OpenCV multiplies the colours by alpha
             with Image.open(io.BytesIO(data)) as file:
                 return np.array(file.convert("RGB"))
         with file_errors(path, "fetch it again", kinds=(cv2.error,)):

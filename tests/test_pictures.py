@@ -284,3 +284,10 @@ def test_a_png_with_a_wrong_checksum_is_refused(tmp_path):
     for read in (read_picture, read_image):
         with pytest.raises(UserError, match=r"x\.png"):
             read(tmp_path / "x.png")
+
+
+def test_a_bilevel_tiff_is_read_by_both_readers(tmp_path):
+    pixels = 255 * (noise((20, 30)) // 128)
+    Image.fromarray(pixels).convert("1").save(tmp_path / "x.tif")
+    for image in (read_image(tmp_path / "x.tif"), read_picture(tmp_path / "x.tif").pixels):
+        assert np.array_equal(image, np.dstack([pixels] * 3))
