@@ -17,7 +17,6 @@ from inference import DEFAULT_MODEL, Derainer
 from metrix_code.psnr import psnr
 from utils import read_image, run
 
-ROOT = Path(__file__).resolve().parents[1]
 SETS = {
     "heavy": "Simulated200H/rain_data_test_Heavy",
     "light": "Simulated200L/rain_data_test_Light",
@@ -29,7 +28,7 @@ GAP = 6  # pixels between the images
 
 def row(derain: Derainer, rain: str, number: int) -> np.ndarray:
     """uint8 RGB (H, 3W + 2 GAP, 3): rainy, derained, clean. Prints the PSNR of the first two."""
-    folder = ROOT / "datasets/simulated" / SETS[rain]
+    folder = Path("datasets/simulated") / SETS[rain]
     rainy = read_image(folder / f"rain/X2/norain-{number}x2.png")
     clean = read_image(folder / f"norain/norain-{number}.png")
     derained = derain(rainy)
@@ -39,15 +38,16 @@ def row(derain: Derainer, rain: str, number: int) -> np.ndarray:
     return np.hstack([rainy, white, derained, white, clean])
 
 
-def main() -> None:
-    derain = Derainer.open(ROOT / DEFAULT_MODEL)
+def draw(folder: Path) -> None:
+    """Write figure.jpg and failure.jpg into `folder`."""
+    derain = Derainer.open(DEFAULT_MODEL)
     for name, rows in (("figure", FIGURE), ("failure", FAILURE)):
         images = [
             np.pad(row(derain, *each), ((0, GAP), (0, 0), (0, 0)), constant_values=255) for each in rows
         ]
         picture = np.vstack(images)[:-GAP, :, ::-1]  # OpenCV writes BGR
-        cv2.imwrite(str(Path(__file__).with_name(f"{name}.jpg")), picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        cv2.imwrite(str(folder / f"{name}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: draw(Path(__file__).parent))

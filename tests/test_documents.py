@@ -3,12 +3,14 @@
 import csv
 import hashlib
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from config import EVALUATIONS, TEACHERS
+from utils import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -122,6 +124,20 @@ def test_the_option_tables_show_the_defaults():
         "save_path": (str(teacher.save_path), str(test.save_path)),
     }
     assert (teacher.lr, teacher.lr_factor) == (5e-4, 0.5)
+
+
+def test_the_figures_are_drawn_and_captioned(tmp_path, run_here, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trained_model").symlink_to(ROOT / "trained_model")
+    assert run_here("datasets/simulate.py") == 0
+    capsys.readouterr()
+    runpy.run_path(str(ROOT / "docs/figure.py"))["draw"](tmp_path)
+    drawn = re.findall(r"([\d.]+) to ([\d.]+) dB", capsys.readouterr().out)
+    captions = re.findall(r"([\d.]+) to ([\d.]+) dB", read("README.md"))
+    for one, other in zip(drawn, captions, strict=True):
+        assert [float(x) for x in one] == pytest.approx([float(x) for x in other], abs=0.15)
+    for name in ("figure.jpg", "failure.jpg"):
+        assert read_image(tmp_path / name).shape == read_image(ROOT / "docs" / name).shape
 
 
 def test_each_model_has_a_row_a_card_and_a_checksum():
