@@ -2,10 +2,11 @@
 # Both set everything up first, in .venv. Without make: the lines of the recipes, by hand.
 PYTHON ?= python3
 PY := .venv/bin/python
+READY := $(if $(filter .venv/bin/python,$(PY)),.venv/ready)
 # by which Python would not find a script's own modules
 unexport PYTHONSAFEPATH
 
-.PHONY: demo test attack check mutants bench figure clean
+.PHONY: demo test attack check mutants bench card figure clean
 
 demo: .venv/ready
 	$(PY) demo.py
@@ -39,8 +40,15 @@ mutants: .venv/ready
 		&& cosmic-ray exec mutants.toml s.sqlite \
 		&& cr-report --surviving-only --show-diff s.sqlite
 
-bench: .venv/ready
-	$(PY) benchmarks/run.py
+# speed and memory of both backbones; ARGS="--logdir A B" of two models
+bench: $(READY)
+	$(PY) benchmarks/run.py $(ARGS)
+
+# what only a CUDA card shows: card.md, to paste into an issue; with the system's Python: make card PY=python3
+card: $(READY)
+	{ echo '## tests/cuda'; echo '```'; $(PY) -m pytest tests/cuda -q --tb=line -p no:cacheprovider; \
+	  echo '```'; echo '## benchmarks/run.py $(ARGS)'; $(PY) benchmarks/run.py --compile --minutes 8 $(ARGS); \
+	} 2>&1 | tee card.md
 
 # docs/figure.jpg and docs/failure.jpg
 figure: .venv/ready

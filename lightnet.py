@@ -112,10 +112,10 @@ class LightNet(nn.Module):
         for level in (*self.encode, *self.decode):
             level.recompute = True
 
-    def compile_units(self, backend: str = "inductor") -> None:
+    def compile_units(self, backend: str = "inductor", mode: str | None = None) -> None:
         """Compile each level separately: small graphs compile fast."""
         for level in (*self.encode, *self.decode):
-            level.compile(backend=backend, dynamic=False)
+            level.compile(backend=backend, mode=mode, dynamic=False)
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

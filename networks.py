@@ -327,11 +327,11 @@ class DerainNet(nn.Module):
             if isinstance(stage, DenseFeatures):
                 stage.recompute = True
 
-    def compile_units(self, backend: str | Callable = "inductor") -> None:
+    def compile_units(self, backend: str | Callable = "inductor", mode: str | None = None) -> None:
         """Compile each stage's unit instead of the whole network: small graphs compile fast.
 
-        dynamic=False: inductor fails on the graph for all sizes that torch tries from the second size on.
+        mode: of torch.compile. dynamic=False: inductor fails on the graph for all sizes that torch tries from the second size on.
         """
         for stage in self.modules():
             if isinstance(stage, DenseFeatures):
-                stage.unit.compile(backend=backend, dynamic=False)
+                stage.unit.compile(backend=backend, mode=mode, dynamic=False)

@@ -1,126 +1,323 @@
 #!/usr/bin/env python3
-"""Measures both backbones in one run, side by side: speed and memory of images and of training steps.
+"""Compare models: parameters, MACs, time and peak memory of images and of training steps, as Markdown.
 
-    python benchmarks/run.py                         ten minutes on two CPU cores
-    python benchmarks/run.py --only 481x321 teacher
+    python benchmarks/run.py                                        both backbones, with fresh weights
+    python benchmarks/run.py --logdir trained_model/Rain200H trained_model/Rain200H-light --size 321,481
+    python benchmarks/run.py --only steps --batch 12 48 --patch_size 120 --precision bfloat16 --compile
+    python benchmarks/run.py --loader Rain800 photographs           crops per second of one core
 
-What is compared runs in turn, and each ratio is taken within a round: to DerainNet in float32, the paper's
-network as this project writes it. 'plain' is the same network word for word as the paper draws it
-(tests/plain.py). Peak memory is that of a process of its own which does one such call. Figures are medians
-with the least and the greatest. bfloat16 is left out where the processor is no faster at it.
+The models run in turn (A B A B ...), so a machine that slows down slows all of them; the ratio to the first
+model is the median over rounds. Two runs of each are not counted: the first, which may compile, is reported;
+peak memory is that of the second. Each row says what ran: its arithmetic, and whether its units are compiled.
+
+A MAC is a multiplication with its addition, of convolutions and matrix products; biases, activations,
+pooling and resizing are not counted. FLOPs are twice as many. Derain-toolbox's "Flops" are MACs: at 256x256
+66.56 G for PReNet, 194.5 G for RCDNet. The MACs of DerainNet are those computed: its first 3x3 convolution
+runs as a 5x5 beside the other one, and a 1x1 fusion runs at the resolution of each input. The figure in the
+paper needs 5 % fewer.
 """
 
-import json
+import contextlib
+import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import cv2
-import numpy as np
-import skimage.data
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
-from backbones import AutocastModel
-from benchmarks.measure import Spread, in_turn, peak_memory
-from config import STUDENTS, TEACHERS
+from backbones import BACKBONES, AutocastModel, network_from
+from config import PHOTOGRAPHS, STUDENTS, TEACHERS
+from DerainDataset import pair_crops
 from engine import optimizer_of, training_step
 from inference import Derainer, best_precision, hardware
-from lightnet import LightNet
 from machinery import distributed
+from machinery.checkpoints import find_checkpoint, load_checkpoint
+from machinery.loading import BatchStream, ImageCache, loader
 from machinery.options import Machine, option, parse
 from networks import DerainNet
 from stages import SID, SSIDKD
-from tests import plain
-from utils import UserError, run, to_tensor
+from utils import escape_unprintable, run
 
-# what is measured: (height, width) of an image, or a stage and its crops a step
-WORK: dict[str, tuple[Any, ...]] = {
-    "481x321": (321, 481),
-    "1920x1080": (1080, 1920),
-    "3840x2160": (2160, 3840),
-    "teacher": ("SID", 4, 128),
-    "student": ("SSID-KD", 2, 128),
-}
-ONLY_LIGHT = {"1920x1080", "3840x2160"}  # minutes an image by DerainNet: its memory alone would say little
-ROUNDS = {"481x321": 5, "1920x1080": 3, "3840x2160": 2, "teacher": 5, "student": 5}
+Call = Callable[[], object]
+PRECISIONS = ("float32", "tf32", "bfloat16")
+MODES = {"eager": None, "compiled": "default", "compiled, CUDA graphs": "reduce-overhead"}
+STEPS = 10  # training steps on CUDA between two readings of the clock
 
 
 @dataclass(frozen=True)
 class Benchmark(Machine):
     """The options of this script."""
 
-    only: tuple[str, ...] = option(tuple(WORK), "which of them", tuple(WORK))
-    peak: tuple[str, ...] = option((), "work and network: one such call alone, its peak memory in bytes")
+    logdir: tuple[Path, ...] = option((), "checkpoints or their folders; none: fresh DerainNet and LightNet")
+    only: tuple[str, ...] = option(("images", "steps"), "what to measure", ("images", "steps"))
+    size: tuple[int, ...] = option(
+        (), "height and width of each image; none: 256,256, on CUDA also 1080,1920", min=1, max=16384
+    )
+    batch: tuple[int, ...] = option((), "crops per step; none: 4, on CUDA also 12 and 64", min=1)
+    patch_size: int = option(128, "side of the crops, in pixels", min=16, max=4096)
+    stage: str = option("SID", "whose training step; SSID-KD: as many real crops besides", ("SID", "SSID-KD"))
+    precision: tuple[str, ...] = option(  # type: ignore[assignment]
+        (), "arithmetic; none: all that this device is fast at", PRECISIONS, group="machine"
+    )
+    compile: bool = option(False, "measure steps with compiled units too, on CUDA also with CUDA graphs")
+    rounds: int = option(5, "timed runs of each model", min=1)
+    minutes: float = option(0.0, "start no further row after so many minutes; 0: no limit", min=0)
+    loader: tuple[str, ...] = option(
+        (), "measure the crops of these recipes instead (light, photographs)", (*TEACHERS, "photographs")
+    )
+    datasets: Path = option(Path("datasets"), "with --loader: where the datasets lie")
+
+    def validate(self) -> str | None:
+        if len(self.size) % 2:
+            return "--size takes a height and a width for each image, as 256,256 1080,1920"
+        if "tf32" in self.precision and not (self.use_GPU and torch.cuda.is_available()):
+            return "--precision tf32 exists on CUDA only"
+        return super().validate()
 
 
-def network(how: str) -> torch.nn.Module:
-    """'plain', or a backbone and its arithmetic, as 'LightNet float32'."""
-    torch.manual_seed(0)
-    if how == "plain":
-        return plain.plain(DerainNet())
-    name, precision = how.split()
-    return AutocastModel({"DerainNet": DerainNet, "LightNet": LightNet}[name](), precision)
+class Model(NamedTuple):
+    """What is measured: `make` gives a new network with the same weights each time."""
+
+    name: str
+    make: Callable[[], nn.Module]
 
 
-def call(work: str, how: str, device: torch.device) -> Callable[[], Any]:
-    """The work as a function of no arguments, all it needs already in place."""
-    net = network(how).to(device)
-    if work[0].isdigit():
-        image = cv2.resize(skimage.data.astronaut(), WORK[work][::-1], interpolation=cv2.INTER_AREA)
-        rainy = to_tensor(np.ascontiguousarray(image))
-        if how == "plain":
-            return torch.inference_mode()(lambda: net(rainy[None].to(device)).derained)
-        derainer = Derainer(net, device, tile=None)  # large images in tiles, as derain.py has them
-        return lambda: derainer.derained(rainy)
-    name, count, side = WORK[work]
-    light = how.startswith("LightNet")
-    recipe = (TEACHERS if name == "SID" else STUDENTS)["Rain200H"]
-    recipe = replace(recipe.with_preset("light") if light else recipe, patch_size=side)
-    stage = (SID if name == "SID" else SSIDKD)(recipe)
-    stage.aux_networks = torch.nn.ModuleDict(stage.make_aux_networks(net))
-    batch = {each: torch.rand(count, 3, side, side).to(device) for each in ("rainy", "clean", "real_rainy")}
-    net = plain.PlainStudent(net) if how == "plain" and name == "SSID-KD" else net
-    optimizer = optimizer_of(recipe, net)
-    return lambda: training_step(stage, net, optimizer, [batch])
+class Figures(NamedTuple):
+    """Seconds of the first run and of the timed ones, peak memory in bytes; or why there are none."""
 
-
-def peak_of(work: str, how: str, machine: Machine) -> float:
-    """Peak memory of one call, from a process of its own, in GB."""
-    words = ["--use_GPU", str(machine.use_GPU), "--peak", work, how]
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{work}, {how} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-    return json.loads(done.stdout.splitlines()[-1]) / 1e9
+    first: float
+    times: list[float]
+    peak: int
+    error: str = ""
 
 
 def main() -> None:
     options = parse(Benchmark(), __doc__)
     device = distributed.device(options)
-    if options.peak:
-        work, how = options.peak
-        call(work, how, device)()
-        print(peak_memory(device))
+    print(f"{hardware(device)}{_driver(device)}, torch {torch.__version__}, {date.today().isoformat()}")
+    if options.loader:
+        measure_loader(options)
         return
-    kinds = ["float32", *["bfloat16"] * (best_precision(device) == "bfloat16")]
-    print(f"{hardware(device)}, torch {torch.__version__}, {date.today().isoformat()}\n")
-    print("| work | network | seconds | times DerainNet's speed | peak memory, GB |\n" + "|---" * 5 + "|")
-    for work in options.only:
-        names = ["LightNet"] if work in ONLY_LIGHT else ["DerainNet", "LightNet"]
-        hows = [*["plain"] * ("DerainNet" in names), *(f"{name} {kind}" for name in names for kind in kinds)]
-        times = in_turn({how: call(work, how, device) for how in hows}, ROUNDS[work], device)
-        base = times.get("DerainNet float32", ())
-        for how in hows:
-            ratios = [a / b for a, b in zip(base, times[how], strict=False)]
-            ratio = Spread.of(ratios) if ratios else ""
-            print(
-                f"| {work} | {how} | {Spread.of(times[how])} | {ratio} | {peak_of(work, how, options):.2f} |"
-            )
+    models = [_from_checkpoint(each) for each in options.logdir] or [_fresh(name) for name in BACKBONES]
+    cuda = device.type == "cuda"
+    sizes = list(zip(options.size[::2], options.size[1::2], strict=True)) or [(256, 256)]
+    sizes += [(1080, 1920)] * (cuda and not options.size)
+    end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    _print_row("model", "parameters", f"MACs, {_shape(sizes[0])}", head=True)
+    for model in models:
+        net = model.make()
+        count = sum(each.numel() for each in net.parameters())
+        _print_row(model.name, f"{count:,}", f"{macs(net, sizes[0]) / 1e9:.1f} G")
+    columns = "first run, s", "seconds", "per second", "times the first model's speed", "peak memory"
+    _print_row("work", "model", "arithmetic", *columns, head=True)
+    for work, how, makers, items in _rows(options, models, sizes, device):
+        if time.monotonic() > end:
+            print(f"\nstopped after --minutes {options.minutes}: before {work}, {how}")
+            break
+        per_reading = STEPS if cuda and work.startswith("step") else 1
+        figures = measure(makers, options.rounds, device, per_reading)
+        base = next(iter(figures.values()))
+        for name, found in figures.items():
+            _print_row(work, name, how, *([found.error] if found.error else _cells(found, base, items)))
+    scope = "allocated by PyTorch on the card" if cuda else "of the process, Python and PyTorch included"
+    print(f"\nSeconds: median (range) of {options.rounds}. Peak memory: {scope}.")
+
+
+def _rows(
+    options: Benchmark, models: Sequence[Model], sizes: Sequence[Sequence[int]], device: torch.device
+) -> Iterator[tuple[str, str, dict[str, Callable[[], Call]], int]]:
+    """Work, arithmetic, what makes the call of each model, and the images or crops of a call."""
+    cuda = device.type == "cuda"
+    fast = ["float32", *["tf32"] * cuda, *["bfloat16"] * (best_precision(device) == "bfloat16")]
+    side, modes = options.patch_size, list(MODES)[: 1 + options.compile * (1 + cuda)]
+    for mode, precision in product(modes, options.precision or fast):  # compiled last: it takes minutes
+        for size in sizes if "images" in options.only and mode == "eager" else ():
+            makers = {m.name: partial(image_call, m, precision, size, device) for m in models}
+            yield f"image {_shape(size)}", precision, makers, 1
+        for batch in options.batch or ((4, 12, 64) if cuda else (4,)) if "steps" in options.only else ():
+            makers = {m.name: partial(step_call, m, precision, mode, options, batch, device) for m in models}
+            yield f"step {options.stage} {batch}x{side}x{side}", f"{precision}, {mode}", makers, batch
+
+
+def image_call(model: Model, precision: str, size: Sequence[int], device: torch.device) -> Call:
+    """Derains one random image, as eval scripts and derain.py do."""
+    distributed.set_arithmetic(precision)
+    torch.backends.cudnn.benchmark = False
+    derainer = Derainer(model.make(), device, precision=precision, tile=None)
+    rainy = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    return lambda: derainer.derained(rainy)
+
+
+def step_call(
+    model: Model, precision: str, mode: str, options: Benchmark, batch: int, device: torch.device
+) -> Call:
+    """Takes one training step on random crops, which lie on the device, by the recipe of the backbone."""
+    distributed.set_arithmetic(precision)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    table, kind = (TEACHERS, SID) if options.stage == "SID" else (STUDENTS, SSIDKD)
+    net: Any = model.make()
+    recipe: Any = table["Rain200H"].with_preset("paper" if isinstance(net, DerainNet) else "light")
+    if MODES[mode]:
+        net.compile_units(mode=MODES[mode])
+    net = AutocastModel(net, precision).to(device)
+    stage: Any = kind(recipe)
+    stage.aux_networks = nn.ModuleDict(stage.make_aux_networks(net)).to(device)
+    optimizer = optimizer_of(recipe, net)
+    shape = batch, 3, options.patch_size, options.patch_size
+    crops = {name: torch.rand(shape, device=device) for name in ("rainy", "clean", "real_rainy")}
+    return lambda: training_step(stage, net, optimizer, [crops])
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def measure(
+    makers: Mapping[str, Callable[[], Call]], rounds: int, device: torch.device, per_reading: int = 1
+) -> dict[str, Figures]:
+    """Figures of each call, timed in turn. One that fails does not end the others."""
+    figures: dict[str, Figures] = {}
+    calls: dict[str, Call] = {}
+    for name, make in makers.items():
+        try:
+            call = make()
+            first = seconds(call, device)
+            reset_peak(device)
+            seconds(call, device)
+            figures[name], calls[name] = Figures(first, [], peak_memory(device)), call
+        except RuntimeError as error:  # out of memory, a kernel or a compiler that is missing
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            figures[name] = Figures(0, [], 0, f"failed: {reason}")
+    for _ in range(rounds):
+        for name, call in calls.items():
+            figures[name].times.append(seconds(call, device, per_reading))
+    return figures
+
+
+def seconds(call: Call, device: torch.device, count: int = 1) -> float:
+    """Of one call, on the mean of `count` in a row."""
+    finished = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    finished()
+    began = time.perf_counter()
+    for _ in range(count):
+        call()
+    finished()
+    return (time.perf_counter() - began) / count
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):  # Linux; elsewhere the peak is that of the whole run
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, since `reset_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # not ru_maxrss where it can be avoided: a process inherits its parent's
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(found[1])
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def macs(net: nn.Module, size: Sequence[int]) -> int:
+    """Of one image of `size` (H, W), without computing it."""
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad():
+        net(torch.empty(1, 3, *size, device=next(net.parameters()).device))
+    return counter.get_total_flops() // 2
+
+
+def measure_loader(options: Benchmark) -> None:
+    """Crops per second of processor time, collating included, once the images are decoded."""
+    _print_row("recipe", "crops", "crops per second of one core", head=True)
+    for name in options.loader:
+        recipe = PHOTOGRAPHS["SID"] if name == "photographs" else TEACHERS[name].with_preset("light")
+        folders = {
+            field: tuple(options.datasets / each.name for each in getattr(recipe, field))
+            for field in ("data_path", "streaks", "backgrounds")
+        }
+        cache = ImageCache("on")
+        crops = pair_crops(replace(recipe, hold_back=0, **folders), cache)  # type: ignore[arg-type]
+        for path in cache._slots:
+            cache(path)
+        count, paces = 512 // recipe.batchSize, []
+        for number in range(options.rounds):
+            steps = range(number * count, (number + 1) * count)
+            began = time.process_time()
+            stream = BatchStream(len(crops), recipe.batchSize, tag=crops.tag, steps=steps)
+            drawn = sum(len(batch["rainy"]) for batch in loader(crops, stream))
+            paces.append(drawn / (time.process_time() - began))
+        _print_row(name, f"{recipe.patch_size}x{recipe.patch_size}", _spread(paces))
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+
+
+def _fresh(name: str) -> Model:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return BACKBONES[name]()
+
+    return Model(name, make)
+
+
+def _from_checkpoint(logdir: Path) -> Model:
+    path = find_checkpoint(logdir, "train one, or give another --logdir")
+    content = load_checkpoint(path)
+    method = content["recipe"].get("stage", "unknown")
+    return Model(escape_unprintable(f"{method}, {path}"), lambda: network_from(content, path))
+
+
+def _cells(found: Figures, base: Figures, items: int) -> tuple[str, ...]:
+    ratios = [a / b for a, b in zip(base.times, found.times, strict=False)]  # none where the first failed
+    pace = items / statistics.median(found.times)
+    ratio = f"{statistics.median(ratios):.3g}" if ratios else ""
+    return f"{found.first:.3g}", _spread(found.times), f"{pace:.3g}", ratio, f"{found.peak / 1e9:.2f} GB"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The median, and the range."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def _shape(size: Sequence[int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _print_row(*cells: str, head: bool = False) -> None:
+    line = f"| {' | '.join(cells)} |"
+    print(f"\n{line}\n{'|---' * len(cells)}|" if head else line, flush=True)
+
+
+def _driver(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    query = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f", driver and memory {found[0]}, CUDA {torch.version.cuda}"
 
 
 if __name__ == "__main__":

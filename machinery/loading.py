@@ -253,7 +253,7 @@ class Batches:
             loader(source, stream, workers=self.workers, pin_memory=self.device.type == "cuda")
             for source, stream in zip(self.sources, self.streams, strict=True)
         ]
-        # a tensor: CUDA would multiply by the inverse of a Python number, unlike `to_tensor`'s division
+        # a tensor: instead of dividing by a Python number CUDA multiplies by its inverse, which rounds twice
         white = torch.full((), 255.0, device=self.device)
         parts: list[dict[str, torch.Tensor]] = []
         for each in zip(*loaders, strict=True):

@@ -2,7 +2,7 @@
 
 Maps are concatenated and then fused at the finest resolution, every resizing is an interpolation, every
 activation a new tensor, pooling is three-dimensional, windows are dense, and synthetic and real images take
-two passes. The tests take it as their oracle, and benchmarks/run.py as the measure of speed and memory.
+two passes. The tests take it as their oracle.
 
 One thing of the released network is left out here too: its five fusions that feed nothing. They take 0.25 %
 of its multiplications, so that the ratios are, if anything, a little too small.

@@ -258,9 +258,8 @@ def test_recombined_crops_are_a_layer_on_another_background(pairs: PairSet, tmp_
 def test_an_enlarged_window_lies_within_its_layer_and_reaches_all_of_it(zoom: float) -> None:
     across, down = np.meshgrid(np.arange(100), np.arange(70))
     for ramp, axis, length in ((across, 1, 100), (down, 0, 70)):
-        warps = [
-            _random_warp(ramp.shape, 32, 0.0, zoom, rng) for rng in map(np.random.default_rng, range(200))
-        ]
+        rngs = map(np.random.default_rng, range(200))
+        warps = [_random_warp(ramp.shape, 32, 0.0, zoom, rng) for rng in rngs]
         windows = [_warped(100 * ramp[part], warp, 32) / 100 for warp, part in warps]
         for each in windows:  # beyond its edge, by half a pixel at most, a layer is mirrored
             assert np.allclose(np.diff(each[:-1, :-1], axis=axis), 1 / zoom, atol=0.05)

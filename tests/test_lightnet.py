@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.run import macs
 from config import LIGHT as RECIPE
 from evaluation import score
 from inference import Derainer
@@ -15,7 +16,6 @@ from machinery.checkpoints import load_checkpoint
 from networks import DerainNet
 from tests.small import CPU, LIGHT, assert_same_weights, evaluation, lines, student, teacher, trained
 from tests.test_training import a_run_stopped_after_three
-from tools.cost import macs
 
 
 def test_it_is_as_small_and_as_cheap_as_it_says():

@@ -77,7 +77,8 @@ def test_no_checkpoint_steers_a_terminal_or_a_table(tmp_path, capsys):
     torch.save(content, path)
     scores = score(evaluation(tmp_path), CPU)
     assert ESCAPE not in json.dumps(scores, ensure_ascii=False) + capsys.readouterr().out
-    done = run_in([sys.executable, "tools/cost.py", "--logdir", path, "--size", "32,32", "--rounds", "1"])
+    words = ["--only", "images", "--size", "32,32", "--rounds", "1"]
+    done = run_in([sys.executable, "benchmarks/run.py", "--logdir", path, *words])
     assert done.returncode == 0 and "\x1b" not in done.stdout
 
 

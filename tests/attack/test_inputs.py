@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from hypothesis import strategies as st
 
+from benchmarks.run import Benchmark
 from config import EVALUATIONS, STUDENTS, TEACHERS, Training
 from datasets.catalogue import CATALOGUE
 from datasets.check import check_split, missing_names
@@ -38,7 +39,6 @@ from machinery.options import Machine, parse, to_dict, validate
 from tests import layouts
 from tests.attack.conftest import Budget
 from tests.small import ROOT
-from tools.cost import Cost
 from utils import (
     MOST_PIXELS,
     UserError,
@@ -313,7 +313,13 @@ def test_any_tree_is_read_or_told_and_left_as_it_is(budget: Budget, tmp_path: Pa
 
 # --------------------------------------------------------------------------------------------------- options
 
-RECORDS: list[Machine] = [*TEACHERS.values(), *STUDENTS.values(), *EVALUATIONS.values(), Derain(), Cost()]
+RECORDS: list[Machine] = [
+    *TEACHERS.values(),
+    *STUDENTS.values(),
+    *EVALUATIONS.values(),
+    Derain(),
+    Benchmark(),
+]
 # fmt: off
 WORDS = st.one_of(
     st.sampled_from([

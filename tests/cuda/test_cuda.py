@@ -1,26 +1,34 @@
-"""What only a card can show; skipped where there is none. On a machine that has one `make test` is the proof.
+"""What only a CUDA card can show; skipped without one. `make card` runs it.
 
-No line of the project has run on a card yet. What was predicted of one stands in benchmarks/README.md.
+No line of the project has run on a card yet. Estimates for one are in benchmarks/README.md.
 """
 
 import copy
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sized
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import skimage.data
 import torch
 
 import losses
 from backbones import AutocastModel
 from config import STUDENTS, TEACHERS
 from engine import optimizer_of, training_step
-from lightnet import LightNet
+from inference import DEFAULT_MODEL, Derainer
+from lightnet import Block, Level, LightNet
 from machinery.checkpoints import load_checkpoint
-from machinery.distributed import set_arithmetic
+from machinery.distributed import World, set_arithmetic
+from machinery.loading import Batches
+from metrix_code.psnr import psnr
 from networks import Conv, DerainNet
 from stages import SID, SSIDKD
 from tests import plain
-from tests.small import LIGHT, assert_same_weights, run_script, student, teacher
+from tests.small import LIGHT, ROOT, assert_same_weights, run_script, student, teacher
+from utils import read_image, write_image
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 CARD = torch.device("cuda")
@@ -44,15 +52,17 @@ def a_batch(device="cpu"):
     return {name: torch.rand(2, 3, 64, 64).to(device) for name in ("rainy", "clean", "real_rainy")}
 
 
-def step_of(net, name="SID"):
-    """What trains a network on the card by a step, and gives the terms."""
+def step_of(net, name="SID", **changes):
+    """A function that trains `net` by one step on the card and returns the terms."""
     kind, recipe = STAGES[name]
-    stage, optimizer, here = kind(recipe), optimizer_of(recipe, net), a_batch(CARD)
+    stage, here = kind(replace(recipe, **changes)), a_batch(CARD)
+    stage.aux_networks = torch.nn.ModuleDict(stage.make_aux_networks(net)).to(CARD)
+    optimizer = optimizer_of(stage.recipe, net)
     return lambda: training_step(stage, net, optimizer, [here])
 
 
 def away(ours, exact):
-    """The length of the difference, as a share of the exact one's."""
+    """Relative L2 error."""
     exact = exact.detach().double().cpu()
     return ((ours.detach().double().cpu() - exact).norm() / exact.norm()).item()
 
@@ -107,12 +117,13 @@ def test_the_dark_channels_gradient_is_that_of_three_dimensional_pooling():
     assert away(ours, expected) <= 1e-6
 
 
+@pytest.mark.parametrize("backbone", NETWORKS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_every_map_lies_channels_last_and_every_gradient_as_its_weight(precision):
-    net, lies = AutocastModel(NETWORKS["DerainNet"](), precision).to(CARD), []
+def test_every_map_lies_channels_last_and_every_gradient_as_its_weight(backbone, precision):
+    net, lies = AutocastModel(NETWORKS[backbone](), precision).to(CARD), []
     how = {"memory_format": torch.channels_last}
     for module in net.modules():
-        if isinstance(module, Conv):
+        if isinstance(module, (Conv, Block, Level)):
             module.register_forward_hook(lambda _, x, made: lies.append(made.is_contiguous(**how)))
     step_of(net)()
     assert lies and all(lies)
@@ -120,8 +131,10 @@ def test_every_map_lies_channels_last_and_every_gradient_as_its_weight(precision
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_no_step_waits_for_the_card(name):
-    step = step_of(AutocastModel(NETWORKS["DerainNet"](), "bfloat16").to(CARD), name)
+@pytest.mark.parametrize("backbone", NETWORKS)
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "ema": 0.999, "clip": 1.0}])
+def test_no_step_waits_for_the_card(backbone, name, changes):
+    step = step_of(AutocastModel(NETWORKS[backbone](), "bfloat16").to(CARD), name, **changes)
     step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -131,20 +144,64 @@ def test_no_step_waits_for_the_card(name):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_compiled_units_give_the_same_losses():
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_compiled_units_give_the_same_losses(backbone, mode):
     logged = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        net = NETWORKS["DerainNet"]()
+        net = NETWORKS[backbone]()
         if compiled:
-            net.compile_units()
+            net.compile_units(mode=mode)
         step = step_of(AutocastModel(net).to(CARD))
-        logged.append([step()["total"].item() for _ in range(3)])
+        logged.append([step()["total"].item() for _ in range(5)])
     assert logged[0] == pytest.approx(logged[1], rel=2e-2)
 
 
+def test_crops_become_the_same_floats_as_on_a_cpu():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16).contiguous()
+
+    class Levels(Sized):
+        tag = 0
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, key):
+            return {"rainy": levels[0]}
+
+    how = {"batch_size": 1, "accumulate": 1, "seed": 0, "workers": 1}
+    on_card, on_cpu = (
+        next(iter(Batches([Levels()], World(0, 1, device), range(1), **how)))[0]["rainy"]
+        for device in (CARD, torch.device("cpu"))
+    )
+    assert on_card.is_cuda and torch.equal(on_card.cpu(), on_cpu)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_shipped_model_scores_as_on_a_cpu(precision):
+    rainy = skimage.data.astronaut()[:320, :480]
+    ours, exact = (
+        Derainer.open(DEFAULT_MODEL, device, precision=how)(rainy)
+        for device, how in ((CARD, precision), (torch.device("cpu"), "float32"))
+    )
+    assert psnr(ours, exact) > (60 if precision == "float32" else 45)
+
+
+def test_derain_py_gives_what_it_gives_on_a_cpu(tmp_path):
+    write_image(tmp_path / "in/1.png", skimage.data.astronaut())
+    for name in ("True", "False"):
+        words = ["--save_path", tmp_path / name, "--use_GPU", name, "--precision", "float32"]
+        line = [sys.executable, "derain.py", tmp_path / "in", *words]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    (ours,), (exact,) = (list((tmp_path / name).rglob("1*.png")) for name in ("True", "False"))
+    assert psnr(read_image(ours), read_image(exact)) > 50
+
+
 def scripts(recipe, name, **changes):
-    done = run_script(f"train_{name}.py", recipe, **{"use_GPU": True, **changes})
+    """Trains in a process of its own, with loader workers."""
+    done = run_script(f"train_{name}.py", recipe, **{"use_GPU": True, "workers": 2, **changes})
     assert done.returncode == 0, done.stderr
 
 
