@@ -330,7 +330,8 @@ class DerainNet(nn.Module):
     def compile_units(self, backend: str | Callable = "inductor", mode: str | None = None) -> None:
         """Compile each stage's unit instead of the whole network: small graphs compile fast.
 
-        mode: of torch.compile. dynamic=False: inductor fails on the graph for all sizes that torch tries from the second size on.
+        `mode` is torch.compile's. dynamic=False: inductor fails on the graph for all sizes, which torch tries
+        from the second size on.
         """
         for stage in self.modules():
             if isinstance(stage, DenseFeatures):

@@ -177,7 +177,7 @@ def test_what_is_no_number_ends_the_evaluation_and_the_scores_so_far_are_kept(tm
         return output if len(seen) == 1 else output._replace(derained=output.derained * torch.nan)
 
     monkeypatch.setattr(AutocastModel, "forward", broken_from_the_second_on)
-    with pytest.raises(UserError, match=r"net_latest makes of an image what is no number") as refused:
+    with pytest.raises(UserError, match=r"net_latest produced NaN or Inf") as refused:
         scored()
     assert "\n" not in str(refused.value)
     scores = read_scores(tmp_path / "results/scores.json")
