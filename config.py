@@ -425,7 +425,7 @@ PHOTOGRAPHS = {
         dataset="photographs",
         save_path=Path("trained_model/photographs"),
         weights=Path("trained_model/Rain800-light"),  # a model that removes rain already
-        # its best by held-back pairs, net_best, was at 6,000: see REPRODUCTION.md
+        # its best by held-back pairs, net_best, was at 6,000: see docs/experiments.md
         **LIGHT_TEACHER | LAYERS | MANY_RAINS | {"steps": 10_000},
     ),
     "SSID-KD": Student(

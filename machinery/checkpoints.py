@@ -153,7 +153,8 @@ def refuse_unless_resumable(
     """
     remedy = "or start again without --resume"
     if "training" not in content:
-        raise UserError(f"{path} holds only the network: start from it with --weights or --teacher instead")
+        start = "--teacher" if "teacher" in given else "--weights"
+        raise UserError(f"{path} holds only the network: start from it with {start} instead")
     saved = content["recipe"]
     was, here = (f"{recipe.get('stage')} on {recipe.get('dataset')}" for recipe in (saved, given))
     if was != here:

@@ -87,6 +87,14 @@ def test_a_score_says_what_it_is_of(folder):
     assert exact == pytest.approx(rounded, abs=0.1) and exact != rounded
 
 
+def test_the_training_set_is_named_though_a_checkpoint_records_one_folder_as_a_text(folder, tmp_path, scored):
+    content = load_checkpoint(folder / "teacher/net_latest")
+    content["recipe"] |= {"data_path": str(tmp_path), "real_path": "datasets/Real"}
+    torch.save(content, tmp_path / "net_latest")
+    labels = scored(logdir=tmp_path / "net_latest")["trained_on"]
+    assert (labels["dataset"], labels["real_path"]) == ("Rain200H", ["datasets/Real"])
+
+
 def test_a_released_checkpoint_is_a_model_as_ours(tmp_path):
     released = {"net": released_weights(), "clock_net": 78_000, "opt_net": {"state": {}}}
     torch.save(released, tmp_path / "net_latest")

@@ -146,7 +146,7 @@ TABLE = [
     Row("nothing to resume", nothing, TRAIN + " --resume",
         "{here}/new/net_latest does not exist: start without --resume"),
     Row("the network alone", content(training=None), RESUME,
-        ONCE + " holds only the network: start from it with --weights or --teacher instead"),
+        ONCE + " holds only the network: start from it with --weights instead"),
     Row("an average to go on with", nothing, RESUME + " --ema 0.9",
         ONCE + " was started with --ema 0.0, not 0.9: ..."),
     # ---- places, rights
