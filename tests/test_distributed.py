@@ -93,7 +93,9 @@ OURS = {**LIGHT, "ema": 0.9, "clip": 1.0, "cosine": True}
 MUON = {**OURS, "optimizer": "muon", "context": True, "late_start": 0.4, "late_patch_size": 40}
 
 
-@pytest.mark.parametrize(("make", "weights"), [(teacher, {}), (student, HEAVY), (teacher, OURS), (teacher, MUON)])
+@pytest.mark.parametrize(
+    ("make", "weights"), [(teacher, {}), (student, HEAVY), (teacher, OURS), (teacher, MUON)]
+)
 def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path, make, weights) -> None:
     one = make(data, save_path=tmp_path / "one", steps=3, val_every=1, **weights)
     trained(one)
