@@ -8,6 +8,7 @@ the source). measured: from the scores.json files below --results. A cell that n
 """
 
 import csv
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from datasets.catalogue import columns, printed
 from machinery.options import Options, option, parse
 from metrix_code.metrics import METRICS, Metric
 from metrix_code.scores import SCORES, UNKNOWN, read_scores
-from utils import UserError, escape_unprintable, file_errors, run
+from utils import UserError, escape_unprintable, run
 
 KINDS = ("published", "reproduced", "measured")
 RAINY = "rainy input"
@@ -48,6 +49,10 @@ class Cell:
     source: str = ""
     images: int = 0  # how many were scored
     model: str = ""  # checkpoint and step
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        return self.dataset, self.method, self.model, self.protocol
 
     def __str__(self) -> str:
         return "\n".join([" / ".join(self.scores.values()), *self.remarks])
@@ -107,34 +112,33 @@ def published(dataset: str, method: str) -> list[str]:
 
 def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
     """The cells of one scores.json: the method in each protocol, and the rainy input."""
-    protocols: dict[tuple[str, str], list[Metric]] = {}
+    protocols: dict[str, list[Metric]] = {}
     for metric in METRICS.values():
         if metric.in_tables:
-            protocols.setdefault((metric.protocol, metric.against), []).append(metric)
+            protocols.setdefault(metric.protocol, []).append(metric)
     cells = []
-    for of_rainy in (False, True):
-        for (protocol, _), metrics in protocols.items():
-            keys = [metric.rainy_key if of_rainy else metric.key for metric in metrics]
-            values = [scores["mean"].get(key) for key in keys]
-            if all(value is None for value in values):
-                continue
-            images = min(sum(image.get(key) is not None for image in scores["images"]) for key in keys)
-            cells.append(
-                Cell(
-                    dataset=_dataset(scores),
-                    method=RAINY if of_rainy else _method(scores),
-                    kind="measured",
-                    protocol=protocol,
-                    scores={
-                        metric.title.lower(): "" if value is None else metric.text(value)
-                        for metric, value in zip(metrics, values, strict=True)
-                    },
-                    remarks=_remarks(scores, keys, images, of_rainy),
-                    source=_source(path, scores),
-                    images=images,
-                    model="" if of_rainy else f"{scores.get('checkpoint')} {scores.get('checkpoint_step')}",
-                )
+    for of_rainy, (protocol, metrics) in itertools.product((False, True), protocols.items()):
+        keys = [metric.rainy_key if of_rainy else metric.key for metric in metrics]
+        means = [scores["mean"].get(key) for key in keys]
+        if all(mean is None for mean in means):
+            continue
+        images = min(sum(image.get(key) is not None for image in scores["images"]) for key in keys)
+        cells.append(
+            Cell(
+                dataset=_dataset(scores),
+                method=RAINY if of_rainy else _method(scores),
+                kind="measured",
+                protocol=protocol,
+                scores={
+                    metric.title.lower(): "" if mean is None else metric.text(mean)
+                    for metric, mean in zip(metrics, means, strict=True)
+                },
+                remarks=_remarks(scores, keys, images, of_rainy),
+                source=_source(path, scores),
+                images=images,
+                model="" if of_rainy else f"{scores.get('checkpoint')} {scores.get('checkpoint_step')}",
             )
+        )
     return cells
 
 
@@ -151,15 +155,10 @@ def gather(results: Path) -> tuple[list[Cell], list[Cell]]:
     for path in paths:
         try:
             scores = read_scores(path)
-            with file_errors(path, "evaluate again", kinds=(ValueError, KeyError, TypeError, AttributeError)):
-                found = measured(path, scores)
         except UserError as error:
             print(f"skipped: {error}", file=sys.stderr)
-            continue
-        if not found:
-            print(f"skipped: {path} contains no scores", file=sys.stderr)
-        cells = simulated if scores["simulated"] else benchmarks
-        cells += found
+        else:
+            (simulated if scores["simulated"] else benchmarks).extend(measured(path, scores))
     return _without_repeats(benchmarks), _without_repeats(simulated)
 
 
@@ -186,17 +185,11 @@ def tables(results: Path, kinds: Sequence[str] = KINDS, protocol: str = "all") -
 
 def _without_repeats(cells: list[Cell]) -> list[Cell]:
     """Without a model's part of a set if more of it was scored too, and without equal rows of one model."""
-
-    def alike(one: Cell, other: Cell) -> bool:
-        keys = ("dataset", "method", "model", "protocol")
-        return all(getattr(one, key) == getattr(other, key) for key in keys)
-
-    return [
-        cell
-        for number, cell in enumerate(cells)
-        if not any(alike(cell, other) and other.images > cell.images for other in cells)
-        and not any(alike(cell, other) and cell.scores == other.scores for other in cells[:number])
-    ]
+    fullest: dict[tuple[str, ...], int] = {}
+    for cell in cells:
+        fullest[cell.evaluated] = max(cell.images, fullest.get(cell.evaluated, 0))
+    kept = [cell for cell in cells if cell.images == fullest[cell.evaluated]]
+    return list({(cell.evaluated, *cell.scores.values()): cell for cell in kept}.values())
 
 
 def _dataset(scores: dict[str, Any]) -> str:
@@ -290,9 +283,10 @@ def _notes(table: Table) -> list[str]:
         source, _, place = (cell.source, "", "") if cell.kind == "measured" else cell.source.partition(", ")
         sets, places = origins.setdefault((cell.kind, source), ({}, {}))
         sets[cell.dataset] = places[place] = None
-    notes = []
-    for (kind, source), (sets, places) in origins.items():
-        notes.append(f"{kind}, {', '.join(sets)}: {', '.join(filter(None, (source, *places)))}")
+    notes = [
+        f"{kind}, {', '.join(sets)}: {', '.join(filter(None, (source, *places)))}"
+        for (kind, source), (sets, places) in origins.items()
+    ]
     return [*notes, *table.notes]
 
 
@@ -308,8 +302,6 @@ class Tables(Options):
 
 def main() -> None:
     options = parse(Tables(), __doc__)
-    if not options.results.is_dir():
-        print(f"{options.results} is not a folder: nothing measured", file=sys.stderr)
     found = tables(options.results, options.kinds, options.protocol)
     if options.format == "csv":
         write_csv(found)
