@@ -4,12 +4,12 @@ For a row in the tables use an eval script instead: `eval_Rain200H.py --derained
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.pairs import match, refuse_shift
 from machinery.options import Options, option, parse
-from metrix_code.metrics import METRICS
 from metrix_code.protocol import PROTOCOLS, mean
 from utils import UserError, escape_unprintable, join_names, list_images, read_image
 
@@ -29,14 +29,15 @@ class DerainedAndClean(Derained):
     protocol: str = option("RGB", "what is scored, see protocol.py", PROTOCOLS)
 
 
-def main(title: str, description: str | None) -> None:
-    """Prints the scores of a folder by the metric of this `title`, "PSNR", "SSIM" or "NIQE".
+def main(
+    metric: Callable[..., float], title: str, digits: int, description: str | None, needs_clean: bool = True
+) -> None:
+    """Prints the score of each image of a folder, with so many `digits` after the point, and their mean.
 
     Raises UserError at the end if an image could not be scored; the others are.
     """
-    options = parse(Derained() if title == "NIQE" else DerainedAndClean(), description)
-    protocol = options.protocol if isinstance(options, DerainedAndClean) else "LIVE, Y"
-    metric = next(each for each in METRICS.values() if (each.title, each.protocol) == (title, protocol))
+    options = parse(DerainedAndClean() if needs_clean else Derained(), description)
+    protocol = (options.protocol,) if isinstance(options, DerainedAndClean) else ()
     derained = images_in(options.res_path, "--res_path")
     pairs: list[tuple[Path, ...]] = [(path,) for path in derained]
     if isinstance(options, DerainedAndClean):
@@ -45,17 +46,18 @@ def main(title: str, description: str | None) -> None:
     for paths in pairs:
         name = escape_unprintable(paths[0].name)
         try:
-            value = metric(*map(read_image, paths))
+            value = metric(*map(read_image, paths), *protocol)
         except UserError as error:
             failures.append(f"{paths[0]}: {error}")
             print(f"{name}  not scored: {error}", file=sys.stderr)
         else:
             values.append(value)
-            print(f"{name}  {metric.text(value)}")
+            print(f"{name}  {value:.{digits}f}")
     average, infinite = mean(values)
     if average is not None:
         perfect = f"; {infinite} identical to the clean image (inf), not in the average" if infinite else ""
-        print(f"average {metric.name} of {len(values)} images: {metric.text(average)}{perfect}")
+        name = f"{title} ({', '.join(protocol) or 'LIVE, Y'})"
+        print(f"average {name} of {len(values)} images: {average:.{digits}f}{perfect}")
     if failures:
         raise UserError(f"{len(failures)} of {len(pairs)} images were not scored: {failures[0]}")
 

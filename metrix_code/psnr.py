@@ -30,4 +30,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main("PSNR", __doc__))
+    run(lambda: main(psnr, "PSNR", 3, __doc__))

@@ -51,4 +51,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main("SSIM", __doc__))
+    run(lambda: main(ssim, "SSIM", 4, __doc__))
