@@ -8,6 +8,7 @@ import abc
 import bisect
 import copy
 import itertools
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -182,11 +183,10 @@ def _random_warp(
     centre = [rng.uniform(min(reach, length) / 2, length - min(reach, length) / 2) for length in lengths]
     warp = cv2.getRotationMatrix2D(centre, angle, zoom)
     warp[:, 2] += np.subtract(size / 2, centre)
-    corners = np.array([(x, y, 1) for x in (0, size) for y in (0, size)])
-    places = corners @ cv2.invertAffineTransform(warp).T
-    window = list(map(_reflected, places.min(axis=0), places.max(axis=0), lengths))
-    warp[:, 2] += warp[:, :2] @ [each.start for each in window]
-    return warp, (window[1], window[0])
+    half = reach / 2 * (abs(math.cos(math.radians(angle))) + abs(math.sin(math.radians(angle))))
+    columns, rows = (_reflected(c - half, c + half, side) for c, side in zip(centre, lengths, strict=True))
+    warp[:, 2] += warp[:, :2] @ (columns.start, rows.start)
+    return warp, (rows, columns)
 
 
 def _reflected(low: float, high: float, length: int) -> slice:

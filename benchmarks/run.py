@@ -291,13 +291,17 @@ def _from_checkpoint(logdir: Path) -> Model:
 def _cells(found: Figures, base: Figures, items: int) -> tuple[str, ...]:
     ratios = [a / b for a, b in zip(base.times, found.times, strict=False)]  # none where the first failed
     pace = items / statistics.median(found.times)
-    ratio = f"{statistics.median(ratios):.3g}" if ratios else ""
-    return f"{found.first:.3g}", _spread(found.times), f"{pace:.3g}", ratio, f"{found.peak / 1e9:.2f} GB"
+    ratio = _number(statistics.median(ratios)) if ratios else ""
+    return _number(found.first), _spread(found.times), _number(pace), ratio, f"{found.peak / 1e9:.2f} GB"
 
 
 def _spread(values: Sequence[float]) -> str:
     """The median, and the range."""
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+    return "{} ({} to {})".format(*map(_number, (statistics.median(values), min(values), max(values))))
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def _shape(size: Sequence[int]) -> str:
