@@ -167,16 +167,13 @@ def _extended(image: np.ndarray, size: int) -> np.ndarray:
     return image
 
 
-Window = tuple[slice, slice]  # rows, columns
-
-
 def _random_warp(
     shape: Sequence[int], size: int, angle: float, zoom: float, rng: np.random.Generator
-) -> tuple[np.ndarray, Window]:
+) -> tuple[np.ndarray, tuple[slice, slice]]:
     """A random window of an image, rotated by `angle` degrees and enlarged `zoom` times to `size`.
 
-    Returns the matrix (2, 3) for cv2.warpAffine, and the part of the image that it reads: nothing else of a
-    layer need be computed.
+    Returns the matrix (2, 3) for cv2.warpAffine, and the rows and columns that it reads: the rest of a layer
+    need not be computed.
     """
     lengths = shape[1::-1]  # width, height
     reach = size / zoom  # in pixels of the image

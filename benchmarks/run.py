@@ -138,7 +138,7 @@ def main() -> None:
 
 def _rows(
     options: Benchmark, models: Sequence[Model], sizes: Sequence[Sequence[int]], device: torch.device
-) -> Iterator[tuple[str, str, dict[str, Callable[[], Call]], int]]:
+) -> Iterator[tuple[str, str, Mapping[str, Callable[[], Call]], int]]:
     """Work, arithmetic, what makes the call of each model, and the images or crops of a call."""
     cuda = device.type == "cuda"
     fast = ["float32", *["tf32"] * cuda, *["bfloat16"] * (best_precision(device) == "bfloat16")]

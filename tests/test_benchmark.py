@@ -1,6 +1,7 @@
 """The benchmark: MACs counted by hand and as the tables of others count them; what each row says."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_two_checkpoints_are_measured_in_turn(models, rows, monkeypatch):
 
         def noted(model, *how, call=call):
             real = call(model, *how)
-            return lambda: (run_.append(model.name), real())
+            return lambda: [run_.append(model.name), real()]  # type: ignore[func-returns-value]
 
         monkeypatch.setattr(benchmark, name, noted)
     found, out = rows("--logdir", *models, *SMALL, "--precision", "float32")
@@ -125,7 +126,9 @@ def test_time_is_the_median_pace_and_ratio_follow_and_memory_is_in_gigabytes(mod
     [("tf32", "eager"), ("bfloat16", "compiled"), ("float32", "compiled, CUDA graphs")],
 )
 def test_a_row_runs_what_it_says(models, monkeypatch, precision, mode):
-    seen, compiled, nets = [], [], []
+    seen: list[str] = []
+    compiled: list[str | None] = []
+    nets: list[Any] = []
     monkeypatch.setattr(benchmark.distributed, "set_arithmetic", seen.append)
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compiled.append(how["mode"]))
     monkeypatch.setattr(benchmark, "training_step", lambda stage, net, *_: nets.append(net))
