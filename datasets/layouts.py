@@ -329,7 +329,7 @@ def recognised(found: PairSet) -> str:
         names = {entry.list_file: entry.name for entry in CATALOGUE.values()}
         if name := names.get(found.pairs.list_file.name):
             return name
-    named = next((name for each in _inside_out(found.root) if (name := claimed_by(each))), "")
+    named = next(filter(None, map(claimed_by, _inside_out(found.root))), "")
     sides = [side.path.parent for side in found.pairs[0][1:] if side]
     within = [
         side.relative_to(found.root).as_posix().lower() for side in sides if side.is_relative_to(found.root)
