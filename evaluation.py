@@ -373,7 +373,7 @@ def describe_model(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
 
 def warnings_of(found: PairSet, labels: Mapping[str, Any], options: Evaluation) -> list[str]:
     # unreadable images are reported when they are scored
-    lines = check_pairs(found, failed=lambda error: None) if options.labelled else list(found.warnings)
+    lines = check_pairs(found) if options.labelled else list(found.warnings)
     if not labels["simulated"] and labels["dataset"] != options.dataset:
         lines.append(f"scored as {labels['dataset']}, not as {options.dataset}: see --set_name")
     if labels["seen"]:

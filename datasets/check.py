@@ -76,7 +76,7 @@ def check_split(dataset: str, split: str, path: Path) -> list[str]:
         return [f"{found.root} holds no pairs", *wrong]
     expected = CATALOGUE[dataset].counts[split]
     print(f"{dataset} {split}: {found.describe()}, officially {expected:,}")
-    wrong += check_pairs(found, failed=lambda _: None)  # unreadable images come below
+    wrong += check_pairs(found)
     names, missing = [], list[str]()
     if not isinstance(found.pairs, ListedPairs):
         names = [pair.name for pair in found.pairs] + [image.stem for image in lone_rainy]

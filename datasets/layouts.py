@@ -127,17 +127,16 @@ def two_prefixes(folder: Folder, _: SplitQuery) -> LayoutMatch | None:
 
 def parts_side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     """Rain1200's training set: a folder for each density, with side-by-side images in it or one deeper."""
-    known = ((entry, folder.named(entry.parts)) for entry in CATALOGUE.values())
-    entry, parts = next(filter(lambda each: each[1], known), (None, []))
-    if not entry:
-        return None
-    origin = f"{entry.name}, {', '.join(part.name for part in parts)}"
-    return _side_by_side(
-        folder.path,
-        origin,
-        query.half_of(entry),
-        lambda: [path for part in parts for path in _images_in(part, *Folder(part).folders)],
-    )
+    for entry in CATALOGUE.values():
+        if parts := folder.named(entry.parts):
+            origin = f"{entry.name}, {', '.join(part.name for part in parts)}"
+            return _side_by_side(
+                folder.path,
+                origin,
+                query.half_of(entry),
+                lambda: [path for part in parts for path in _images_in(part, *Folder(part).folders)],
+            )
+    return None
 
 
 def side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
@@ -149,8 +148,8 @@ def side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     known.sort(key=lambda entry: not entry.claims(names))  # the folder's own name before the requested set
     entry = MERGED if _all_norain(folder) else [*known, Entry("unknown set")][0]
     half = query.half_of(entry)
-    if not half:  # unreadable images are ignored here and reported when they are read
-        swapped = looks_swapped(_halves(folder.path, folder.images, "left"), failed=lambda _: None)
+    if not half:
+        swapped = looks_swapped(_halves(folder.path, folder.images, "left"))
         half = f"{'right' if swapped else 'left'} as measured"
     return _side_by_side(folder.path, entry.name, half, lambda: folder.images)
 
@@ -319,9 +318,8 @@ def _hint(folder: Folder, split: str) -> str:
     for each in (folder, *(Folder(path) for path in folder.folders if split_of(path) == split)):
         if each.images:
             return f": the {len(each.images):,} images in {each.path} are not pairs side by side"
-        with file_errors(each.path, done="listed"):
-            if not any(each.path.iterdir()):
-                return f": {each.path} is empty"
+        if not each.folders:
+            return f": {each.path} holds neither images nor folders"
     return ""
 
 
@@ -331,7 +329,7 @@ def recognised(found: PairSet) -> str:
         names = {entry.list_file: entry.name for entry in CATALOGUE.values()}
         if name := names.get(found.pairs.list_file.name):
             return name
-    named = next((name for each in _inside_out(found.root) if (name := claimed_by(each))), "")
+    named = next(filter(None, map(claimed_by, _inside_out(found.root))), "")
     sides = [side.path.parent for side in found.pairs[0][1:] if side]
     within = [
         side.relative_to(found.root).as_posix().lower() for side in sides if side.is_relative_to(found.root)
@@ -393,16 +391,14 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
         listed = ListedPairs(tops[0], labelled=False)
         return PairSet(f"rainy images of {tops[0].name}", tops[0].parent, listed, (), dataset)
     training, warnings = option == "--real_path", list[str]()
-    halves: dict[Path, str | None] = {}  # of the folders around single files
     refs: list[ImageRef] = []
     for top in tops:
         known = len(warnings)
         if top.suffix == ".txt":
             found = [pair.rainy for pair in ListedPairs(top, labelled=False)]
         elif is_file(top):
-            if top.parent not in halves:
-                halves[top.parent] = _half_to_take(Folder(top.parent), training, warnings)
-            found = [ImageRef(top, half) for half in (halves[top.parent],) if half is not None]
+            half = _half_to_take(Folder(top.parent), training, warnings)
+            found = [] if half is None else [ImageRef(top, half)]
         else:
             found = _images_below(_existing(top, option), training, warnings)
         if not found:
@@ -418,7 +414,7 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     if expected and len(refs) != expected:
         warnings.append(f"{root} holds {len(refs):,} images; {dataset} officially has {expected:,}")
     pairs = [Pair(name, ref, None) for name, ref in zip(names, refs, strict=True)]
-    return PairSet("unlabelled", root, pairs, tuple(warnings), dataset)
+    return PairSet("unlabelled", root, pairs, tuple(dict.fromkeys(warnings)), dataset)
 
 
 def find_layers(folders: Sequence[Path]) -> PairSet:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from datasets import catalogue
@@ -113,18 +114,14 @@ class ListedPairs(Sequence[Pair]):
 
     def __init__(self, list_file: Path, labelled: bool = True) -> None:
         self.list_file, self.labelled = list_file, labelled
-        with file_errors(list_file, "download it again"):
-            if not is_file(list_file) or not list_file.stat().st_size:
-                raise UserError(f"{list_file} is empty or missing: download it again")
+        with file_errors(list_file, "download it again"), list_file.open("rb") as file:
+            lengths = np.array([len(line) for line in file], int)
+            ends = lengths.cumsum()
+            pairs = lengths > 2  # not a line break alone
+            self._starts, self._ends = (ends - lengths)[pairs], ends[pairs]
+            if not len(self):
+                raise UserError(f"{list_file} lists no image pairs: download it again")
             self._bytes = np.memmap(list_file, np.uint8, "r")
-        blocks = range(0, len(self._bytes), 1 << 22)
-        breaks = [np.flatnonzero(self._bytes[at : at + (1 << 22)] == ord("\n")) + at for at in blocks]
-        ends = np.append(np.concatenate(breaks), len(self._bytes))
-        starts = np.append(0, ends[:-1] + 1)
-        lines = ends - starts > 1  # skip blank lines and lone carriage returns
-        self._starts, self._ends = starts[lines], ends[lines]
-        if not len(self):
-            raise UserError(f"{list_file} lists no image pairs: download it again")
         self._drop = self._leading()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,23 +131,12 @@ class ListedPairs(Sequence[Pair]):
         return len(self._starts)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
         rainy, clean = (parts[drop:] for parts, drop in zip(self._names(index), self._drop, strict=True))
-        if rainy == clean:
-            raise UserError(
-                f"{self.list_file} lists {'/'.join(rainy)} as its own clean image: download it again"
-            )
+        # its path: stems may repeat across folders, and checking a whole list takes too long
+        name = "/".join(part for part in rainy if part != "..").removesuffix(".png")
         root = self.list_file.parent
         clean_side = ImageRef(root.joinpath(*clean)) if self.labelled else None
-        return Pair(self._name(rainy), ImageRef(root.joinpath(*rainy)), clean_side)
-
-    @staticmethod
-    def _name(parts: list[str]) -> str:
-        """Its path: stems may repeat across folders, and checking a whole list takes too long."""
-        return "/".join(part for part in parts if part != "..").removesuffix(".png")
+        return Pair(name, ImageRef(root.joinpath(*rainy)), clean_side)
 
     def _names(self, index: int) -> list[list[str]]:
         data = self._bytes[self._starts[index] : self._ends[index]].tobytes()
@@ -166,13 +152,11 @@ class ListedPairs(Sequence[Pair]):
     def _leading(self) -> list[int]:
         """The number of leading folders to drop, of the rainy and the clean column."""
         root = self.list_file.parent
-        for index in sample(
-            len(self), 100
-        ):  # a download may be incomplete: the first line decides if its files exist
+        for index in sample(len(self), 100):  # not the first line alone: a download may be incomplete
             names = self._names(index)
-            drops = [(n for n in range(len(parts)) if is_file(root.joinpath(*parts[n:]))) for parts in names]
-            if None not in (found := [next(drop, None) for drop in drops]):
-                return [drop for drop in found if drop is not None]
+            drops = [[n for n in range(len(parts)) if is_file(root.joinpath(*parts[n:]))] for parts in names]
+            if all(drops):
+                return [first for first, *_ in drops]
         raise UserError(
             f"{self.list_file} lists {'/'.join(self._names(0)[0])[:200]} and more, none of them below "
             f"{root}: put the list beside the folders it names"
@@ -182,35 +166,42 @@ class ListedPairs(Sequence[Pair]):
 # ----------------------------------------------------------------------------------- what their pixels tell
 
 
-def halves_agree(files: Sequence[Path], most: int = 8) -> bool:
+def readable(read: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """What `read` returns of up to 8 items, evenly spread, without those that raise a UserError.
+
+    Raises the first of their errors if all do.
+    """
+    results, errors = [], []
+    for index in sample(len(items), 8):
+        try:
+            results.append(read(items[index]))
+        except UserError as error:
+            errors.append(error)
+    if errors and not results:
+        raise errors[0]
+    return results
+
+
+def halves_agree(files: Sequence[Path]) -> bool:
     """Whether left and right halves show the same scene: coarse brightness correlates, whatever the rain.
 
     Measured median of a folder: pairs 0.93 (Rain200H) to 1.00, halves of single photographs 0.3.
-    Ignores unreadable images; raises UserError if all of the sample are.
     """
-    correlations, failures = [], []
-    for index in sample(len(files), most):
-        try:
-            correlations.append(_halves_correlation(read_image(files[index])))
-        except UserError as error:
-            failures.append(error)
-    if not correlations:
-        raise failures[0]
+    correlations = [_halves_correlation(image) for image in readable(read_image, files)]
     return float(np.median(correlations)) > 0.7
 
 
 def _halves_correlation(image: np.ndarray) -> float:
-    height, half = image.shape[0], image.shape[1] // 2
+    half = image.shape[1] // 2
     if not half:
         return 0.0
-    rows, columns = (np.unique(np.linspace(0, length, 17)[:-1].astype(int)) for length in (height, half))
     left, right = (
-        np.add.reduceat(np.add.reduceat(side.mean(axis=2), rows, 0), columns, 1).ravel()
+        cv2.resize(side.mean(axis=2), (16, 16), interpolation=cv2.INTER_AREA)
         for side in (image[:, :half], image[:, half : 2 * half])
     )
     if min(left.std(), right.std()) < 1e-6:  # a constant image has no correlation
         return float(np.allclose(left, right))
-    return float(np.corrcoef(left, right)[0, 1])
+    return float(np.corrcoef(left.ravel(), right.ravel())[0, 1])
 
 
 def rain_excess(rainy: np.ndarray, clean: np.ndarray) -> float:
@@ -227,38 +218,23 @@ def _busyness(image: np.ndarray) -> float:
     return float(sum(np.abs(np.diff(grey, axis=axis)).mean() for axis in (0, 1) if grey.shape[axis] > 1))
 
 
-def looks_swapped(
-    pairs: Sequence[Pair], most: int = 8, failed: Callable[[UserError], object] | None = None
-) -> bool:
-    """Whether the rainy sides of sampled pairs look cleaner than the clean ones.
+def looks_swapped(pairs: Sequence[Pair]) -> bool:
+    """Whether the rainy sides of sampled pairs look cleaner than the clean ones."""
+    images = readable(read_pair, pairs)
+    return sum(rain_excess(rainy, clean) for rainy, clean in images if clean is not None) < 0
 
-    `failed` is called for each unreadable pair; without it UserError is raised.
+
+def check_pairs(found: PairSet) -> list[str]:
+    """The warnings about a set: those of its layout, and sides that look swapped.
+
+    Ignores unreadable images, which are reported when they are read.
     """
-    excess = 0.0
-    for index in sample(len(pairs), most):
-        try:
-            rainy, clean = read_pair(pairs[index])
-        except UserError as error:
-            if failed is None:
-                raise
-            failed(error)
-            continue
-        excess += 0 if clean is None else rain_excess(rainy, clean)
-    return excess < 0
-
-
-def check_pairs(
-    found: PairSet, most: int = 8, failed: Callable[[UserError], object] | None = None
-) -> list[str]:
-    """The warnings about a set: those of its layout, and sides that look swapped. `failed` as above."""
-    warnings = list(found.warnings)
-    if looks_swapped(found.pairs, most, failed):
-        first = found.pairs[0].rainy
-        remedy = f"--rainy_side {OTHER_HALF[first.half]}" if first.half else "swap the folders' names"
-        warnings.append(
-            f"{first.path}: the rainy side looks cleaner than the clean one; if swapped: {remedy}"
-        )
-    return warnings
+    if not looks_swapped(found.pairs):
+        return list(found.warnings)
+    first = found.pairs[0].rainy
+    remedy = f"--rainy_side {OTHER_HALF[first.half]}" if first.half else "swap the folders' names"
+    warning = f"{first.path}: the rainy side looks cleaner than the clean one; if swapped: {remedy}"
+    return [*found.warnings, warning]
 
 
 def why_not_additive(rainy: np.ndarray, clean: np.ndarray) -> str:
@@ -276,13 +252,13 @@ def why_not_additive(rainy: np.ndarray, clean: np.ndarray) -> str:
     return ""
 
 
-def why_not_recombined(found: PairSet, most: int = 16) -> str:
+def why_not_recombined(found: PairSet) -> str:
     """Why a set's streak layers cannot be recombined: its rain is not an exact grey addition; else "".
 
     Measured on sampled pairs even if the catalogue calls the set additive: a repack may differ.
     """
     needs = "--recombine needs rain that is an exact grey addition;"
-    for index in sample(len(found.pairs), most):
+    for index in sample(len(found.pairs), 16):
         rainy, clean = read_pair(found.pairs[index])
         if clean is None:
             return f"--recombine needs pairs, and {found.root} holds real images"
@@ -293,9 +269,9 @@ def why_not_recombined(found: PairSet, most: int = 16) -> str:
     return ""
 
 
-def refuse_unless_layers(found: PairSet, most: int = 16) -> None:
+def refuse_unless_layers(found: PairSet) -> None:
     """Raises UserError unless images are streak layers: grey, on black."""
-    for index in sample(len(found.pairs), most):
+    for index in sample(len(found.pairs), 16):
         path = found.pairs[index].rainy.path
         image = read_image(path)
         if (image != image[..., :1]).any() or np.median(image) > DARK:

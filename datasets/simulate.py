@@ -64,13 +64,10 @@ class Set:
     count: dict[str, int]
 
 
-SETS = tuple(
-    Set(name, kind, rain, CATALOGUE[name].counts)
-    for name, kind, rain in (
-        ("Simulated200H", "Heavy", HEAVY),
-        ("Simulated200L", "Light", LIGHT),
-        ("SimulatedReal", "", REAL),
-    )
+SETS = (
+    Set("Simulated200H", "Heavy", HEAVY, CATALOGUE["Simulated200H"].counts),
+    Set("Simulated200L", "Light", LIGHT, CATALOGUE["Simulated200L"].counts),
+    Set("SimulatedReal", "", REAL, CATALOGUE["SimulatedReal"].counts),
 )
 
 
@@ -117,9 +114,8 @@ def rainy_image(clean: np.ndarray, rain: Rain, rng: np.random.Generator) -> np.n
     hazy = clean
     if rain.haze[1]:
         airlight = rng.uniform(170, 230)
-        thickness = (
-            rng.uniform(*rain.haze) * np.linspace(1, 0.4, HEIGHT)[:, None, None]
-        )  # the far part is mostly at the top
+        far = np.linspace(1, 0.4, HEIGHT)[:, None, None]  # the far part is mostly at the top
+        thickness = rng.uniform(*rain.haze) * far
         hazy = np.round(clean * (1 - thickness) + airlight * thickness).astype(np.uint8)
     return np.minimum(255, hazy + layer).astype(np.uint8)
 

@@ -221,13 +221,10 @@ def _remarks(scores: dict[str, Any], keys: Sequence[str], scored: int, of_rainy:
 
 def _source(path: Path, scores: dict[str, Any]) -> str:
     parts = [str(path)]
-    trained_on = scores.get("trained_on", {}).get("dataset", UNKNOWN)
     if scores.get("checkpoint"):
+        trained_on = scores.get("trained_on", {}).get("dataset", UNKNOWN)
         parts.append(f"checkpoint {scores['checkpoint']} at step {scores.get('checkpoint_step')}")
-    if trained_on != UNKNOWN:
-        parts.append(f"trained on {trained_on}")
-    elif scores.get("checkpoint"):
-        parts.append(f"training {UNKNOWN}")
+        parts.append(f"training {UNKNOWN}" if trained_on == UNKNOWN else f"trained on {trained_on}")
     if scores.get("precision", "float32") != "float32":
         parts.append(str(scores["precision"]))
     if scores.get("tile"):
@@ -248,15 +245,14 @@ def as_text(table: Table, format: str) -> str:
     rows = table.rows()
     if format != "plain":  # the others have no cells of several lines
         rows = [[cell.replace("\n", "; ") for cell in row] for row in rows]
-    if format == "markdown":  # a name is text there: neither a tag nor the end of a cell
-        rows = [[cell.replace("<", "&lt;").replace("|", "\\|") for cell in row] for row in rows]
+    if format == "markdown":
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     header = ["method", "protocol", *table.datasets]
     text = tabulate(rows, header, FORMATS[format], disable_numparse=True)
     before, after = {"plain": ("", ""), "markdown": ("### ", "- "), "latex": ("% ", "% ")}[format]
     notes = [after + note for note in _notes(table)]
-    if format == "markdown":
-        notes = [note.replace("<", "&lt;") for note in notes]
-    return "\n".join([before + table.title, "", text, "", *notes, ""])
+    whole = "\n".join([before + table.title, "", text, "", *notes, ""])
+    return whole.replace("<", "&lt;") if format == "markdown" else whole  # a name is text, not a tag
 
 
 def write_csv(found: Sequence[Table]) -> None:

@@ -62,12 +62,8 @@ class Picture:
     def in_eight_bits(self) -> Self:
         if self.pixels.dtype == np.uint8:
             return self
-        pixels, alpha = (
-            None if each is None else ((each.astype(np.uint32) + 128) // 257).astype(np.uint8)
-            for each in (self.pixels, self.alpha)
-        )
-        assert pixels is not None
-        return replace(self, pixels=pixels, alpha=alpha)
+        alpha = None if self.alpha is None else _eight_bits(self.alpha)
+        return replace(self, pixels=_eight_bits(self.pixels), alpha=alpha)
 
     def to_display(self) -> np.ndarray:
         """uint8 sRGB (H, W, 3), on a white background."""
@@ -85,16 +81,18 @@ def _peak(pixels: np.ndarray) -> int:
     return int(np.iinfo(pixels.dtype).max)
 
 
+def _eight_bits(levels: np.ndarray) -> np.ndarray:
+    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def _in_srgb(image: Image.Image, icc: bytes) -> Image.Image:
     """Converts from a colour profile to sRGB; without one, or with a broken one, by Pillow's formula."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        converted = ImageCms.profileToProfile(
-            image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(profile, srgb, image.mode, "RGB").apply(image)
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image.convert("RGB")
-    return image.convert("RGB") if converted is None else converted
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -135,14 +133,12 @@ def read_picture(path: Path) -> Picture:
             deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if deep is None:
                 raise ValueError("truncated or corrupt")
-            colours, alpha = _split(deep)
+            pixels = _in_rgb(deep)
         else:
             has_alpha = "A" in image.getbands() or "transparency" in image.info
-            rgba = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
-            colours, alpha = rgba[..., :3], rgba[..., 3] if has_alpha else None
+            pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
         if kind != "TIFF":  # which Pillow and OpenCV set upright
-            colours = upright(colours, orientation)
-            alpha = None if alpha is None else upright(alpha, orientation)
+            pixels = upright(pixels, orientation)
         lost += _unread(file)
     if icc and icc[16:20] != (b"GRAY" if grey else b"RGB "):
         lost.append("colour profile, which is broken or of another colour space than the pixels")
@@ -150,10 +146,11 @@ def read_picture(path: Path) -> Picture:
     if not all(0 < each < 1 << 16 for each in dpi):
         dpi = ()
     details = kept.get_ifd(EXIF_IFD)
-    details.update(
-        {tag: side for tag, side in zip(SIZES, colours.shape[1::-1], strict=True) if tag in details}
-    )
-    return Picture(np.ascontiguousarray(colours), alpha, grey, icc, kept, dpi, tuple(lost))
+    for tag, side in zip(SIZES, pixels.shape[1::-1], strict=False):
+        if tag in details:
+            details[tag] = side
+    alpha = pixels[..., 3] if pixels.shape[2] == 4 else None
+    return Picture(np.ascontiguousarray(pixels[..., :3]), alpha, grey, icc, kept, dpi, tuple(lost))
 
 
 def _unread(file: Any) -> list[str]:
@@ -175,13 +172,11 @@ def _is_deep(image: Any, data: bytes) -> bool:
     return image.format == "PNG" and data[24] > 8  # after the signature: IHDR's length, name, sides, bits
 
 
-def _split(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """OpenCV's array to RGB (H, W, 3) and alpha (H, W)."""
-    if pixels.ndim == 2:
-        return np.dstack([pixels] * 3), None
-    if pixels.shape[2] == 2:
-        return np.dstack([pixels[..., 0]] * 3), pixels[..., 1]
-    return pixels[..., 2::-1], pixels[..., 3] if pixels.shape[2] == 4 else None
+def _in_rgb(pixels: np.ndarray) -> np.ndarray:
+    """OpenCV's grey, grey and alpha, BGR or BGRA as RGB or RGBA (H, W, 3 or 4)."""
+    pixels = np.atleast_3d(pixels)
+    order = {1: [0, 0, 0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
+    return pixels[..., order[pixels.shape[2]]]
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -223,9 +218,9 @@ def encoded(picture: Picture, suffix: str) -> tuple[bytes, list[str]]:
         lost.append("transparency")
         picture = replace(picture, alpha=None)
     one = picture.grey and (picture.alpha is None or not deep)  # no writer of 16 bits has grey with alpha
-    bands = [picture.pixels[..., :1] if one else picture.pixels]
-    bands += [] if picture.alpha is None else [picture.alpha[..., None]]
-    pixels = np.concatenate(bands, axis=2).squeeze(2 if one and len(bands) == 1 else ())
+    pixels = picture.pixels[..., 0] if one else picture.pixels
+    if picture.alpha is not None:
+        pixels = np.dstack([pixels, picture.alpha])
     metadata = {
         "colour profile": picture.icc,
         "EXIF": picture.exif.tobytes() if len(picture.exif) else b"",
