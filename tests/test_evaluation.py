@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -427,7 +428,9 @@ def test_an_evaluation_that_is_asked_to_end_writes_its_scores(folder, tmp_path, 
     given = {"data_path": data, "logdir": folder / "teacher", "save_path": tmp_path / "results"}
     words = arguments({**given, "page": False, "use_GPU": False, "workers": 1})
     words = [sys.executable, "eval_Rain200H.py", *words]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+    how["preexec_fn"] = partial(signal.signal, number, signal.SIG_DFL)  # the tests may run under nohup
+    with subprocess.Popen(words, cwd=ROOT, **how) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("norain-2x2  PSNR"):

@@ -253,7 +253,8 @@ def call(results, monkeypatch):
         paths = ["--res_path", results / derained, "--gt_path", results / clean]
         words = [*paths[: 2 if title == "NIQE" else 4], *options]
         monkeypatch.setattr(sys, "argv", ["score", *map(str, words)])
-        metric, digits = {"PSNR": (psnr, 3), "SSIM": (ssim, 4), "NIQE": (niqe, 4)}[title]
+        scripts: dict[str, Any] = {"PSNR": (psnr, 3), "SSIM": (ssim, 4), "NIQE": (niqe, 4)}
+        metric, digits = scripts[title]
         folders.main(metric, title, digits, "", needs_clean=title != "NIQE")
 
     return call
