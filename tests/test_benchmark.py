@@ -173,7 +173,7 @@ def test_crops_of_the_loader_are_counted(tmp_path, rows):
     layouts.rain800(tmp_path / "Rain800")
     _, out = rows("--loader", "Rain800", "--datasets", tmp_path, "--rounds", "2")
     cells = out.splitlines()[-1].split("|")
-    assert cells[1:3] == [" Rain800 ", " 128x128 "] and float(cells[3].split()[0]) > 10
+    assert cells[1:3] == [" Rain800 ", " 128x128 "] and float(cells[3].split()[0].replace(",", "")) > 10
 
 
 @pytest.mark.parametrize(
