@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -105,23 +106,37 @@ def launch(machine: Machine) -> None:
 def start(machine: Machine) -> World:
     """Joins the process group if torchrun started this process.
 
-    Raises UserError where a process is missing, or there are fewer cards than processes.
+    Raises UserError where the environment is not torchrun's, a process is missing, or there are fewer cards
+    than processes.
     """
     cards = devices(machine)
     if not launched():
         return World(0, 1, ready(machine, cards[0]))
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    on_cards = cards[0].type == "cuda"
-    if on_cards and local >= len(cards):
-        raise UserError(f"process {local + 1} of this machine has no card: --gpu_id lists {len(cards)}")
-    device = ready(machine, cards[local if on_cards else 0])
     try:
-        store, *_ = next(rendezvous("env://", timeout=STARTUP))
-    except dist.DistError as error:
+        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if not 0 <= rank < size:
+            raise ValueError(f"RANK is {rank} and WORLD_SIZE is {size}")
+        device = cards[0]
+        if device.type == "cuda":
+            if local >= len(cards):
+                raise UserError(
+                    f"process {local + 1} of this machine has no card: --gpu_id lists {len(cards)}"
+                )
+            device = cards[local]
+        ready(machine, device)
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        socket.getaddrinfo(os.environ["MASTER_ADDR"], None)  # or torch would retry until its timeout
+        store, *_ = next(rendezvous("env://", timeout=STARTUP))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"torchrun's environment is not complete ({error!r}): use torchrun or unset RANK"
+        ) from None
+    except socket.gaierror as error:
+        raise UserError(f"MASTER_ADDR {os.environ['MASTER_ADDR']}: {error.strerror}") from None
+    except dist.DistError as error:
         raise UserError(f"{address}: not all {size} processes have connected: {error}") from None
     group: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": TIMEOUT}
-    if on_cards:
+    if device.type == "cuda":
         # gloo as well: flags and scores travel between CPUs without waiting for a card
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **group)
     else:

@@ -41,10 +41,13 @@ threading.excepthook = _raised_by_the_next_write
 def locked(folder: Path) -> Iterator[None]:
     """Makes a run's folder and keeps other runs out of it. Raises UserError where one is at work there."""
     with contextlib.ExitStack() as stack:
-        with file_errors(folder, "give another --save_path", done="written to"):
+        refused = file_errors(folder, "give another --save_path", done="written to", kinds=(UnicodeError,))
+        with refused:
+            str(folder).encode()  # TensorBoard writes to folders with names in UTF-8 only
             folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock", timeout=PATIENCE)
             try:
-                stack.enter_context(FileLock(folder / ".lock", timeout=PATIENCE))
+                stack.enter_context(lock)
             except Timeout:
                 raise UserError(
                     f"another training is running in {folder}: wait for it or give another --save_path"
@@ -88,6 +91,7 @@ class RunLog:
         with file_errors(folder, done="written to"):
             write_text(folder / LOG, "".join(f"{json.dumps(line)}\n" for line in kept))
             self.lines = (folder / LOG).open("a")
+            _date_back(sorted(folder.glob(EVENTS)))
             self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def __enter__(self) -> Self:
@@ -170,6 +174,14 @@ class RunLog:
 def _middle(image: np.ndarray, size: int = 320) -> np.ndarray:
     top, left = (max(0, (side - size) // 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]
+
+
+def _date_back(events: Sequence[Path]) -> None:
+    """TensorBoard reads event files in the order of the times in their names; the clock may be set back."""
+    if events and int(events[-1].name.split(".")[3]) >= time.time():
+        for n, path in enumerate(events):
+            parts = path.name.split(".")
+            path.rename(path.with_name(".".join([*parts[:3], f"{n:010d}", *parts[4:]])))
 
 
 def logged(path: Path) -> list[dict[str, float]]:

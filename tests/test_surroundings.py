@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from datasets.pairs import ListedPairs
 from evaluation import score
 from metrix_code import tables
 from tests import layouts
-from tests.small import CPU, ROOT, evaluation, teacher, trained
+from tests.small import CPU, ROOT, command, evaluation, teacher, trained
 from tests.test_metrics import scored
 from utils import write_image
 
@@ -37,6 +38,24 @@ def test_make_hides_no_module_from_its_scripts():
     told = 'told: ; @echo "[$(origin PYTHONSAFEPATH) $$PYTHONSAFEPATH]"'
     done = run_in(["make", "--eval", told, "told"], PYTHONSAFEPATH="1", MAKEFLAGS="")
     assert "[environment ]\n" in done.stdout, done.stderr
+
+
+WHOLE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"RANK": "0"}, "KeyError('WORLD_SIZE')"),
+        (WHOLE | {"RANK": "3", "WORLD_SIZE": "2"}, "RANK is 3 and WORLD_SIZE is 2"),
+        (WHOLE | {"MASTER_PORT": "x"}, "invalid literal for int() with base 10: 'x'"),
+        (WHOLE | {"MASTER_ADDR": "no.such.host.invalid"}, "MASTER_ADDR no.such.host.invalid: "),
+    ],
+)
+def test_half_an_environment_of_torchrun_is_one_line(tmp_path, environment, says):
+    done = run_in(command("train_Rain200H.py", teacher(tmp_path, steps=1)), **environment)
+    assert done.returncode == 2 and says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 # ------------------------------------------------------------------------------------------ terminal escapes

@@ -192,6 +192,16 @@ def test_net_best_is_the_best_by_psnr_neither_the_last_nor_by_ssim(tmp_path, mon
     assert [step for step, name in saved if name == LATEST] == [2, 4, 6]
 
 
+def test_a_clock_that_was_set_back_hides_nothing_in_tensorboard(tmp_path):
+    recipe = teacher(tmp_path, steps=2)
+    trained(recipe)
+    for path in recipe.save_path.glob("events.*"):
+        path.rename(path.with_name(re.sub(r"\d{10}", "9999999999", path.name, count=1)))
+    trained(dataclasses.replace(recipe, steps=4, resume=True))
+    board = EventAccumulator(str(recipe.save_path)).Reload()
+    assert [each.step for each in board.Scalars("loss/total")] == [1, 2, 3, 4]
+
+
 def test_a_resumed_run_reads_its_checkpoint_once_the_folder_is_its_own(
     tmp_path, run_here, monkeypatch, capsys
 ):

@@ -150,6 +150,8 @@ TABLE = [
     Row("an average to go on with", nothing, RESUME + " --ema 0.9",
         ONCE + " was started with --ema 0.0, not 0.9: ..."),
     # ---- places, rights
+    Row("a training in a folder whose name is not UTF-8", nothing, TRAIN.replace("/new", "/caf\udce9"),
+        "{here}/caf\\udce9 cannot be written to (UnicodeEncodeError: ...: give another --save_path"),
     Row("a file where a folder is to be", put("new", b""), TRAIN,
         "{here}/new cannot be written to: File exists: give another --save_path"),
     Row("an export over another run", nothing, EXPORT + "/../student",
