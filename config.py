@@ -173,13 +173,14 @@ class Schedule:
     @classmethod
     def of(cls, recipe: Training, pairs: int) -> Self:
         """By epochs over `pairs`, or `recipe.steps` long with milestones in proportion."""
-        by_epochs = max(1, recipe.epochs * pairs // recipe.batchSize)
+        start, batch_sizes = recipe.late_start, (recipe.batchSize, recipe.late_batchSize)
+        batch = start * batch_sizes[0] + (1 - start) * batch_sizes[1]  # on average
+        by_epochs = max(1, int(recipe.epochs * pairs // batch))
         steps = recipe.steps or by_epochs
         drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
-        an_epoch = pairs / recipe.batchSize
-        every = steps / 10 if recipe.minutes else recipe.val_every * an_epoch
+        every = steps / 10 if recipe.minutes else recipe.val_every * pairs / batch
         validations = max(1, round(every)) if recipe.val_every else 0
-        late, batch_sizes = round(recipe.late_start * steps), (recipe.batchSize, recipe.late_batchSize)
+        late = round(start * steps)
         return cls(
             steps, drops, recipe.lr_factor, validations, recipe.cosine, recipe.warmup, late, batch_sizes
         )
@@ -388,7 +389,8 @@ LIGHT_STUDENT: dict[str, Any] = LIGHT | {
     "muon_lr": 2e-4,
     "warmup": 100,
     "steps": 400,
-    "late_start": 0.0,
+    "patch_size": 256,
+    "batchSize": 2,
     "val_every": 5.0,
 }
 # What rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength.

@@ -269,9 +269,15 @@ class Run:
         """The batches of the steps that are left: of the recipe's crops, then of larger ones."""
         recipe, first, late = self.recipe, self.state.step, self.schedule.late
         larger = [each.larger(recipe.late_patch_size) for each in self.crops]
+        early_size, late_size = self.schedule.batch_sizes
         phases = [
-            (self.crops, range(first, late), recipe.batchSize),
-            (larger, range(max(first, late), self.schedule.steps), recipe.late_batchSize),
+            (self.crops, range(first, late), early_size, 0),
+            (
+                larger,
+                range(max(first, late), self.schedule.steps),
+                late_size,
+                late * (early_size - late_size),
+            ),
         ]
         return [
             Batches(
@@ -282,8 +288,9 @@ class Run:
                 accumulate=recipe.accumulate,
                 seed=recipe.seed,
                 workers=recipe.workers,
+                offset=offset,
             )
-            for crops, steps, batch_size in phases
+            for crops, steps, batch_size, offset in phases
             if steps
         ]
 
@@ -300,7 +307,9 @@ class Run:
         network = architecture_of(recipe)
         if begin_with and "context" in network["arguments"]:  # LightNet's first models have none
             was = load_checkpoint(begin_with)["network"]["arguments"]
-            network["arguments"]["context"] = was.get("context", False)
+            if (context := was.get("context", False)) != network["arguments"]["context"]:
+                network["arguments"]["context"] = context
+                self.log_line(f"note: --context {context}, as in {begin_with}")
         net = for_training(build(network), recipe).to(device)
         optimizer = optimizer_of(recipe, net)
         state = TrainState(

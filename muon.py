@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 MOMENTUM = 0.95
 A, B, C = 3.4445, -4.7750, 2.0315  # of X, (X X^T) X and (X X^T)^2 X in a Newton-Schulz step
-ADAMS = ("head", "tail", "context")  # first and last layers, and what starts at zero
+ADAMS = ("head", "tail", "context")  # first and last layers, and one that starts at zero
 
 
 class Muon(torch.optim.Adam):
     """Adam, except for hidden convolutions' weights. (torch.optim.Muon takes matrices only.)"""
 
     def __init__(self, net: nn.Module, lr: float, muon_lr: float, **adam: Any) -> None:
-        groups: dict[bool, list[Tensor]] = {False: [], True: []}
+        adams: list[Tensor] = []
+        hidden: list[Tensor] = []
         for name, weight in net.named_parameters():
-            groups[weight.ndim == 4 and not name.startswith(ADAMS)].append(weight)
-        rates = {False: lr, True: muon_lr}
-        super().__init__([{"params": groups[h], "lr": rates[h], "hidden": h} for h in groups], **adam)
+            is_adams = any(part.startswith(ADAMS) for part in name.split("."))  # `net` may be wrapped
+            (hidden if weight.ndim == 4 and not is_adams else adams).append(weight)
+        super().__init__([{"params": adams, "lr": lr}, {"params": hidden, "lr": muon_lr}], **adam)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Scenes: which images show the same one, in other compression or under other rain.
+"""Finds images of the same scene, whatever their compression or rain; not those of another crop.
 
 Rain800's 700 training pairs show 368 scenes, and Rain200H and Rain200L the same 300: a held-back pair whose
 scene is trained on measures memory.
@@ -13,13 +13,13 @@ import numpy as np
 from datasets.pairs import ImageRef, read_side
 
 SIDE = 16  # of a thumbnail, in pixels
-SAME = 0.95  # correlation of two thumbnails from which on they show one scene
+SAME = 0.95  # minimum correlation of two thumbnails of one scene
 
 
 def thumbnails(images: Sequence[ImageRef]) -> np.ndarray:
     """Grey thumbnails, float32 (N, 256), of mean 0 and norm 1: a product of two is their correlation.
 
-    A plain image is all zeros, and correlates with none. Raises UserError for an image that cannot be read.
+    A plain image is all zeros, and matches none. Raises UserError for an image that cannot be read.
     """
     with ThreadPool() as pool:
         rows = np.stack(pool.map(_thumbnail, images)).reshape(len(images), SIDE * SIDE)

@@ -160,9 +160,11 @@ def refuse_unless_resumable(
     if was != here:
         raise UserError(f"{path} is a run of {was}, and this script trains {here}: give another --save_path")
     for name in resume_keys:
-        if saved.get(name) != given[name]:
+        if name not in saved:
+            raise UserError(f"{path} was started by an earlier version, without --{name}: start again")
+        if saved[name] != given[name]:
             raise UserError(
-                f"{path} was started with --{name} {_shown(saved.get(name))}, not {_shown(given[name])}: "
+                f"{path} was started with --{name} {_shown(saved[name])}, not {_shown(given[name])}: "
                 f"give the same value to resume it, {remedy}"
             )
     for kind, count in counts.items():

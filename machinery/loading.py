@@ -120,10 +120,10 @@ class IndexedDataset(Protocol):
 class BatchStream(Sampler[list[tuple[int, int]]]):
     """The batches of `steps`, as lists of (epoch, index).
 
-    Step s draws positions s * batch_size and on of an endless stream; position q is entry q % count of epoch
-    q // count's own permutation. So a set smaller than a batch repeats with another epoch's crops. A batch is
-    worked on in `parts` equal pieces, and `mine` are those that this process takes, in order.
-    Raises UserError where the batch does not split.
+    Step s draws the positions from `offset` + s * batch_size of an endless stream; position q is entry
+    q % count of the permutation of epoch q // count. A set smaller than a batch repeats with another epoch's
+    crops. A batch is split into `parts` of equal size; this process takes `mine`, in order.
+    Raises UserError if the batch does not split.
     """
 
     def __init__(
@@ -136,15 +136,15 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
         steps: range = range(0),
         parts: int = 1,
         mine: range = range(1),
+        offset: int = 0,
     ) -> None:
         if batch_size % parts:
-            fewer = batch_size // parts * parts
-            works = f"{fewer} or {fewer + parts}" if fewer else str(parts)
             raise UserError(
-                f"--batchSize {batch_size} does not split over {parts} processes, or parts: use {works}"
+                f"a batch of {batch_size} does not split over {parts} processes or accumulation steps: give "
+                f"multiples of {parts} as --batchSize and --late_batchSize"
             )
         self.count, self.batch_size, self.seed, self.tag = count, batch_size, seed, tag
-        self.steps, self.mine, self.share = steps, mine, batch_size // parts
+        self.steps, self.mine, self.share, self.offset = steps, mine, batch_size // parts, offset
 
     def __len__(self) -> int:
         return len(self.steps) * len(self.mine)
@@ -154,7 +154,7 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
         for step in self.steps:
             for part in self.mine:
                 batch = []
-                first = step * self.batch_size + part * self.share
+                first = self.offset + step * self.batch_size + part * self.share
                 for position in range(first, first + self.share):
                     epoch, entry = divmod(position, self.count)
                     if epoch != shuffled:
@@ -222,12 +222,10 @@ def loader(
 
 
 class Batches:
-    """What a run's steps work on: `accumulate` parts a step, each with every source's crops by name.
+    """The batches of `steps`: `accumulate` micro-batches a step, each with every source's crops by name.
 
-    Crops travel to the device as bytes, and become float32 (N, 3, P, P) in [0, 1] there.
-
-    Of a step's batch each process of the `world` loads its own parts, onto its device. Raises UserError where
-    the batch does not split.
+    Each process of the `world` loads its own part of a batch. Crops travel to its device as bytes, and become
+    float32 (N, 3, P, P) in [0, 1] there. `offset`: see BatchStream. Raises UserError if it does not split.
     """
 
     def __init__(
@@ -240,10 +238,12 @@ class Batches:
         accumulate: int,
         seed: int,
         workers: int,
+        offset: int = 0,
     ) -> None:
         self.sources, self.device, self.accumulate, self.workers = sources, world.device, accumulate, workers
         mine = range(world.rank * accumulate, (world.rank + 1) * accumulate)
         split: dict[str, Any] = {"steps": steps, "parts": world.size * accumulate, "mine": mine}
+        split["offset"] = offset
         self.streams = [
             BatchStream(len(source), batch_size, seed=seed, tag=source.tag, **split) for source in sources
         ]

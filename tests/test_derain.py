@@ -13,7 +13,7 @@ import torch
 import derain
 import inference
 from backbones import AutocastModel
-from inference import CPU, MEAN_SIDE, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fits
+from inference import CPU, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fits
 from lightnet import LightNet
 from networks import Derained, DerainNet
 from photographs.pictures import Picture, encoded, read_picture
@@ -352,7 +352,6 @@ class AsBrightAsTheImage(torch.nn.Module):
     """A network that needs the mean of the whole image."""
 
     def image_mean(self, rainy):
-        self.measured = tuple(rainy.shape)
         return rainy.mean((2, 3), keepdim=True)
 
     def forward(self, rainy, image_mean=None):
@@ -361,9 +360,18 @@ class AsBrightAsTheImage(torch.nn.Module):
 
 
 def test_tiles_know_the_mean_of_the_whole_image():
-    """Measured once, on the image reduced to MEAN_SIDE."""
-    net = AsBrightAsTheImage()
-    rainy = torch.linspace(0, 1, 3000).expand(3, 300, -1)
-    made = Derainer(net, tile=512).derained(rainy)
-    assert net.measured == (1, 3, 102, MEAN_SIDE)
-    assert torch.allclose(made, torch.full_like(made, 0.5), atol=1e-3)
+    rainy = torch.linspace(0, 1, 3000).square().expand(3, 300, -1)
+    made = Derainer(AsBrightAsTheImage(), tile=512).derained(rainy)
+    assert torch.allclose(made, rainy.mean().expand_as(made), atol=1e-4)
+
+
+def test_lightnets_tiles_with_context_give_nearly_what_the_whole_image_gives():
+    torch.manual_seed(0)
+    net = LightNet((4, 6, 8), (1, 1, 1), context=True)
+    for each in (net.tail, net.context):
+        torch.nn.init.normal_(each.weight, std=0.3)  # type: ignore[union-attr]
+    rainy = torch.rand(3, 300, 700) * torch.linspace(0, 1, 700)  # a tile's own mean is another
+    whole, tiles = (Derainer(net, tile=tile).derained(rainy) for tile in (0, 256))
+    net.image_mean = lambda _: None  # type: ignore[assignment]
+    alone = Derainer(net, tile=256).derained(rainy)
+    assert 0 < 4 * (tiles - whole).abs().mean() < (alone - whole).abs().mean()

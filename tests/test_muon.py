@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightnet import LightNet
 from muon import Muon, orthogonalized
-from tests.small import LIGHT, assert_same_weights, student, teacher, trained
+from tests.small import LIGHT, a_run, assert_same_weights, student, teacher, trained
 from tests.test_training import a_run_stopped_after_three
 
 ADAM: Any = {"betas": (0.9, 0.99), "weight_decay": 1e-2, "decoupled_weight_decay": True}
@@ -54,10 +53,10 @@ def test_hidden_weights_move_as_by_torchs_muon_and_all_others_as_by_adam():
             assert torch.equal(weight, of_adam.get_parameter(name))
 
 
-def test_first_last_and_context_layers_are_adams():
-    net = LightNet((4, 6, 8), (1, 1, 1), context=True)
-    adams, hidden = Muon(net, 1e-3, 2e-3).param_groups
-    names = {id(weight): name for name, weight in net.named_parameters()}
+def test_first_last_and_context_layers_are_adams(tmp_path):
+    state = a_run(teacher(tmp_path, **LIGHT, lr=1e-3, optimizer="muon", muon_lr=2e-3, context=True)).state
+    adams, hidden = state.optimizer.param_groups
+    names = {id(weight): name for name, weight in state.net.net.named_parameters()}
     assert {names[id(w)] for w in adams["params"] if w.ndim == 4} == {
         f"{x}.weight" for x in ("head", "tail", "context")
     }

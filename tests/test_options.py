@@ -508,6 +508,15 @@ def test_crops_are_larger_from_a_part_of_the_run_on(tmp_path):
     assert [parts[0]["clean"].shape[-1] for parts in mixed.batches] == [32, 40]
 
 
+def test_epochs_and_draws_go_on_in_larger_batches(tmp_path):
+    late: dict[str, Any] = {"late_start": 0.5, "late_patch_size": 40, "late_batchSize": 1, "batchSize": 3}
+    run = a_run(teacher(tmp_path, steps=0, epochs=4, milestone=(), val_every=1.0, **late))
+    assert run.schedule.steps == 8 and run.schedule.validations == 2  # four pairs an epoch, two a step
+    keys = [key for phase in run.phases for batch in phase.streams[0] for key in batch]
+    assert len(keys) == len(set(keys)) == 16
+    assert [epoch for epoch, _ in keys] == [n // 4 for n in range(16)]
+
+
 def test_a_part_of_an_epoch_is_that_part_of_its_steps():
     recipe = dataclasses.replace(TEACHERS["Rain200H"], batchSize=10)
     steps = [
