@@ -46,8 +46,8 @@ bench: $(READY)
 
 # what only a CUDA card shows: card.md, to paste into an issue; with the system's Python: make card PY=python3
 card: $(READY)
-	{ echo '## tests/cuda'; echo '```'; $(PY) -m pytest tests/cuda -q --tb=line -p no:cacheprovider; \
-	  echo '```'; echo '## benchmarks/run.py $(ARGS)'; $(PY) benchmarks/run.py --compile --minutes 8 $(ARGS); \
+	@{ echo '## tests/cuda'; echo '```'; $(PY) -m pytest tests/cuda -q --tb=line -p no:cacheprovider; \
+	  echo '```'; echo; echo '## benchmarks/run.py $(ARGS)'; $(PY) benchmarks/run.py --compile --minutes 8 $(ARGS); \
 	} 2>&1 | tee card.md
 
 # docs/figure.jpg and docs/failure.jpg
