@@ -66,16 +66,16 @@ def main() -> None:
         if (path.parent / LOG).exists():
             shutil.copy(path.parent / LOG, save_path)
         for file in path.parent.glob(EVENTS):
-            copy_without_pictures(file, save_path / file.name)
+            copy_curves(file, save_path / file.name)
     print(f"written: {target}, {target.stat().st_size / 1e6:.1f} MB")
 
 
-def copy_without_pictures(events: Path, target: Path) -> None:
-    """Copies TensorBoard's events except pictures, which show images of a dataset."""
+def copy_curves(events: Path, target: Path) -> None:
+    """Copies TensorBoard's scalars: pictures show images of a dataset, texts name folders of a machine."""
     with target.open("wb") as file:
         writer = RecordWriter(file)
         for record in RawEventFileLoader(str(events)).Load():
-            if not any(value.HasField("image") for value in Event.FromString(record).summary.value):
+            if all(value.HasField("simple_value") for value in Event.FromString(record).summary.value):
                 writer.write(record)
 
 

@@ -27,7 +27,8 @@ def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp
     assert [each.name for each in alone.parent.glob(events)] == [e.name for e in whole.parent.glob(events)]
     before, after = (EventAccumulator(str(path.parent)).Reload() for path in (whole, alone))
     assert after.Scalars("loss/total") == before.Scalars("loss/total")
-    assert before.Tags()["images"] and not after.Tags()["images"]  # which show images of a dataset
+    for kind in ("images", "tensors"):  # pictures of a dataset, and texts with its folder
+        assert before.Tags()[kind] and not after.Tags()[kind]
     assert run_here("export.py", *words) == 2  # nothing is written over
     before = alone.read_bytes()
     assert find_checkpoint(tmp_path / "teacher", "") == whole
