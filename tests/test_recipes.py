@@ -170,6 +170,18 @@ def test_one_word_picks_lightnets_recipe_and_what_is_given_wins(key):
     assert set(PRESETS["light"]) == {(dataset, stage) for stage, dataset in RECORDS} | photographs
 
 
+def test_epochs_alone_decide_the_length_of_a_preset_and_milestones_need_its_cosine_off(capsys):
+    def recipe(*words) -> Any:
+        return parse(TEACHERS["Rain800"], "", ["--preset", "light", *words])
+
+    assert Schedule.of(recipe("--epochs", "1"), 700).steps < 700
+    assert recipe("--epochs", "1", "--steps", "7").steps == 7
+    assert recipe("--milestone", "5", "--cosine", "False").milestone == (5,)
+    with pytest.raises(SystemExit):
+        recipe("--milestone", "5")
+    assert "--milestone does not apply with --cosine: give --cosine False" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "backbone", "lr"), [([], "DerainNet", "0.0005"), (["--preset", "light"], "LightNet", "0.0006")]
 )
