@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import itertools
 import math
 import operator
@@ -153,7 +154,11 @@ def _by_preset(record: Record, arguments: Sequence[str] | None) -> Record:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, with the first example of the script's description."""
+        """One line, with the known option closest to an unknown one, and the description's first example."""
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            known = {re.sub("[_-]", "", name.lower()): name for name in self._option_string_actions}
+            close = difflib.get_close_matches(re.sub("[_-]", "", unknown[1].lower()), known, n=1)
+            message += f"; did you mean {known[close[0]]}?" if close else ""
         lines = [line.strip() for line in (self.description or "").splitlines()]
         example = next((f"; as in: {line}" for line in lines if line.startswith("python ")), "")
         super().error(escape_unprintable(message) + example)

@@ -170,6 +170,20 @@ def test_one_word_picks_lightnets_recipe_and_what_is_given_wins(key):
     assert set(PRESETS["light"]) == {(dataset, stage) for stage, dataset in RECORDS} | photographs
 
 
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("--batch_size=4", "--batch_size=4; did you mean --batchSize?\n"),
+        ("--patchsize", "--patchsize; did you mean --patch_size?\n"),
+        ("--xyzzy", "--xyzzy\n"),
+    ],
+)
+def test_an_unknown_option_names_the_closest_known_one(capsys, typed, says):
+    with pytest.raises(SystemExit):
+        parse(TEACHERS["Rain800"], "", [typed])
+    assert capsys.readouterr().err.endswith(f"unrecognized arguments: {says}")
+
+
 def test_epochs_alone_decide_the_length_of_a_preset_and_milestones_need_its_cosine_off(capsys):
     def recipe(*words) -> Any:
         return parse(TEACHERS["Rain800"], "", ["--preset", "light", *words])
