@@ -53,8 +53,8 @@ def find_checkpoint(logdir: Path, remedy: str) -> Path:
     """`logdir` itself if it is a file, or the net_latest in it, or the shipped one below it.
 
     Where both are there, the trained one is used if its run is finished and not a mere trial; a line says
-    so. A folder that is not here is looked for in the project's, then in its trained_model/. Raises UserError,
-    ending in `remedy`, where there is none.
+    so. A folder that is not here is looked for in the project's, then in its trained_model/. Raises
+    UserError, ending in `remedy`, where there is none.
     """
     if logdir.is_file():
         return logdir
