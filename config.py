@@ -10,12 +10,14 @@ which is not in the paper.
 """
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from machinery.options import Machine, option
+from utils import UserError
 
 # A resumed run must keep the options that change its result (changes_result).
 data = partial(option, group="data", changes_result=True)
@@ -140,6 +142,12 @@ class Training(Machine):
         folder = f"{self.dataset}-{name}"
         moved = self.save_path.with_name(self.save_path.name.replace(self.dataset, folder))
         return replace(self, preset=name, save_path=moved, **numbers)
+
+    def with_typed(self, names: Set[str]) -> Self:
+        """--epochs alone replaces a preset's --steps. Raises UserError for --milestone with --cosine."""
+        if "milestone" in names and self.cosine:
+            raise UserError("--milestone does not apply with --cosine: give --cosine False")
+        return replace(self, steps=0) if "epochs" in names and "steps" not in names else self
 
     def validate(self) -> str | None:
         sets, made = len(self.data_path) + bool(self.streaks), (self.dataset, self.stage)

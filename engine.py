@@ -174,7 +174,11 @@ class TrainState:
         self.stage.aux_networks.load_state_dict(training["aux_networks"])
         self.step, self.initialized_from = content["step"], content["initialized_from"]
         self.best, self.validated = training["best"], training["validated"]
-        return f"resuming at step {self.step}"
+        line = f"resuming at step {self.step}"
+        if self.recipe.cosine and 0 < content["steps"] < self.steps:  # 0: not recorded
+            line += f"; now {self.steps:,} steps, not {content['steps']:,}: the learning rate rises again, "
+            line += "since its cosine schedule follows the new length"
+        return line
 
     def save(self, path: Path) -> None:
         """Writes the complete checkpoint. Raises UserError where a weight is NaN or Inf."""

@@ -43,6 +43,7 @@ from datasets.pairs import (
 from DerainDataset import Crops, find_set
 from inference import Derainer, hardware
 from machinery import distributed
+from machinery.checkpoints import LATEST, ROOT, SHIPPED
 from machinery.distributed import World
 from machinery.loading import Loader, begin_worker
 from machinery.options import parse
@@ -114,6 +115,8 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     derainer = None
     if options.derained == Path():
         remedy = f"train one with {options.made_by}{preset_words(options.preset)}, or give --logdir"
+        if (ROOT / options.with_preset("light").logdir / SHIPPED / LATEST).exists():
+            remedy += ", or --preset light for the shipped LightNet"
         how = {key: getattr(options, key) for key in ("precision", "tile", "self_ensemble")}
         derainer = Derainer.open(options.logdir, device, remedy=remedy, **how)
     found = find_test_set(options)

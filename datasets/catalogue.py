@@ -66,7 +66,7 @@ CATALOGUE: dict[str, Entry] = {
             100,
             tables=("psnr",),
             additive=False,
-            called="test_syn",
+            called=r"test_syn|(?<![a-z])test100(?![0-9])",  # Test100: in Rain13K
             rainy_half="right",
             photographs="test_nature",
         ),
@@ -76,7 +76,7 @@ CATALOGUE: dict[str, Entry] = {
             1_200,
             tables=("psnr",),
             additive=False,
-            called=r"(?<![a-z])did(mdn|data)?(?![a-z])|train2018new",
+            called=r"(?<![a-z])did(mdn|data)?(?![a-z])|train2018new|(?<![a-z])test1200(?![0-9])",
             rainy_half="left",
             parts=("Rain_Light", "Rain_Medium", "Rain_Heavy"),
             series={"train": 3},
@@ -154,11 +154,13 @@ def density_of(path: Path) -> str:
 
 def rainy_folders() -> list[str]:
     """Names of folders of rainy images: the usual ones, then those of the catalogue's sets."""
-    return ["rain", "rainy", "input", *(entry.sides[0].split("/")[0] for entry in CATALOGUE.values())]
+    named = (entry.sides[0].split("/")[0] for entry in CATALOGUE.values())
+    return ["rain", "rainy", "input", "lq", "degraded", *named]
 
 
 def clean_folders() -> list[str]:
-    return ["norain", "clean", "target", "groundtruth", *(entry.sides[1] for entry in CATALOGUE.values())]
+    named = (entry.sides[1] for entry in CATALOGUE.values())
+    return ["norain", "clean", "target", "groundtruth", "reference", *named]
 
 
 def photographs() -> set[str]:

@@ -164,7 +164,7 @@ def _all_norain(folder: Folder) -> bool:
 # tried in this order: what it looks like, for messages; the function that recognises it
 LAYOUTS: dict[str, Callable[[Folder, SplitQuery], LayoutMatch | None]] = {
     "rain/ or rain/X2/ + norain/, rainy_image/ + ground_truth/, rain/ + gt/, input/ + target/, "
-    "rainy/ + clean/ or groundtruth/": two_folders,
+    "rainy/ + clean/ or groundtruth/, lq/ + gt/, degraded/ + reference/": two_folders,
     "Rain_{Light,Medium,Heavy}/": parts_side_by_side,
     "norain-N with rain-N or rainy/": two_prefixes,
     "side-by-side images, or the released code's norain-N": side_by_side,

@@ -53,12 +53,12 @@ def find_checkpoint(logdir: Path, remedy: str) -> Path:
     """`logdir` itself if it is a file, or the net_latest in it, or the shipped one below it.
 
     Where both are there, the trained one is used if its run is finished and not a mere trial; a line says
-    so. A folder that is not here is looked for in the project's. Raises UserError, ending in `remedy`, where
-    there is none.
+    so. A folder that is not here is looked for in the project's, then in its trained_model/. Raises
+    UserError, ending in `remedy`, where there is none.
     """
     if logdir.is_file():
         return logdir
-    for folder in (logdir, ROOT / logdir):
+    for folder in (logdir, ROOT / logdir, ROOT / "trained_model" / logdir):
         found = [path for path in (folder / LATEST, folder / SHIPPED / LATEST) if path.exists()]
         if len(found) == 2:
             return _trained_or_shipped(*found)

@@ -2,17 +2,18 @@
 
 import argparse
 import dataclasses
+import difflib
 import itertools
 import math
 import operator
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Self, TypeVar, get_args, get_origin, get_type_hints
 
-from utils import escape_unprintable
+from utils import UserError, escape_unprintable
 
 # the order in --help; "" has no heading
 GROUPS = (
@@ -65,6 +66,10 @@ class Options:
     def validate(self) -> str | None:
         """An error message about options that contradict each other; None if there is none."""
         return None
+
+    def with_typed(self, names: Set[str]) -> Self:
+        """The record, changed so that the options typed by the user take effect. Raises UserError."""
+        return self
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -126,7 +131,12 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
     # several values come as a list of tuples: "24,32 48" is [(24, 32), (48,)]
     given = {k: tuple(itertools.chain(*v)) if isinstance(v, list) else v for k, v in given.items()}
     changed = dataclasses.replace(record, **given)
-    if wrong := validate(changed):
+    try:
+        changed = changed.with_typed(given.keys())
+        wrong = validate(changed)
+    except UserError as error:
+        wrong = str(error)
+    if wrong:
         parser.exit(2, f"{parser.prog}: {wrong}\n")  # one line, without the usage
     return changed
 
@@ -144,7 +154,11 @@ def _by_preset(record: Record, arguments: Sequence[str] | None) -> Record:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, with the first example of the script's description."""
+        """One line, with the known option closest to an unknown one, and the description's first example."""
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            known = {re.sub("[_-]", "", name.lower()): name for name in self._option_string_actions}
+            close = difflib.get_close_matches(re.sub("[_-]", "", unknown[1].lower()), known, n=1)
+            message += f"; did you mean {known[close[0]]}?" if close else ""
         lines = [line.strip() for line in (self.description or "").splitlines()]
         example = next((f"; as in: {line}" for line in lines if line.startswith("python ")), "")
         super().error(escape_unprintable(message) + example)
@@ -171,7 +185,7 @@ def _add_option(parser: Any, each: dataclasses.Field, kind: Any, default: Any) -
     if shown in ("", Path()):
         shown = "none"
     text = f"{each.metadata['help']} (default: {shown})".replace("%", "%%")  # argparse formats the text
-    how: dict[str, Any] = {"help": text, "default": default}
+    how: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}  # only what was typed
     if get_origin(kind) is tuple:
         inner, choices = get_args(kind)[0], each.metadata["choices"]
         how |= {"type": _several(inner, choices), "nargs": "*", "metavar": inner.__name__.upper()}

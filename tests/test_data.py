@@ -12,7 +12,7 @@ import pytest
 
 from datasets import check, pairs, simulate
 from datasets.catalogue import CATALOGUE
-from datasets.layouts import find_images, find_pairs
+from datasets.layouts import find_images, find_pairs, recognised
 from datasets.pairs import Pair, PairSet, check_pairs, looks_swapped, read_pair, why_not_additive
 from DerainDataset import PairCrops, RealCrops
 from machinery.loading import ImageCache
@@ -61,7 +61,16 @@ def test_official_layouts(tmp_path, dataset):
 
 @pytest.mark.parametrize(
     ("rainy", "clean"),
-    [("rain", "norain"), ("input", "target"), ("rainy", "clean"), ("Rain/X2", "NoRain"), ("rain", "gt")],
+    [
+        ("rain", "norain"),
+        ("input", "target"),
+        ("rainy", "clean"),
+        ("Rain/X2", "NoRain"),
+        ("rain", "gt"),
+        ("LQ", "GT"),
+        ("lq", "gt"),
+        ("degraded", "reference"),
+    ],
 )
 @pytest.mark.parametrize("divided", [True, False])
 def test_plain_folders(tmp_path, rainy, clean, divided):
@@ -133,6 +142,21 @@ def test_prenets_downloads(tmp_path):
         found = find_pairs(tmp_path / dataset, "test", dataset)
         assert len(found.pairs) == count
         assert_clean_is_clean(found)
+
+
+def test_rain13ks_download(tmp_path):
+    """Test2800 is not Rain1400's test set, which has 1,400 pairs."""
+    sets = {"Rain100H": "Rain100H", "Rain100L": "Rain100L", "Test100": "Rain800", "Test1200": "Rain1200"}
+    for name in (*sets, "Test2800"):
+        layouts.plain(tmp_path / "Datasets/test" / name, "input", "target")
+    layouts.plain(tmp_path / "Datasets/train/Rain13K", "input", "target")
+    for name, dataset in sets.items():
+        for place in ("Datasets", "Datasets/test", f"Datasets/test/{name}"):
+            found = find_pairs(tmp_path / place, "test", dataset)
+            assert (found.root.name, names(found), recognised(found)) == (name, ["1", "2", "3"], dataset)
+    assert recognised(find_pairs(tmp_path / "Datasets/test/Test2800", "test")) == ""
+    assert "several sets" in refusal(tmp_path / "Datasets", "test")
+    assert find_pairs(tmp_path / "Datasets", "train", "Rain800").root.name == "Rain13K"
 
 
 def test_released_merged_layout_leaves_real_images_aside(tmp_path):

@@ -133,6 +133,19 @@ def test_the_script_that_makes_a_missing_model_is_there(record, tmp_path):
     assert named and (ROOT / named[1]).is_file()
 
 
+@pytest.mark.parametrize("shipped", [True, False])
+def test_the_shipped_lightnet_is_named_where_the_papers_model_is_missing(tmp_path, monkeypatch, shipped):
+    monkeypatch.chdir(tmp_path)
+    for module in ("evaluation", "machinery.checkpoints"):
+        monkeypatch.setattr(f"{module}.ROOT", tmp_path)
+    if shipped:
+        (tmp_path / "trained_model/Rain200H-light/pretrained").mkdir(parents=True)
+        (tmp_path / "trained_model/Rain200H-light/pretrained/net_latest").touch()
+    with pytest.raises(UserError, match="or give --logdir") as refused:
+        score(EVALUATIONS["Rain200H", "SID"], CPU)
+    assert ("--preset light for the shipped LightNet" in str(refused.value)) == shipped
+
+
 def test_a_model_of_several_sets_is_not_called_by_one_of_them(folder, tmp_path, scored):
     content = load_checkpoint(folder / "teacher/net_latest")
     content["recipe"]["data_path"] = ["datasets/Rain800", "datasets/Rain200H"]

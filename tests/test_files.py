@@ -334,6 +334,7 @@ def test_a_model_that_comes_with_the_project_is_found_from_any_folder(tmp_path, 
     monkeypatch.chdir(tmp_path)
     shipped = Path("trained_model/Rain800-light+Real")
     assert find_checkpoint(shipped, "").samefile(ROOT / shipped / "pretrained/net_latest")
+    assert find_checkpoint(Path(shipped.name), "").samefile(ROOT / shipped / "pretrained/net_latest")
     (tmp_path / shipped).mkdir(parents=True)  # an empty folder is not a model
     assert find_checkpoint(shipped, "").samefile(ROOT / shipped / "pretrained/net_latest")
     (tmp_path / shipped / "net_latest").touch()

@@ -171,6 +171,32 @@ def test_one_word_picks_lightnets_recipe_and_what_is_given_wins(key):
 
 
 @pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("--batch_size=4", "--batch_size=4; did you mean --batchSize?\n"),
+        ("--patchsize", "--patchsize; did you mean --patch_size?\n"),
+        ("--xyzzy", "--xyzzy\n"),
+    ],
+)
+def test_an_unknown_option_names_the_closest_known_one(capsys, typed, says):
+    with pytest.raises(SystemExit):
+        parse(TEACHERS["Rain800"], "", [typed])
+    assert capsys.readouterr().err.endswith(f"unrecognized arguments: {says}")
+
+
+def test_epochs_alone_decide_the_length_of_a_preset_and_milestones_need_its_cosine_off(capsys):
+    def recipe(*words) -> Any:
+        return parse(TEACHERS["Rain800"], "", ["--preset", "light", *words])
+
+    assert Schedule.of(recipe("--epochs", "1"), 700).steps < 700
+    assert recipe("--epochs", "1", "--steps", "7").steps == 7
+    assert recipe("--milestone", "5", "--cosine", "False").milestone == (5,)
+    with pytest.raises(SystemExit):
+        recipe("--milestone", "5")
+    assert "--milestone does not apply with --cosine: give --cosine False" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "backbone", "lr"), [([], "DerainNet", "0.0005"), (["--preset", "light"], "LightNet", "0.0006")]
 )
 def test_help_shows_the_defaults_that_hold_in_groups(capsys, words, backbone, lr):

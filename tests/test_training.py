@@ -263,6 +263,15 @@ def test_what_changes_the_result_must_not_change_on_resuming(tmp_path):
         a_run(dataclasses.replace(recipe, resume=True))
 
 
+def test_resuming_to_a_greater_length_says_that_the_learning_rate_rises(tmp_path, capsys):
+    trained(teacher(tmp_path, steps=2, cosine=True))
+    for steps in (2, 4):
+        capsys.readouterr()
+        a_run(teacher(tmp_path, steps=steps, cosine=True, resume=True))
+        said = "now 4 steps, not 2: the learning rate rises again" in capsys.readouterr().out
+        assert said == (steps == 4)
+
+
 def test_a_resumed_run_knows_what_there_is_to_beat(tmp_path):
     run = trained(teacher(tmp_path, val_every=1, save_every=100))
     assert np.isfinite(run.state.best)
