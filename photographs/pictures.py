@@ -241,9 +241,8 @@ def _shallow(pixels: np.ndarray, suffix: str, metadata: dict[str, Any]) -> bytes
     keywords = {"colour profile": "icc_profile", "EXIF": "exif", "resolution": "dpi"}
     how = {keywords[name]: value for name, value in metadata.items()}
     how |= {"quality": 95} if suffix in (".jpg", ".webp") else {}
-    if (
-        suffix == ".png"
-    ):  # 12 megapixels of a noisy photograph: 17.2 MB in 0.95 s, by default 17.3 MB in 4.7 s
+    if suffix == ".png":
+        # a noisy photograph of 12 megapixels: 17.2 MB in 0.95 s; at the default level 17.3 MB in 4.7 s
         how |= {"compress_level": 1, "compress_type": zlib.Z_RLE}
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, Image.registered_extensions()[suffix], **how)
