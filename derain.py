@@ -73,21 +73,22 @@ def main() -> None:
     results = results_of(dict(find_inputs(options)), options)
     device = distributed.device(options)
     precision = best_precision(device) if options.precision == "auto" else options.precision
-    derain = Derainer.open(
-        options.logdir,
-        device,
+    open_model = partial(
+        Derainer.open,
+        device=device,
         remedy="train one with train_photographs.py, or give --logdir",
         precision=precision,
         tile=options.tile or None,
         self_ensemble=options.self_ensemble,
         strength=options.strength,
     )
+    derain = open_model(options.logdir)
     print(f"model: {derain.path}, step {derain.content['step']}")
     print(f"on {device}: {hardware(device)}, {precision}")
     if options.serve:
         from photographs import web  # Gradio takes seconds to import
 
-        web.serve(derain, options.port)
+        web.serve(derain, options.port, open_model)
         return
     Session(options, derain, results).run()
 

@@ -5,6 +5,7 @@ tifffile 16 bits, which Pillow does not support in colour.
 """
 
 import io
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -240,6 +241,9 @@ def _shallow(pixels: np.ndarray, suffix: str, metadata: dict[str, Any]) -> bytes
     keywords = {"colour profile": "icc_profile", "EXIF": "exif", "resolution": "dpi"}
     how = {keywords[name]: value for name, value in metadata.items()}
     how |= {"quality": 95} if suffix in (".jpg", ".webp") else {}
+    if suffix == ".png":
+        # a noisy photograph of 12 megapixels: 17.2 MB in 0.95 s; at the default level 17.3 MB in 4.7 s
+        how |= {"compress_level": 1, "compress_type": zlib.Z_RLE}
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, Image.registered_extensions()[suffix], **how)
     return file.getvalue()
@@ -263,6 +267,7 @@ def _deep(pixels: np.ndarray, suffix: str, metadata: dict[str, Any]) -> bytes:
     arrays = [np.frombuffer(blocks[kind], np.uint8) for kind in kinds]
     order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
     pixels = pixels if channels == 1 else cv2.cvtColor(pixels, order[channels])
+    # at OpenCV's default level, which is faster than its level 1: 0.9 s and 2.7 s for 12 megapixels
     done, data = cv2.imencodeWithMetadata(suffix, pixels, kinds, arrays)
     if not done:
         raise ValueError("OpenCV refuses it")

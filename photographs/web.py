@@ -5,8 +5,11 @@ Uses Gradio, an extra.
 
 import os
 import tempfile
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -15,11 +18,14 @@ import skimage.data
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import: sends nothing
 
 from datasets.simulate import HEAVY, LIGHT, clean_image, rainy_image
-from inference import Derainer
+from inference import DEFAULT_MODEL, Derainer
+from machinery.checkpoints import LATEST, ROOT, SHIPPED
 from photographs.pictures import encoded, read_picture
 from utils import UserError, file_errors, write_image
 
 ADDRESS = "127.0.0.1"  # the loopback: not reachable from other machines
+HOSTS = [ADDRESS, "localhost"]  # under any other name it is another site that asks (DNS rebinding)
+MAX_FILE = "500mb"  # of an upload
 MAX_SIDE = 4096  # pixels of the images that the page shows: the WebP that Gradio makes of them takes 16383
 
 
@@ -49,37 +55,84 @@ def examples(folder: Path) -> list[Path]:
     return paths
 
 
-def page(derain: Derainer, folder: Path) -> Any:
+def other_models(used: Path) -> list[str]:
+    """The folders of the project's trained_model with a shipped or trained model, except that of `used`."""
+    folders = sorted((ROOT / DEFAULT_MODEL.parent).glob("*/"))
+    others = [each for each in folders if not used.resolve().is_relative_to(each)]
+    return [str(each) for each in others if (each / LATEST).exists() or (each / SHIPPED / LATEST).exists()]
+
+
+def own_origin(app: Any) -> Any:
+    """ASGI middleware: answers 403 to a request from the page of another site.
+
+    Gradio's strict_cors only hides the answer from that page: the request itself is carried out.
+    """
+    from starlette.responses import PlainTextResponse
+
+    async def checked(scope: Any, receive: Any, send: Any) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+        origin = headers.get(b"origin")
+        foreign = origin is not None and urlsplit(origin).netloc != headers.get(b"host")
+        await (PlainTextResponse("foreign origin", 403) if foreign else app)(scope, receive, send)
+
+    return checked
+
+
+def page(derain: Derainer, folder: Path, open_model: Callable[[Path], Derainer] = Derainer.open) -> Any:
     """The page, a gradio.Blocks, with its examples in `folder`. Raises UserError without Gradio."""
     try:
         import gradio
     except ImportError:
         raise UserError("--serve needs Gradio: python -m pip install -r requirements-extras.txt") from None
 
-    def show(file: str | None) -> tuple[Any, str | None]:
+    opened = {str(derain.path): derain}
+
+    def show(file: str | None, strength: float, model: str) -> tuple[Any, str | None]:
         if not file:
             return None, None
         try:
-            before, after, result = derain_file(derain, Path(file))
+            opened[model] = opened.get(model) or open_model(Path(model))
+            opened[model].strength = strength
+            before, after, result = derain_file(opened[model], Path(file))
         except UserError as error:
             raise gradio.Error(str(error), duration=None, print_exception=False) from None
         return (reduced(before), reduced(after)), str(result)
 
     with gradio.Blocks(title="Derained photographs", analytics_enabled=False) as blocks:
-        gradio.Markdown(f"## Remove rain from a photograph\nModel: {derain.path}. It runs on this machine.")
+        gradio.Markdown("## Remove rain from a photograph\nEverything runs on this machine.")
         with gradio.Row():
             given = gradio.File(label="A photograph with rain")  # gradio.Image hides why it cannot read one
             slider = gradio.ImageSlider(label="Before and after", type="numpy", interactive=False)
+        with gradio.Row():
+            strength = gradio.Slider(0, 1, derain.strength, label="Strength: fraction of the rain to remove")
+            model = gradio.Dropdown(
+                [*opened, *other_models(derain.path)], value=str(derain.path), label="Model"
+            )
         result = gradio.File(label="The result, as PNG, with its colour profile and EXIF")
         gradio.Examples([*map(str, examples(folder))], given, label="Simulated rain")
-        given.change(show, given, [slider, result])
+        changes = [given.change, strength.release, model.change]
+        gradio.on(changes, show, [given, strength, model], [slider, result])
     return blocks
 
 
-def serve(derain: Derainer, port: int) -> None:
+def serve(derain: Derainer, port: int, open_model: Callable[[Path], Derainer]) -> None:
     """Shows the page until Ctrl-C. Raises UserError where the port is taken."""
+    # Gradio asks its own page whether it is up: not through a proxy
+    os.environ["no_proxy"] = ",".join([*HOSTS, urllib.request.getproxies_environment().get("no", "")])
     try:
-        with tempfile.TemporaryDirectory() as folder:  # Gradio may serve files below it
-            page(derain, Path(folder)).launch(server_name=ADDRESS, server_port=port or None, share=False)
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads; Gradio may serve files below it
+            blocks = page(derain, Path(folder), open_model)
+            from starlette.middleware import Middleware
+            from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+            checks = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(own_origin)]
+            blocks.launch(
+                server_name=ADDRESS,
+                server_port=port or None,
+                share=False,
+                max_file_size=MAX_FILE,
+                app_kwargs={"middleware": checks},
+            )
     except OSError as error:
         raise UserError(f"--port {port}: {error}") from None

@@ -291,3 +291,12 @@ def test_a_bilevel_tiff_is_read_by_both_readers(tmp_path):
     Image.fromarray(pixels).convert("1").save(tmp_path / "x.tif")
     for image in (read_image(tmp_path / "x.tif"), read_picture(tmp_path / "x.tif").pixels):
         assert np.array_equal(image, np.dstack([pixels] * 3))
+
+
+def test_a_noisy_png_is_no_larger_than_at_pillows_default_level(tmp_path):
+    pixels = noise((256, 256, 3)) // 8 + 100
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    data, _ = encoded(Picture(pixels), ".png")
+    assert len(data) < 1.01 * (tmp_path / "x.png").stat().st_size
+    (tmp_path / "y.png").write_bytes(data)
+    assert np.array_equal(read_picture(tmp_path / "y.png").pixels, pixels)

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -46,7 +48,25 @@ def test_a_photograph_comes_back_derained_with_all_that_it_is(tmp_path, model):
         web.derain_file(derain, tmp_path / "no.jpg")
 
 
-def test_the_page_is_for_this_machine_alone(model):
+def status(address: str, **headers: str) -> int:
+    """Of a POST that uploads a file."""
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\na\r\n--x--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x", **headers}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, body, headers)) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_page_is_for_this_machine_alone(model, monkeypatch, tmp_path):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(
+        urllib.request, "_opener", urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    )
     pytest.importorskip("gradio", reason="needs requirements-extras.txt")
     words = ["derain.py", "--serve", "--port", "0", "--logdir", str(model), "--use_GPU", "False"]
     with subprocess.Popen(
@@ -59,21 +79,54 @@ def test_the_page_is_for_this_machine_alone(model):
             assert address.startswith("http://127.0.0.1:")
             with urllib.request.urlopen(f"{address.rstrip('/')}/config") as answer:
                 told = json.load(answer)
+            upload, here = f"{address.rstrip('/')}/gradio_api/upload", address.rstrip("/")
+            assert status(upload) == status(upload, Origin=here) == 200
+            assert status(upload, Origin="http://example.org") == status(upload, Origin="null") == 403
+            assert status(upload, Host="example.org") == 400
+            (private,) = (path for path in tmp_path.iterdir() if [*path.rglob("a.txt")])
+            assert private.stat().st_mode & 0o077 == 0
         finally:
             process.terminate()
     assert told["analytics_enabled"] is False
-    assert {"imageslider", "file", "dataset"} <= {each["type"] for each in told["components"]}
+    assert told["max_file_size"] == 500 << 20
+    assert {"imageslider", "file", "dataset", "slider", "dropdown"} <= {
+        each["type"] for each in told["components"]
+    }
 
 
 def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tmp_path, model):
     pytest.importorskip("gradio", reason="needs requirements-extras.txt")
-    page = web.page(Derainer.open(model), tmp_path)
+    derain = Derainer.open(model)
+    page, used = web.page(derain, tmp_path), str(derain.path)
     (show,) = (each.fn for each in page.fns.values() if each.fn and each.fn.__name__ == "show")
     (tmp_path / "text.png").write_bytes(b"text")
     with pytest.raises(Exception, match=r"text\.png is not an image, or is cut short") as told:
-        show(str(tmp_path / "text.png"))
+        show(str(tmp_path / "text.png"), 1, used)
     assert vars(told.value)["print_exception"] is False  # a message of Gradio's, without traceback
     Image.fromarray(noise((3, 17000, 3))).save(tmp_path / "long.png")
-    slider, result = show(str(tmp_path / "long.png"))
+    slider, result = show(str(tmp_path / "long.png"), 0, used)
+    assert np.array_equal(*slider)  # nothing is removed at strength 0
     assert slider[0].shape == slider[1].shape == (1, web.MAX_SIDE, 3)
     assert read_picture(Path(result)).pixels.shape == (3, 17000, 3)
+
+
+def test_the_page_offers_the_models_of_trained_model_and_opens_the_chosen_one(tmp_path, model, monkeypatch):
+    pytest.importorskip("gradio", reason="needs requirements-extras.txt")
+    monkeypatch.setattr(web, "ROOT", tmp_path)
+    shutil.copytree(model, tmp_path / "trained_model/trained")
+    shutil.copytree(model, tmp_path / "trained_model/shipped/pretrained")
+    (tmp_path / "trained_model/empty").mkdir()
+    offered = web.other_models(model)
+    assert [Path(each).name for each in offered] == ["shipped", "trained"]
+    assert web.other_models(tmp_path / "trained_model/shipped/pretrained/net_latest") == offered[1:]
+    opened: list[Path] = []
+
+    def open_model(path: Path) -> Derainer:
+        opened.append(path)
+        return Derainer.open(path)
+
+    page = web.page(Derainer.open(model), tmp_path, open_model)
+    (show,) = (each.fn for each in page.fns.values() if each.fn and each.fn.__name__ == "show")
+    for _ in range(2):
+        assert show(str(photograph(tmp_path / "x.jpg")), 1, offered[0])[1]
+    assert opened == [Path(offered[0])]
