@@ -343,7 +343,8 @@ class Run:
             RunLog(recipe.save_path, state.step, state.validated, silent=not main) as self.log,
             tqdm(unit="step", smoothing=0.1, **how) as bar,
         ):
-            self.log.recipe(state.step, distributed.command(), to_dict(recipe), state.data)
+            used = to_dict(replace(recipe, steps=schedule.steps))
+            self.log.recipe(state.step, distributed.command(), used, state.data)
             if schedule.validates(state.step) and state.step > state.validated:  # stopped before it
                 self._validate()
                 self._save(LATEST)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ from utils import UserError, escape_unprintable, file_errors, to_tensor, write_t
 
 LOG = "log.jsonl"
 EVENTS = "events.out.tfevents.*"
+SCORES = {"validation/psnr": "PSNR/validation", "validation/ssim": "SSIM/validation"}  # sorted before loss/
+HYPERPARAMETERS = ("dataset", "stage", "preset", "lr", "steps", "batchSize")  # columns before the scores
 PATIENCE = 5  # seconds: the loader workers of a killed run hold its lock until they notice
 
 
@@ -72,7 +75,7 @@ def set_earlier_run_aside(folder: Path) -> str:
 
 
 class RunLog:
-    """Writes `folder`/log.jsonl and TensorBoard's event files, each figure under one name; a context manager.
+    """Writes `folder`/log.jsonl and TensorBoard's event files; a context manager.
 
     One process of a run writes; the others are `silent`. What a killed run has logged after `step`, the step
     of the checkpoint that is resumed, is dropped, and so are validations after `validated`, the last one.
@@ -108,7 +111,7 @@ class RunLog:
         self.watched_from, self.watched_since = step, time.perf_counter()
 
     def recipe(self, step: int, command: str, recipe: Mapping[str, Any], data: Sequence[str]) -> None:
-        """The command, the data and every option as text, and as hyperparameters beside the final score."""
+        """The command, the data and every option as text; a few options and the scores as hparams."""
         if self.silent:
             return
         # protocol buffers take valid UTF-8 only, which the name of a folder need not be
@@ -119,10 +122,10 @@ class RunLog:
         rows = "\n".join(f"| {name} | {value} |" for name, value in plain.items())
         text = f"    {escape_unprintable(command)}\n\n"
         text += "\n".join(f"- {escape_unprintable(line)}" for line in data)
-        scores = dict.fromkeys(("validation/psnr", "validation/ssim"), 0.0)
+        few, scores = {name: plain[name] for name in HYPERPARAMETERS}, dict.fromkeys(SCORES.values(), 0.0)
         with file_errors(self.folder, done="written to"):
             self.board.add_text("recipe", f"{text}\n\n| option | value |\n|---|---|\n{rows}", step)
-            for summary in hparams(plain, scores):
+            for summary in hparams(few, scores):
                 self.board._get_file_writer().add_summary(summary)
 
     def terms(self, step: int, terms: Mapping[str, float], *, lr: float, batch_size: int) -> None:
@@ -149,7 +152,7 @@ class RunLog:
             self.lines.write(json.dumps({"step": step, **values}) + "\n")
             self.lines.flush()
             for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+                self.board.add_scalar(SCORES.get(name, name), value, step)
 
     def strip(
         self,
@@ -159,21 +162,33 @@ class RunLog:
         rainy: np.ndarray,
         clean: np.ndarray | None,
     ) -> None:
-        """The middle of an image: rainy | derained | streaks times three | clean, where there is one."""
+        """The middle of an image, captioned: rainy | derained | streaks, brightened | clean if known."""
         if self.silent:
             return
         before = to_tensor(_middle(rainy))
         after = derained(before)
-        known = [] if clean is None else [to_tensor(_middle(clean))]
-        images = [before, after, 3 * (before - after), *known]
-        gap = [F.pad(image.clamp(0, 1), (0, 4), value=1.0) for image in images]
+        streaks = before - after
+        gain = round(max(3.0, 1 / max(1 / 255, float(streaks.max()))))
+        panels = {"rainy": before, "derained": after, f"streaks x{gain}": gain * streaks}
+        if clean is not None:
+            panels["clean"] = to_tensor(_middle(clean))
+        row = [_captioned(image.clamp(0, 1), text) for text, image in panels.items()]
         with file_errors(self.folder, done="written to"):
-            self.board.add_image(escape_unprintable(name), torch.cat(gap, 2)[..., :-4], step)
+            self.board.add_image(escape_unprintable(name), torch.cat(row, 2), step)
 
 
 def _middle(image: np.ndarray, size: int = 320) -> np.ndarray:
     top, left = (max(0, (side - size) // 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]
+
+
+def _captioned(image: Tensor, text: str) -> Tensor:
+    """The image (3, H, W) below its caption, on white; wide enough for the text."""
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+    image = F.pad(image, (0, max(4, width + 8 - image.shape[2])), value=1.0)
+    band = np.full((20, image.shape[2], 3), 255, np.uint8)
+    cv2.putText(band, text, (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return torch.cat([to_tensor(band), image], 1)
 
 
 def _date_back(events: Sequence[Path]) -> None:

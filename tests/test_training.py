@@ -48,12 +48,13 @@ def test_both_stages_write_their_logs_and_checkpoints(tmp_path):
         assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
         assert set(steps[0]) == terms | {"step", "optimizer/lr"}
         board = EventAccumulator(str(folder), {"images": 0, "tensors": 0}).Reload()
-        others = {"optimizer/lr", "speed/images_per_second", "validation/psnr", "validation/ssim"}
-        assert terms | others <= set(board.Tags()["scalars"])
+        others = {"optimizer/lr", "speed/images_per_second", "PSNR/validation", "SSIM/validation"}
+        assert terms | others == set(board.Tags()["scalars"])
         assert {"pairs/norain-1x2", "pairs/norain-2x2"} <= set(board.Tags()["images"])
         assert b"| patch_size | " in board.Tensors("recipe/text_summary")[-1].tensor_proto.string_val[0]
         plugins = board.SummaryMetadata("_hparams_/session_start_info").plugin_data
-        assert plugins.plugin_name == "hparams" and b"patch_size" in plugins.content
+        assert plugins.plugin_name == "hparams" and b"batchSize" in plugins.content
+        assert b"patch_size" not in plugins.content  # a column for each option would hide the scores
         for name in ("net_latest", "net_best"):
             content = load_checkpoint(folder / name)
             assert {"net", "network", "training", "step", "recipe"} <= set(content)
@@ -153,7 +154,7 @@ def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
     assert lines(straight.save_path) == lines(cut.save_path)
     assert sum("validation/psnr" in line for line in lines(cut.save_path)) == 3
     board = EventAccumulator(str(cut.save_path)).Reload()
-    assert [each.step for each in board.Scalars("validation/psnr")] == [2, 4, 6]
+    assert [each.step for each in board.Scalars("PSNR/validation")] == [2, 4, 6]
     assert [each.step for each in board.Scalars("loss/total")] == [1, 2, 3, 4, 5, 6]
     best = [load_checkpoint(folder / "net_best") for folder in (straight.save_path, cut.save_path)]
     assert best[0]["step"] == best[1]["step"] and best[0]["training"]["best"] == best[1]["training"]["best"]
@@ -226,17 +227,25 @@ def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
     trained(dataclasses.replace(recipe, steps=1))  # a dead process holds no lock
 
 
-def test_a_picture_is_rainy_derained_streaks_times_three_and_clean(tmp_path):
+def test_a_picture_is_rainy_derained_streaks_and_clean_with_captions(tmp_path):
     rainy, clean = (np.full((8, 400, 3), grey, np.uint8) for grey in (90, 30))
     with RunLog(tmp_path, 0, 0) as log:
-        for name, known in (("pairs/1", clean), ("photographs/1", None)):
-            log.strip(1, name, lambda image: image - 50 / 255, rainy, known)
+        for name, known, rain in (("pairs/1", clean, 50), ("pairs/2", clean, 20), ("photographs/1", None, 0)):
+            log.strip(1, name, lambda image, rain=rain: image - rain / 255, rainy, known)
     board = EventAccumulator(str(tmp_path)).Reload()
-    for name, greys in (("pairs/1", [90, 40, 150, 30]), ("photographs/1", [90, 40, 150])):
+    strips = {"pairs/1": [90, 40, 250, 30], "pairs/2": [90, 70, 13 * 20, 30], "photographs/1": [90, 90, 0]}
+    captions = {}
+    for name, greys in strips.items():
         encoded = board.Images(name)[0].encoded_image_string
         picture: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-        row = picture[4, :, 0]
-        assert [int(grey) for grey in row[100::324]] == greys and len(row) == 324 * len(greys) - 4
+        row = picture[-4, :, 0]
+        assert [int(grey) for grey in row[100::324]] == [min(255, grey) for grey in greys]
+        assert len(row) == 324 * len(greys)
+        captions[name] = [picture[:-8, 324 * n : 324 * n + 324] for n in range(len(greys))]
+        assert all((each.min(axis=(1, 2)) < 128).sum() >= 6 for each in captions[name])  # black letters
+        assert len({each.tobytes() for each in captions[name]}) == len(greys)
+    same = [np.array_equal(*each) for each in zip(captions["pairs/1"], captions["pairs/2"], strict=True)]
+    assert same == [True, True, False, True]  # the streaks' gain differs
 
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
