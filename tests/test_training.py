@@ -231,7 +231,7 @@ def test_a_picture_is_rainy_derained_streaks_and_clean_with_captions(tmp_path):
     rainy, clean = (np.full((8, 400, 3), grey, np.uint8) for grey in (90, 30))
     with RunLog(tmp_path, 0, 0) as log:
         for name, known, rain in (("pairs/1", clean, 50), ("pairs/2", clean, 20), ("photographs/1", None, 0)):
-            log.strip(1, name, lambda image, rain=rain: image - rain / 255, rainy, known)
+            log.strip(1, name, partial(torch.sub, other=rain / 255), rainy, known)
     board = EventAccumulator(str(tmp_path)).Reload()
     strips = {"pairs/1": [90, 40, 250, 30], "pairs/2": [90, 70, 13 * 20, 30], "photographs/1": [90, 90, 0]}
     captions = {}
