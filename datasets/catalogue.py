@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+SIMULATED = "simulated.txt"  # simulate.py's options, in a set that it has rendered
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -169,5 +171,6 @@ def photographs() -> set[str]:
 
 
 def is_simulated(path: Path, dataset: str = "") -> bool:
-    """Whether a set is one of simulate.py's, by name or folder; its scores are marked as simulated."""
-    return get_entry(dataset).simulated or "simulated" in str(path).lower()
+    """Whether a set is one of simulate.py's, by name, folder or note; its scores are marked as simulated."""
+    noted = any((folder / SIMULATED).exists() for folder in (path, path.parent))
+    return noted or get_entry(dataset).simulated or "simulated" in str(path).lower()

@@ -424,11 +424,11 @@ def find_layers(folders: Sequence[Path]) -> PairSet:
     return replace(found, layout="streaks")
 
 
-def find_backgrounds(folder: Path) -> PairSet:
+def find_backgrounds(folder: Path, option: str = "--backgrounds") -> PairSet:
     """Clean images. Raises UserError for a folder of pairs, since either side could be meant."""
-    found = find_images([folder], option="--backgrounds")
+    found = find_images([folder], option=option)
     if found.warnings or isinstance(found.pairs, ListedPairs):
-        raise UserError(f"{folder} holds pairs: --backgrounds takes the folder of their clean images")
+        raise UserError(f"{folder} holds pairs: {option} takes the folder of their clean images")
     return replace(found, layout="backgrounds")
 
 

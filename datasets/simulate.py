@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Renders the simulated datasets of the quick start: rain on photographs that ship with scikit-image.
+"""Renders the simulated datasets of the quick start, or rain on your own photographs.
 
     python datasets/simulate.py                 writes datasets/simulated/
         Simulated200H/, Simulated200L/          pairs in Rain200's layout, exactly additive like Rain200
         SimulatedReal/train/rain/               unlabelled: other streaks and haze stand in for real rain
         SimulatedReal/test/rain/, norain/       the same, with clean images to score against
+
+    python datasets/simulate.py --clean FOLDER --save_path SET        pairs of your own photographs
+        SET/train/, SET/test/                   rain/ + norain/: --data_path SET of every script
 
 A set is a function of the seed. Training and test sets share no photograph. Scores on these sets show that
 the code works; they say nothing about a benchmark.
@@ -12,7 +15,7 @@ the code works; they say nothing about a benchmark.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -22,9 +25,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # imports work from any folder
 
-from datasets.catalogue import CATALOGUE
-from machinery.options import Options, option, parse
-from utils import run, write_image
+from datasets.catalogue import CATALOGUE, SIMULATED
+from datasets.layouts import find_backgrounds
+from datasets.pairs import read_side
+from datasets.scenes import show_scene_of
+from machinery.options import Options, option, parse, to_dict
+from utils import UserError, escape_unprintable, file_errors, run, write_image, write_text
 
 # public domain (astronaut, rocket: NASA) or CC0 (coffee, chelsea)
 PHOTOGRAPHS = {"train": ("astronaut", "coffee"), "test": ("chelsea", "rocket")}
@@ -71,17 +77,17 @@ SETS = (
 )
 
 
-def streaks(rain: Rain, rng: np.random.Generator) -> np.ndarray:
-    """One grey layer of rain, float32 (HEIGHT, WIDTH) in [0, 1], to be added to the image."""
-    layer = np.zeros((HEIGHT, WIDTH), np.float32)
+def streaks(rain: Rain, rng: np.random.Generator, size: tuple[int, ...] = (HEIGHT, WIDTH)) -> np.ndarray:
+    """One grey layer of rain, float32 (height, width) in [0, 1], to be added to the image."""
+    layer = np.zeros(size, np.float32)
     tilt = rng.uniform(*rain.tilt)
     for _ in range(rng.integers(rain.layers[0], rain.layers[1] + 1)):
         depth = rng.uniform()  # 0: near; long, wide, bright and few
         length, width, opacity = (
             high - (high - low) * depth for low, high in (rain.length, rain.width, rain.opacity)
         )
-        drops = rng.poisson(rng.uniform(*rain.cover) / (length * width), (HEIGHT, WIDTH)) > 0
-        strengths = drops * rng.uniform(0.3, 1, (HEIGHT, WIDTH))
+        drops = rng.poisson(rng.uniform(*rain.cover) / (length * width), size) > 0
+        strengths = drops * rng.uniform(0.3, 1, size)
         kernel = _motion_blur(rng.normal(tilt, rain.spread), length, width)
         layer += opacity * cv2.filter2D(strengths.astype(np.float32), -1, kernel)
     return np.clip(layer, 0, 1)
@@ -109,12 +115,12 @@ def clean_image(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def rainy_image(clean: np.ndarray, rain: Rain, rng: np.random.Generator) -> np.ndarray:
-    """`clean` with haze (if `rain` has any) and streaks, uint8 (HEIGHT, WIDTH, 3)."""
-    layer = np.round(255 * streaks(rain, rng)).astype(np.uint16)[..., None]
+    """`clean` with haze (if `rain` has any) and streaks, uint8 (height, width, 3)."""
+    layer = np.round(255 * streaks(rain, rng, clean.shape[:2])).astype(np.uint16)[..., None]
     hazy = clean
     if rain.haze[1]:
         airlight = rng.uniform(170, 230)
-        far = np.linspace(1, 0.4, HEIGHT)[:, None, None]  # the far part is mostly at the top
+        far = np.linspace(1, 0.4, len(clean))[:, None, None]  # the far part is mostly at the top
         thickness = rng.uniform(*rain.haze) * far
         hazy = np.round(clean * (1 - thickness) + airlight * thickness).astype(np.uint8)
     return np.minimum(255, hazy + layer).astype(np.uint8)
@@ -139,27 +145,103 @@ def simulate(out: Path, seed: int, sets: Sequence[Set] = SETS) -> dict[str, floa
         clean = clean_image(photograph, rng)
         rainy = rainy_image(clean, made.rain, rng)
         rainy_path, clean_path = paths(made, split, out, i + 1)
-        write_image(rainy_path, rainy)
-        if clean_path:
-            write_image(clean_path, clean)
-        error = np.mean((rainy.astype(np.float64) - clean) ** 2)
-        errors.setdefault(f"{made.name} {split}", []).append(10 * np.log10(255**2 / error))
+        error = _write_pair(rainy_path, rainy, clean_path, clean)
+        errors.setdefault(f"{made.name} {split}", []).append(error)
     return {name: float(np.mean(each)) for name, each in errors.items()}
+
+
+def _write_pair(rainy_path: Path, rainy: np.ndarray, clean_path: Path | None, clean: np.ndarray) -> float:
+    """Returns the PSNR of rainy against clean, in dB."""
+    write_image(rainy_path, rainy)
+    if clean_path:
+        write_image(clean_path, clean)
+    error = np.mean((rainy.astype(np.float64) - clean) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-10)))
 
 
 @dataclass(frozen=True)
 class Simulate(Options):
     """The options of this script."""
 
-    out: Path = option(Path("datasets/simulated"), "folder to write to")
+    out: Path = option(Path("datasets/simulated"), "folder of the quick start's sets; not with --clean")
     seed: int = option(0, "random seed of crops and rain", min=0)
+    clean: tuple[Path, ...] = option((), "folders of clean photographs to add rain to")
+    save_path: Path = option(Path(), "new folder for the pairs", needs="clean")
+    strength: float = option(
+        1.0,
+        "amount of rain; 1: as dense as Rain200H's, 0.1: about Rain200L's",
+        needs="clean",
+        greater_than=0,
+        max=4,
+    )
+    angle: float = option(
+        0.0,
+        "main direction of the rain, in degrees from the vertical; an image's own is within 15 of it",
+        needs="clean",
+        min=-90,
+        max=90,
+    )
+    haze: float = option(
+        0.0, "largest fraction of the light replaced by haze on the rainy side", needs="clean", min=0, max=0.9
+    )
+    size: int = option(
+        1024,
+        "reduce photographs to this many pixels on the longer side",
+        needs="clean",
+        min=64,
+        max=16384,
+    )
+
+    def validate(self) -> str | None:
+        if self.clean and self.save_path == Path():
+            return "--clean needs --save_path, a new folder for the pairs"
+        return super().validate()
+
+
+def from_photographs(options: Simulate) -> dict[str, float]:
+    """Writes pairs of the user's photographs below `save_path`; the last fifth is the test set.
+
+    Returns the mean PSNR of rainy against clean by split, in dB. Raises UserError for a `save_path` that is
+    not empty and for fewer than two photographs.
+    """
+    folder = options.save_path
+    with file_errors(folder, done="written to"):
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty: choose a new folder as --save_path")
+    found = [pair.rainy for each in options.clean for pair in find_backgrounds(each, "--clean").pairs]
+    found = list(dict.fromkeys(found))
+    split = len(found) - max(1, len(found) // 5)
+    test = found[split:]
+    seen = show_scene_of(found[:split], test) if split else ()
+    train = [photograph for photograph, too in zip(found[:split], seen, strict=True) if not too]
+    if not train:
+        raise UserError(
+            f"{options.clean[0]}: --clean needs photographs of two scenes at least, to train and to test"
+        )
+    tilt = (options.angle - 15, options.angle + 15)
+    cover = (options.strength * HEAVY.cover[0], options.strength * HEAVY.cover[1])
+    rain = replace(HEAVY, tilt=tilt, cover=cover, haze=(0.0, options.haze))
+    # marks the scores as simulated
+    write_text(folder / SIMULATED, escape_unprintable(to_dict(options)) + "\n")
+    errors: dict[str, list[float]] = {"train": [], "test": []}
+    jobs = [(part, *each) for part, of in (("train", train), ("test", test)) for each in enumerate(of, 1)]
+    for part, number, photograph in tqdm(jobs, desc="rainy photographs", unit="image", leave=False):
+        clean = read_side(photograph)
+        if (scale := options.size / max(clean.shape)) < 1:
+            height, width = (max(1, round(scale * side)) for side in clean.shape[:2])
+            clean = cv2.resize(clean, (width, height), interpolation=cv2.INTER_AREA)
+        rainy = rainy_image(clean, rain, np.random.default_rng((options.seed, part == "test", number)))
+        rainy_path, clean_path = (folder / part / side / f"{number}.png" for side in ("rain", "norain"))
+        errors[part].append(_write_pair(rainy_path, rainy, clean_path, clean))
+    return {f"{part}, {len(each)} pairs": float(np.mean(each)) for part, each in errors.items()}
 
 
 def main() -> None:
     options = parse(Simulate(), __doc__)
-    for name, psnr in simulate(options.out, options.seed).items():
+    psnr_of = from_photographs(options) if options.clean else simulate(options.out, options.seed)
+    for name, psnr in psnr_of.items():
         print(f"{name:20s} rainy PSNR {psnr:5.2f} dB (simulated rain, RGB)")
-    print(f"written to {options.out}")
+    print(f"written to {options.save_path if options.clean else options.out}")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from datasets import check, pairs, simulate
-from datasets.catalogue import CATALOGUE
+from datasets.catalogue import CATALOGUE, is_simulated
 from datasets.layouts import find_images, find_pairs, recognised
 from datasets.pairs import Pair, PairSet, check_pairs, looks_swapped, read_pair, why_not_additive
-from DerainDataset import PairCrops, RealCrops
+from datasets.scenes import show_scene_of
+from DerainDataset import PairCrops, RealCrops, pair_crops
 from machinery.loading import ImageCache
 from tests import layouts
+from tests.small import teacher
 from utils import UserError, read_image, write_image
 
 
@@ -514,3 +516,72 @@ def test_simulated_sets(tmp_path):
     real = find_pairs(tmp_path / "one/SimulatedReal", "test")
     assert len(find_images([tmp_path / "one/SimulatedReal/train"]).pairs) == len(real.pairs) == 2
     assert "exact grey addition" in pairs.why_not_recombined(real)
+
+
+def test_rain_on_ones_own_photographs_is_a_set_for_training_and_evaluation(tmp_path, run_here, capsys):
+    photographs, made, again = (tmp_path / name for name in ("photographs", "made", "again"))
+    for n in range(7):  # the last one shows the second's scene
+        write_image(photographs / f"{n}.png", layouts.clean_image(n % 6 + (n == 6), (90, 120)))
+    words = ["datasets/simulate.py", "--clean", str(photographs), "--size", "100", "--strength", "0.5"]
+    for folder in (made, again):
+        assert run_here(*words, "--save_path", str(folder)) == 0
+    assert {p.name: d for p, d in tree(made / "train/rain").items()} == {
+        p.name: d for p, d in tree(again / "train/rain").items()
+    }
+    assert "train, 5 pairs" in capsys.readouterr().out
+    recipe = teacher(tmp_path, data_path=(made,), recombine=True)
+    assert len(pair_crops(recipe, ImageCache("off"))) == 5  # an exact grey addition
+    train, test = (find_pairs(made, split) for split in ("train", "test"))
+    assert not show_scene_of(
+        [p.clean for p in train.pairs if p.clean], [p.clean for p in test.pairs if p.clean]
+    ).any()
+    assert [read_pair(pair)[0].shape for pair in test.pairs] == [(75, 100, 3)]
+    assert not looks_swapped(train.pairs) and not looks_swapped(test.pairs)
+    assert all(is_simulated(path) for path in (made, made / "test")) and not is_simulated(photographs)
+
+
+def test_rain_on_ones_own_photographs_is_asked_for_strength_angle_and_haze(tmp_path):
+    for n in (1, 2):
+        write_image(tmp_path / f"photographs/{n}.png", layouts.clean_image(n, (90, 120)))
+
+    def rain_of(name, **changes):
+        options = simulate.Simulate(clean=(tmp_path / "photographs",), save_path=tmp_path / name, **changes)
+        simulate.from_photographs(options)
+        rainy, clean = (read_image(tmp_path / name / f"test/{side}/1.png") for side in ("rain", "norain"))
+        return rainy.astype(float) - clean
+
+    plain, little, level, hazy = (
+        rain_of(name, **each)
+        for name, each in {
+            "plain": {},
+            "little": {"strength": 0.05},
+            "level": {"angle": 90.0},
+            "hazy": {"haze": 0.9},
+        }.items()
+    )
+    assert 0 < little.mean() < plain.mean() / 2
+    along, across = (np.abs(np.diff(level, axis=axis)).mean() for axis in (1, 0))
+    assert along < across and np.abs(np.diff(plain, axis=0)).mean() < np.abs(np.diff(plain, axis=1)).mean()
+    assert plain.min() == 0 and not np.allclose(hazy, plain)
+
+
+def test_rain_on_ones_own_photographs_overwrites_nothing_and_needs_two(tmp_path, run_here, capsys):
+    photographs, full = tmp_path / "photographs", tmp_path / "full"
+    photographs.mkdir()
+    layouts.real_images(full)
+    before = tree(full)
+    words = ["datasets/simulate.py", "--clean", str(photographs)]
+    one = layouts.clean_image(1)
+    for save_path, message in (
+        ("", "--clean needs --save_path"),
+        ("full", "full is not empty: choose a new folder as --save_path"),
+        ("new", "photographs holds no images: --clean takes folders of images"),
+        ("one", "needs photographs of two scenes at least"),
+        ("two", "needs photographs of two scenes at least"),
+    ):
+        if save_path in ("one", "two"):
+            write_image(photographs / f"{save_path}.png", one)
+        assert run_here(*words, *(["--save_path", str(tmp_path / save_path)] if save_path else [])) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+    assert tree(full) == before
