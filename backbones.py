@@ -82,9 +82,9 @@ def network_from(content: Mapping[str, Any], path: Path) -> nn.Module:
     """The network in a checkpoint, in float32. Raises UserError if weights and architecture do not match."""
     if (name := content["network"]["backbone"]) not in BACKBONES:
         raise UserError(f"{path} needs a backbone {name!r}: backbones.BACKBONES has {', '.join(BACKBONES)}")
-    # the arguments are the file's: whatever a constructor says to them is its fault
-    with file_errors(path, "train anew", done="made a network of", kinds=(Exception,)), torch.device("meta"):
-        # shapes alone, until they are known to be those of the weights
+    # the arguments come from the file, so any error of the constructor is the file's
+    with file_errors(path, "retrain", done="made a network of", kinds=(Exception,)), torch.device("meta"):
+        # shapes only, until they are known to match the weights
         net = _backbone(name)(**content["network"]["arguments"])
     load_weights(net, content["net"], path)
     return net

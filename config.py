@@ -411,7 +411,7 @@ LAYERS: dict[str, Any] = {
     "streak_strength": 1.1,
 }
 
-# One model for photographs: rain of every kind at hand, much of it light, and what is no rain must stay.
+# One model for photographs: all kinds of rain at hand, much of it light; everything else must be kept.
 MANY_RAINS: dict[str, Any] = {
     "preset": "light",
     "data_path": tuple(Path("datasets") / name for name in ("Rain800", "Rain200H", "Rain200L")),

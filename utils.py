@@ -198,7 +198,7 @@ def list_images(folder: Path) -> list[Path]:
 # as floats four times that, and the network much more.
 MOST_PIXELS = 1 << 28
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own bound: ours is told in our words
+Image.MAX_IMAGE_PIXELS = None  # replaced by MOST_PIXELS, with our own message
 
 
 def read_image(path: Path) -> np.ndarray:

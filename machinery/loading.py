@@ -166,18 +166,18 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
 
 
 class Loader(DataLoader):
-    """torch's, whose workers' end is told where a batch is asked for, and nowhere else."""
+    """torch's DataLoader, which reports a dead worker only where a batch is requested."""
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
         if self.num_workers and threading.current_thread() is threading.main_thread():
-            # torch's handler would raise in whatever line the process is at, even where that cannot be told
+            # torch's signal handler would raise in any line of the process
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
 
 
 def _kill_workers() -> None:
-    """They outlive a polite signal, and would be waited for."""
+    """Workers ignore SIGTERM, and the interpreter would wait for them."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

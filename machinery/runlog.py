@@ -200,7 +200,7 @@ def _date_back(events: Sequence[Path]) -> None:
 
 
 def logged(path: Path) -> list[dict[str, float]]:
-    """The lines of a log.jsonl, without one that a kill has cut short; none where there is no such file."""
+    """The lines of a log.jsonl, without one cut short by a kill; none if there is no file."""
     lines = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):

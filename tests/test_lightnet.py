@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_the_context_is_the_whole_images_and_a_tile_is_given_it():
 
 
 def test_images_mirror_no_pixel_into_another():
-    """Each image of a batch by itself, and equally wherever it lies in memory."""
+    """Each image of a batch alone, whatever its layout in memory."""
     net, rainy = small(), torch.rand(3, 3, 37, 51)
     with torch.no_grad():
         whole = net(rainy).derained
@@ -100,9 +101,14 @@ def test_images_mirror_no_pixel_into_another():
     assert torch.allclose(whole, single, atol=1e-6) and torch.allclose(whole, last, atol=1e-6)
 
 
+MUON: dict[str, Any] = {"optimizer": "muon", "muon_lr": 2e-3, "context": True}
+MUON |= {"late_start": 0.25, "late_patch_size": 48, "late_batchSize": 1}  # it stops and resumes among these
+
+
+@pytest.mark.parametrize("more", [{}, MUON], ids=["adam", "muon"])
 @pytest.mark.parametrize("stage", [teacher, student])
-def test_both_stages_train_resume_and_are_evaluated(tmp_path, stage):
-    light = {**LIGHT, "ema": 0.9, "clip": 1.0, "cosine": True, "warmup": 2, "mirror": True}
+def test_both_stages_train_resume_and_are_evaluated(tmp_path, stage, more):
+    light = {**LIGHT, "ema": 0.9, "clip": 1.0, "cosine": True, "warmup": 2, "mirror": True, **more}
     trained(teacher(tmp_path, **light))
     straight = stage(tmp_path, save_path=tmp_path / "straight", **light)
     trained(straight)

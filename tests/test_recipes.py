@@ -16,10 +16,10 @@ from tests.small import ROOT
 RECORDS: dict[tuple[str, str], Any] = {("SID", name): each for name, each in TEACHERS.items()}
 RECORDS |= {("SSID-KD", name): each for name, each in STUDENTS.items()}
 DATASETS = ("Rain200H", "Rain200L", "Rain800", "Rain1200", "Rain1400")
-# what a place, a log or a machine is told, which changes no result
+# options of places, logs and machines, which do not change the result
 OTHERS = {"data_path", "save_path", "resume", "workers", "cache", "weights", "teacher", "real_path"}
 OTHERS |= {"log_every", "save_every", "keep_every", "val_images"}
-# which a resumed run may have anew: where it is computed, how long it is to be, and where images lie
+# options that a resumed run may change: device, length, folders
 MAY_CHANGE = {"use_GPU", "gpu_id", "precision", "deterministic", "compile", "recompute", "accumulate"}
 MAY_CHANGE |= {"epochs", "steps", "minutes", "val_every", "preset", "streaks", "backgrounds"}
 
