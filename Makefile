@@ -34,10 +34,10 @@ SAMPLE := d.executescript('create temp table kept as select job_id from mutation
 mutants: .venv/ready
 	$(PY) -m pip install --quiet cosmic-ray
 	rm -rf .mutants && git clone --quiet . .mutants && ln -s ../.venv .mutants/.venv
-	cd .mutants && export PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 && cosmic-ray init mutants.toml s.sqlite \
-		&& cr-filter-operators s.sqlite mutants.toml \
+	cd .mutants && export PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 && cosmic-ray init tests/mutants.toml s.sqlite \
+		&& cr-filter-operators s.sqlite tests/mutants.toml \
 		&& python -c "import sqlite3; d = sqlite3.connect('s.sqlite'); $(SAMPLE)" \
-		&& cosmic-ray exec mutants.toml s.sqlite \
+		&& cosmic-ray exec tests/mutants.toml s.sqlite \
 		&& cr-report --surviving-only --show-diff s.sqlite
 
 # speed and memory of both backbones; ARGS="--logdir A B" of two models
@@ -55,14 +55,14 @@ figure: .venv/ready
 	$(PY) datasets/simulate.py
 	$(PY) docs/figure.py
 
-.venv/ready: requirements.txt requirements-dev.txt constraints.txt
+.venv/ready: requirements.txt tests/requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt -c constraints.txt
 	touch $@
 
 # videos, the page and ONNX have tests too
-.venv/extras: .venv/ready requirements-extras.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt -c constraints.txt
+.venv/extras: .venv/ready photographs/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r photographs/requirements.txt -c constraints.txt
 	touch $@
 
 clean:

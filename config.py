@@ -77,7 +77,7 @@ class Training(Machine):
     )
     lr_factor: float = schedule(0.5, "factor of a drop", greater_than=0, max=1)
 
-    backbone: str = network("DerainNet", "network: a name in backbones.BACKBONES")
+    backbone: str = network("DerainNet", "network: a name in machinery.backbones.BACKBONES")
     channels: tuple[int, ...] = network(
         (24, 32, 48), "channels at each resolution, from full down", min=1, max=512
     )

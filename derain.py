@@ -18,8 +18,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 import utils
-from inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, hardware
 from machinery import distributed
+from machinery.inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, hardware
 from machinery.options import Machine, option, parse
 from metrix_code.page import PageWriter
 from photographs import videos

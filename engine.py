@@ -21,13 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import utils
-from backbones import AutocastModel, architecture_of, build, for_training
 from config import Schedule, Training, preset_words
 from datasets.pairs import read_pair, sample
 from DerainDataset import Crops
-from evaluation import mean_scores, validation_set
-from inference import CPU, Derainer, best_precision, hardware
 from machinery import distributed
+from machinery.backbones import AutocastModel, architecture_of, build, for_training
 from machinery.checkpoints import (
     BEST,
     LATEST,
@@ -38,10 +36,12 @@ from machinery.checkpoints import (
     save_checkpoint,
 )
 from machinery.distributed import World, many_sizes
+from machinery.evaluation import mean_scores, validation_set
+from machinery.inference import CPU, Derainer, best_precision, hardware
 from machinery.loading import Batches, ImageCache
+from machinery.muon import Muon
 from machinery.options import parse, resume_keys, to_dict
 from machinery.runlog import RunLog, locked, set_earlier_run_aside
-from muon import Muon
 from stages import Stage
 from utils import UserError
 

@@ -1,7 +1,7 @@
 """Derains and scores the test images of Rain200L with the student, SSID-KD."""
 
 from config import EVALUATIONS
-from evaluation import evaluate
+from machinery.evaluation import evaluate
 
 if __name__ == "__main__":
     evaluate(EVALUATIONS["Rain200L", "SSID-KD"])

@@ -5,7 +5,7 @@
 
 The checkpoint loads like any other (`--logdir`, `--teacher`), in float32; it lacks what `--resume` needs. An
 ONNX file maps 'rainy' (N, 3, H, W), float32 RGB in [0, 1], sides of at least 32 pixels, to 'derained', not
-clamped; it is checked against PyTorch on odd sizes. ONNX needs requirements-extras.txt.
+clamped; it is checked against PyTorch on odd sizes. ONNX needs photographs/requirements.txt.
 """
 
 import os
@@ -25,8 +25,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 
 import networks
-from inference import Derainer
 from machinery.checkpoints import LATEST, SHIPPED, find_checkpoint, load_checkpoint, save_checkpoint
+from machinery.inference import Derainer
 from machinery.options import Options, option, parse
 from machinery.runlog import LOG
 from utils import UserError, file_errors, run, write_atomically
@@ -85,7 +85,7 @@ def copy_curves(events: Path, target: Path) -> None:
 def to_onnx(path: Path, file: Path) -> None:
     """Writes the network as ONNX. Raises UserError, and keeps an earlier `file`, if its results differ."""
     if not all(map(find_spec, ("onnx", "onnxruntime"))):
-        raise UserError("onnx and onnxruntime are missing: pip install -r requirements-extras.txt")
+        raise UserError("onnx and onnxruntime are missing: pip install -r photographs/requirements.txt")
     net = Derainer.open(path).net.net.eval()
 
     def write(temporary: Path) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from backbones import AutocastModel, network_from
 from config import Student, Teacher, Training
 from DerainDataset import Crops, RealCrops, pair_crops
 from losses import dark_channel, distillation, l1, psnr, ssim, total_variation
+from machinery.backbones import AutocastModel, network_from
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from machinery.loading import ImageCache
 from networks import Derained

@@ -38,13 +38,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
-from backbones import BACKBONES, AutocastModel, network_from
 from config import PHOTOGRAPHS, STUDENTS, TEACHERS
 from DerainDataset import pair_crops
 from engine import optimizer_of, training_step
-from inference import Derainer, best_precision, hardware
 from machinery import distributed
+from machinery.backbones import BACKBONES, AutocastModel, network_from
 from machinery.checkpoints import find_checkpoint, load_checkpoint
+from machinery.inference import Derainer, best_precision, hardware
 from machinery.loading import BatchStream, ImageCache, loader
 from machinery.options import Machine, option, parse
 from networks import DerainNet

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # imports work from any folder
 
-from inference import DEFAULT_MODEL, Derainer
+from machinery.inference import DEFAULT_MODEL, Derainer
 from metrix_code.psnr import psnr
 from utils import read_image, run
 

@@ -36,7 +36,7 @@ def rewrite(path: Path, unfinished: Path, paint: Callable[[np.ndarray], np.ndarr
     Returns the names of what was lost. Raises UserError if it cannot be read or written.
     """
     if not av:
-        raise UserError(f"{path} is a video: python -m pip install -r requirements-extras.txt")
+        raise UserError(f"{path} is a video: python -m pip install -r photographs/requirements.txt")
     # our own handle and no protocols: neither a name with a colon nor a playlist opens anything else
     how = {"metadata_errors": "replace", "options": {"protocol_whitelist": "none"}}
     with path.open("rb") as data:

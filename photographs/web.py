@@ -18,8 +18,8 @@ import skimage.data
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import: sends nothing
 
 from datasets.simulate import HEAVY, LIGHT, clean_image, rainy_image
-from inference import DEFAULT_MODEL, Derainer
 from machinery.checkpoints import LATEST, ROOT, SHIPPED
+from machinery.inference import DEFAULT_MODEL, Derainer
 from photographs.pictures import encoded, read_picture
 from utils import UserError, file_errors, write_image
 
@@ -83,7 +83,9 @@ def page(derain: Derainer, folder: Path, open_model: Callable[[Path], Derainer] 
     try:
         import gradio
     except ImportError:
-        raise UserError("--serve needs Gradio: python -m pip install -r requirements-extras.txt") from None
+        raise UserError(
+            "--serve needs Gradio: python -m pip install -r photographs/requirements.txt"
+        ) from None
 
     opened = {str(derain.path): derain}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import engine
-from backbones import AutocastModel
+from machinery.backbones import AutocastModel
 from machinery.distributed import set_arithmetic
 from tests.small import a_run, teacher
 from tests.test_networks import small_network

@@ -9,7 +9,7 @@ from torch import nn
 
 import benchmarks.run as benchmark
 from benchmarks.run import macs
-from inference import Derainer
+from machinery.inference import Derainer
 from networks import DerainNet, Fusion
 from tests import layouts, small
 from tests.plain import plain

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-import backbones
 from config import TEACHERS, Student, Teacher
 from datasets import catalogue
 from engine import Run
-from evaluation import score
 from losses import l1
+from machinery import backbones
 from machinery.checkpoints import load_checkpoint
+from machinery.evaluation import score
 from machinery.options import option
 from networks import Derained
 from stages import SID, SSIDKD, Average, frozen, supervised

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import derain
-import inference
-from backbones import AutocastModel
-from inference import CPU, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fits
-from lightnet import LightNet
+from machinery import inference
+from machinery.backbones import AutocastModel
+from machinery.inference import CPU, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fits
+from machinery.lightnet import LightNet
 from networks import Derained, DerainNet
 from photographs.pictures import Picture, encoded, read_picture
 from tests import layouts
@@ -83,7 +83,9 @@ def test_the_tile_is_as_large_as_the_free_memory_allows(monkeypatch):
     net = small_network()
     smaller, larger = (bytes_a_pixel(DerainNet((c, c, c), (1, 1, 1)), CPU) for c in (4, 8))
     assert 1.5 * smaller < larger < 3 * smaller
-    monkeypatch.setattr("inference.memory_to_use", lambda device: SLACK * 300**2 * bytes_a_pixel(net, CPU))
+    monkeypatch.setattr(
+        "machinery.inference.memory_to_use", lambda device: SLACK * 300**2 * bytes_a_pixel(net, CPU)
+    )
     derainer, small = Derainer(net, tile=None), torch.rand(3, 40, 200)
     with torch.no_grad():  # and is the network's own
         assert torch.allclose(derainer.derained(small), net(small[None]).derained[0], atol=1e-6)

@@ -17,14 +17,14 @@ import pytest
 import torch
 
 import utils
-from backbones import AutocastModel
 from config import EVALUATIONS
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import ImageRef, Pair
 from DerainDataset import pair_crops
-from evaluation import Results, left_out, page_note, score, score_pairs, scores_line, validation_set
-from inference import Derainer
+from machinery.backbones import AutocastModel
 from machinery.checkpoints import load_checkpoint, save_checkpoint
+from machinery.evaluation import Results, left_out, page_note, score, score_pairs, scores_line, validation_set
+from machinery.inference import Derainer
 from machinery.loading import ImageCache
 from metrix_code import tables
 from metrix_code.metrics import METRICS
@@ -136,7 +136,7 @@ def test_the_script_that_makes_a_missing_model_is_there(record, tmp_path):
 @pytest.mark.parametrize("shipped", [True, False])
 def test_the_shipped_lightnet_is_named_where_the_papers_model_is_missing(tmp_path, monkeypatch, shipped):
     monkeypatch.chdir(tmp_path)
-    for module in ("evaluation", "machinery.checkpoints"):
+    for module in ("machinery.evaluation", "machinery.checkpoints"):
         monkeypatch.setattr(f"{module}.ROOT", tmp_path)
     if shipped:
         (tmp_path / "trained_model/Rain200H-light/pretrained").mkdir(parents=True)
@@ -485,8 +485,8 @@ def test_the_workers_of_a_killed_evaluation_end_with_it(tmp_path):
         import multiprocessing, os, signal, sys
         from pathlib import Path
         from datasets.layouts import find_images
-        from evaluation import score_pairs
-        from inference import Derainer
+        from machinery.evaluation import score_pairs
+        from machinery.inference import Derainer
         from networks import DerainNet
         net = DerainNet((4, 4, 4), (1, 1, 1))
         scores = score_pairs(Derainer(net), find_images([Path(sys.argv[1])]).pairs, (), workers=2)

@@ -6,8 +6,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import export
-from inference import Derainer
 from machinery.checkpoints import find_checkpoint, load_checkpoint
+from machinery.inference import Derainer
 from tests import small
 from utils import UserError
 
@@ -58,8 +58,8 @@ def test_an_export_keeps_what_the_model_was_trained_on_and_never_writes_into_a_r
 
 @pytest.mark.parametrize("light", [False, True])
 def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, monkeypatch, light):
-    pytest.importorskip("onnx", reason="needs requirements-extras.txt")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-extras.txt")
+    pytest.importorskip("onnx", reason="needs photographs/requirements.txt")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs photographs/requirements.txt")
     small.trained(small.teacher(tmp_path, steps=1, **(small.LIGHT if light else {"units": (1, 1, 1)})))
     words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(tmp_path / "it.onnx"))
     assert run_here("export.py", *words) == 0

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from backbones import AutocastModel
 from config import STUDENTS, TEACHERS
 from engine import optimizer_of, training_step
 from losses import dark_channel, distillation, ssim, total_variation
+from machinery.backbones import AutocastModel
 from machinery.released import from_released
 from networks import DerainNet
 from stages import SID, SSIDKD

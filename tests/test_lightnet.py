@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from benchmarks.run import macs
 from config import LIGHT as RECIPE
-from evaluation import score
-from inference import Derainer
-from lightnet import LightNet
 from machinery.checkpoints import load_checkpoint
+from machinery.evaluation import score
+from machinery.inference import Derainer
+from machinery.lightnet import LightNet
 from networks import DerainNet
 from tests.small import CPU, LIGHT, assert_same_weights, evaluation, lines, student, teacher, trained
 from tests.test_training import a_run_stopped_after_three

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from muon import Muon, orthogonalized
+from machinery.muon import Muon, orthogonalized
 from tests.small import LIGHT, a_run, student, teacher, trained
 
 ADAM: Any = {"betas": (0.9, 0.99), "weight_decay": 1e-2, "decoupled_weight_decay": True}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backbones import AutocastModel
+from machinery.backbones import AutocastModel
 from networks import DenseFeatures, DenseStage, DerainNet
 
 OPERATIONS = 3178  # of its step, as counted; 3924 while fusions activated and added in place on views

@@ -15,7 +15,6 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-import backbones
 import engine
 from config import TEACHERS, Schedule
 from datasets.layouts import find_pairs
@@ -23,11 +22,12 @@ from datasets.pairs import ImageRef, PairSet, read_pair, sample
 from datasets.scenes import show_scene_of
 from DerainDataset import Crops, RealCrops, pair_crops
 from engine import optimizer_of, training_step, with_steps
-from evaluation import score, seen_in_training, validation_set
-from inference import Derainer
-from lightnet import LightNet
 from losses import l1, psnr, ssim
+from machinery import backbones
 from machinery.checkpoints import LATEST, load_checkpoint
+from machinery.evaluation import score, seen_in_training, validation_set
+from machinery.inference import Derainer
+from machinery.lightnet import LightNet
 from machinery.loading import ImageCache
 from machinery.options import validate
 from networks import Derained, DerainNet

@@ -25,7 +25,7 @@ EXPECTED = {
     # of these there is a student's model alone
     **{f"eval_{name}.py": f"evaluate(EVALUATIONS['{name}', 'SSID-KD'])" for name in ("SPA", "Real275")},
 }
-LOOPS = {"train": "engine", "evaluate": "evaluation"}
+LOOPS = {"train": "engine", "evaluate": "machinery.evaluation"}
 
 
 def test_there_is_a_script_for_every_dataset_and_stage():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets.pairs import ListedPairs
-from evaluation import score
+from machinery.evaluation import score
 from metrix_code import tables
 from tests import layouts
 from tests.small import CPU, ROOT, command, evaluation, teacher, trained

@@ -23,7 +23,7 @@ def frame(number, size=SIZE):
 
 def clip(path, frames=12, rotation=0, codec="libx264", sound="aac", pace=PACE, times=None, size=SIZE):
     """A video with sound; `times` places its frames, in ticks of its clock."""
-    pytest.importorskip("av", reason="needs PyAV: pip install -r requirements-extras.txt")
+    pytest.importorskip("av", reason="needs PyAV: pip install -r photographs/requirements.txt")
     av, kind = videos.av, "bgr0" if codec in ("ffv1", "libx264rgb") else "yuv420p"
     with av.open(str(path), "w") as container:
         picture = container.add_stream(codec, rate=pace)
@@ -165,7 +165,7 @@ def test_a_full_disk_is_told_and_the_earlier_video_stays(tmp_path):
 
 def test_without_pyav_a_video_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(videos, "av", None)
-    with pytest.raises(UserError, match=r"x\.mp4 is a video: .*requirements-extras\.txt"):
+    with pytest.raises(UserError, match=r"x\.mp4 is a video: .*photographs/requirements\.txt"):
         videos.rewrite(tmp_path / "x.mp4", tmp_path / "out.mp4", lambda rgb: rgb)
 
 

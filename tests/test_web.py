@@ -15,7 +15,7 @@ from PIL import Image
 from skimage.data import chelsea
 
 from datasets.simulate import clean_image
-from inference import Derainer
+from machinery.inference import Derainer
 from photographs import web
 from photographs.pictures import read_picture
 from tests.small import ROOT, teacher, trained
@@ -67,7 +67,7 @@ def test_the_page_is_for_this_machine_alone(model, monkeypatch, tmp_path):
     monkeypatch.setattr(
         urllib.request, "_opener", urllib.request.build_opener(urllib.request.ProxyHandler({}))
     )
-    pytest.importorskip("gradio", reason="needs requirements-extras.txt")
+    pytest.importorskip("gradio", reason="needs photographs/requirements.txt")
     words = ["derain.py", "--serve", "--port", "0", "--logdir", str(model), "--use_GPU", "False"]
     with subprocess.Popen(
         [sys.executable, "-u", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -95,7 +95,7 @@ def test_the_page_is_for_this_machine_alone(model, monkeypatch, tmp_path):
 
 
 def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tmp_path, model):
-    pytest.importorskip("gradio", reason="needs requirements-extras.txt")
+    pytest.importorskip("gradio", reason="needs photographs/requirements.txt")
     derain = Derainer.open(model)
     page, used = web.page(derain, tmp_path), str(derain.path)
     (show,) = (each.fn for each in page.fns.values() if each.fn and each.fn.__name__ == "show")
@@ -111,7 +111,7 @@ def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tm
 
 
 def test_the_page_offers_the_models_of_trained_model_and_opens_the_chosen_one(tmp_path, model, monkeypatch):
-    pytest.importorskip("gradio", reason="needs requirements-extras.txt")
+    pytest.importorskip("gradio", reason="needs photographs/requirements.txt")
     monkeypatch.setattr(web, "ROOT", tmp_path)
     shutil.copytree(model, tmp_path / "trained_model/trained")
     shutil.copytree(model, tmp_path / "trained_model/shipped/pretrained")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from backbones import BACKBONES
+from machinery.backbones import BACKBONES
 from networks import Derained
 from tests.small import ROOT, SMALL
 

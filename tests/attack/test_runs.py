@@ -190,7 +190,7 @@ AGAIN = ", then run it again, a training with --resume"
     [
         (TRAIN + " --steps 6 --workers 2", "DerainDataset.PairCrops"),
         (STUDENT + " --steps 6 --workers 2", "DerainDataset.PairCrops"),
-        (EVAL + " --workers 1", "evaluation.Images"),
+        (EVAL + " --workers 1", "machinery.evaluation.Images"),
     ],
 )
 def test_a_killed_reader_is_one_line_that_says_how_to_go_on(whole: Path, tmp_path: Path, line, kind) -> None:

@@ -15,13 +15,13 @@ import skimage.data
 import torch
 
 import losses
-from backbones import AutocastModel
 from config import STUDENTS, TEACHERS
 from engine import optimizer_of, training_step
-from inference import DEFAULT_MODEL, Derainer
-from lightnet import Block, Level, LightNet
+from machinery.backbones import AutocastModel
 from machinery.checkpoints import load_checkpoint
 from machinery.distributed import World, set_arithmetic
+from machinery.inference import DEFAULT_MODEL, Derainer
+from machinery.lightnet import Block, Level, LightNet
 from machinery.loading import Batches
 from metrix_code.psnr import psnr
 from networks import Conv, DerainNet

@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from backbones import AutocastModel, network_from
+from machinery.backbones import AutocastModel, network_from
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from utils import UserError, to_tensor, to_uint8
 

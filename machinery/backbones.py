@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightnet import LightNet
 from machinery.checkpoints import load_weights
+from machinery.lightnet import LightNet
 from networks import Derained, DerainNet
 from utils import UserError, file_errors
 

@@ -41,10 +41,10 @@ from datasets.pairs import (
     sample,
 )
 from DerainDataset import Crops, find_set
-from inference import Derainer, hardware
 from machinery import distributed
 from machinery.checkpoints import LATEST, ROOT, SHIPPED
 from machinery.distributed import World
+from machinery.inference import Derainer, hardware
 from machinery.loading import Loader, begin_worker
 from machinery.options import parse
 from metrix_code.metrics import KEYS, METRICS, PRINTED_METRICS
