@@ -69,6 +69,7 @@ class RainAugmentation:
     streak_layers: int = 1  # at most
     augment: bool = False
     mirror: bool = False
+    unvaried_prob: float = 0.0
     clear_prob: float = 0.0
     haze_prob: float = 0.0
     downscale: float = 1.0  # largest factor
@@ -78,6 +79,12 @@ class RainAugmentation:
     @classmethod
     def of(cls, recipe: Training) -> Self:
         return cls(**{each.name: getattr(recipe, each.name) for each in fields(cls)})
+
+    def drawn(self, rng: np.random.Generator) -> Self:
+        """These, or for a fraction `unvaried_prob` of the crops, flips and rotations alone."""
+        if rng.random() >= self.unvaried_prob:
+            return self
+        return type(self)(augment=self.augment, mirror=self.mirror)
 
     def source_size(self, size: int, rng: np.random.Generator) -> int:
         """Side of the window that `augment_pair` downscales to a crop of `size`."""
@@ -217,7 +224,7 @@ def _channels_first(image: np.ndarray) -> torch.Tensor:
 class RandomStream(IntEnum):
     """What a random draw is for: no two draws have one (seed, epoch, index)."""
 
-    CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS, AUGMENTATION, SHARE, DOWNSCALE = range(9)
+    CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS, AUGMENTATION, SHARE, DOWNSCALE, UNVARIED = range(10)
 
 
 class Crops(Dataset, abc.ABC):
@@ -310,20 +317,21 @@ class PairCrops(SetCrops):
         draw = partial(_generator, self.seed, *key)
         index, rng = key[1], draw(RandomStream.CROP)
         turn = self._turn(rng)
-        size = self.augmentation.source_size(self.patch_size, draw(RandomStream.DOWNSCALE))
+        varied = self.augmentation.drawn(draw(RandomStream.UNVARIED))
+        size = varied.source_size(self.patch_size, draw(RandomStream.DOWNSCALE))
         if self.recombine:
             clean = dihedral(self._background(size, draw(RandomStream.PARTNER)), turn)
-            rain = self._layer(index, size, rng, draw(RandomStream.LAYER))
+            rain = self._layer(varied, index, size, rng, draw(RandomStream.LAYER))
             more = draw(RandomStream.MORE_LAYERS)
-            for _ in range(int(more.integers(self.augmentation.streak_layers))):
-                rain = cv2.add(rain, self._layer(int(more.integers(len(self.pairs))), size, more, more))
+            for _ in range(int(more.integers(varied.streak_layers))):
+                rain = cv2.add(
+                    rain, self._layer(varied, int(more.integers(len(self.pairs))), size, more, more)
+                )
             rainy = cv2.add(clean, cv2.merge([rain] * 3))
         else:
             sides = random_crop(self._both(index), size, rng)
             rainy, clean = (dihedral(side, turn) for side in sides)
-        rainy, clean = self.augmentation.augment_pair(
-            rainy, clean, self.patch_size, draw(RandomStream.AUGMENTATION)
-        )
+        rainy, clean = varied.augment_pair(rainy, clean, self.patch_size, draw(RandomStream.AUGMENTATION))
         return {"rainy": _channels_first(rainy), "clean": _channels_first(clean)}
 
     def _both(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -333,11 +341,16 @@ class PairCrops(SetCrops):
         return rainy, clean
 
     def _layer(
-        self, index: int, size: int, place: np.random.Generator, rng: np.random.Generator
+        self,
+        varied: RainAugmentation,
+        index: int,
+        size: int,
+        place: np.random.Generator,
+        rng: np.random.Generator,
     ) -> np.ndarray:
         rainy, clean = read_pair(self.pairs[index], self.read)
         dry = np.zeros_like(rainy) if clean is None else clean
-        return self.augmentation.streaks(rainy, dry, size, place, rng)
+        return varied.streaks(rainy, dry, size, place, rng)
 
     def _background(self, size: int, rng: np.random.Generator) -> np.ndarray:
         choice = int(rng.integers(sum(map(len, self.backgrounds))))

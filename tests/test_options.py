@@ -218,6 +218,31 @@ def test_clear_haze_sharpening_and_jpeg_come_as_often_as_asked_and_on_both_sides
         assert abs(clean.mean() - was.mean()) < 3  # its colours in order
 
 
+def test_a_fraction_of_the_crops_is_as_the_set_has_it(tmp_path):
+    options: dict[str, Any] = {
+        "max_streak_rotation": 30.0,
+        "streak_layers": 3,
+        "haze_prob": 1.0,
+        "downscale": 2.0,
+    }
+    plain = recombined(tmp_path)
+    own, varied, half = (
+        crops_of(each)
+        for each in (
+            plain,
+            dataclasses.replace(plain, **options),
+            dataclasses.replace(plain, **options, unvaried_prob=0.5),
+        )
+    )
+    like_own, like_varied = 0, 0
+    for key in itertools.product(range(100), range(len(own))):
+        rainy = half[key]["rainy"]
+        like_own += torch.equal(rainy, own[key]["rainy"])
+        like_varied += torch.equal(rainy, varied[key]["rainy"])
+    assert like_own + like_varied == 100 * len(own)
+    assert 0.4 < like_own / (100 * len(own)) < 0.6
+
+
 def test_pairs_are_shrunk_streaks_and_background_alike(tmp_path):
     ramp = np.repeat(np.arange(240, dtype=np.uint8)[None, :, None], 240, axis=0).repeat(3, axis=2)
     streaks = np.zeros_like(ramp)
