@@ -45,10 +45,11 @@ bench: $(READY)
 	$(PY) benchmarks/run.py $(ARGS)
 
 # what only a CUDA card shows: card.md, to paste into an issue; with the system's Python: make card PY=python3
+card: SHELL := bash -o pipefail
 card: $(READY)
-	@{ echo '## tests/cuda'; echo '```'; $(PY) -m pytest tests/cuda -q --tb=line -p no:cacheprovider; \
-	  echo '```'; echo; echo '## benchmarks/run.py $(ARGS)'; $(PY) benchmarks/run.py --compile --minutes 8 $(ARGS); \
-	} 2>&1 | tee card.md
+	@{ echo '## tests/cuda'; echo '```'; $(PY) -m pytest tests/cuda -q --tb=line -p no:cacheprovider; tests=$$?; \
+	  echo '```'; echo; echo '## benchmarks/run.py $(ARGS)'; $(PY) benchmarks/run.py --compile --minutes 8 $(ARGS) \
+	  && exit $$tests; } 2>&1 | tee card.md
 
 # docs/figure.jpg and docs/failure.jpg
 figure: .venv/ready
@@ -56,7 +57,7 @@ figure: .venv/ready
 	$(PY) docs/figure.py
 
 .venv/ready: requirements.txt tests/requirements.txt constraints.txt
-	$(PYTHON) -m venv .venv
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt -c constraints.txt
 	touch $@
 

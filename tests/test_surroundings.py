@@ -40,6 +40,21 @@ def test_make_hides_no_module_from_its_scripts():
     assert "[environment ]\n" in done.stdout, done.stderr
 
 
+def test_make_card_fails_with_its_tests_and_a_linked_venv_is_used(tmp_path):
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\ntest $2 != pytest\n")  # a Python whose tests fail
+    python.chmod(0o755)
+    (tmp_path / ".venv").symlink_to("venv")
+    for name in ("requirements.txt", "constraints.txt", "tests/requirements.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    make = ["make", "-C", tmp_path, "-f", ROOT / "Makefile", "PYTHON=false"]
+    assert run_in([*make, ".venv/ready"], MAKEFLAGS="").returncode == 0
+    assert run_in([*make, "card"], MAKEFLAGS="").returncode == 2
+    assert "## benchmarks/run.py" in (tmp_path / "card.md").read_text()
+
+
 WHOLE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
