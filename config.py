@@ -77,7 +77,7 @@ class Training(Machine):
     )
     lr_factor: float = schedule(0.5, "factor of a drop", greater_than=0, max=1)
 
-    backbone: str = network("DerainNet", "network: a name in machinery.backbones.BACKBONES")
+    backbone: str = extra("DerainNet", "network: a name in machinery.backbones.BACKBONES")
     channels: tuple[int, ...] = network(
         (24, 32, 48), "channels at each resolution, from full down", min=1, max=512
     )
@@ -120,7 +120,9 @@ class Training(Machine):
         2, "loader processes per training process; 0: load in the training process", min=0, max=256
     )
     accumulate: int = machine(1, "gradient-accumulation steps: less memory", min=1, max=MOST_IN_A_BATCH)
-    cache: str = machine("auto", "keep decoded images in memory; auto: if they fit", ("auto", "on", "off"))
+    cache: str = machine(
+        "auto", "decode all images before the first step; auto: if memory allows", ("auto", "on", "off")
+    )
     recompute: bool = machine(False, "activation checkpointing of the units: less memory, slower")
     compile: bool = machine(False, "torch.compile the units: minutes at the start, faster steps on CUDA")
     deterministic: bool = machine(False, "reproduce runs bit for bit on CUDA too; slower")
@@ -134,12 +136,12 @@ class Training(Machine):
     val_images: int = record(0, "number of test pairs to validate on if none are held back; 0: all", min=0)
 
     def with_preset(self, name: str) -> Self:
-        """The record of the same dataset and stage in another preset."""
+        """The record of the same dataset and stage in another preset. Raises UserError if there is none."""
         if name == self.preset:
             return self
-        numbers = PRESETS[name].get((self.dataset, self.stage))
-        if numbers is None:  # `validate` reports it
-            return replace(self, preset=name)
+        numbers = PRESETS.get(name, {}).get((self.dataset, self.stage))
+        if numbers is None:
+            raise UserError(f"--preset {name}: config.PRESETS has no such recipe for {self.dataset}")
         folder = f"{self.dataset}-{name}"
         moved = self.save_path.with_name(self.save_path.name.replace(self.dataset, folder))
         return replace(self, preset=name, save_path=moved, **numbers)
@@ -151,12 +153,9 @@ class Training(Machine):
         return replace(self, steps=0) if "epochs" in names and "steps" not in names else self
 
     def validate(self) -> str | None:
-        sets, made = len(self.data_path) + bool(self.streaks), (self.dataset, self.stage)
-        papers_own = self.preset == "paper" and not any(made in of for of in PRESETS.values())
-        if made not in PRESETS[self.preset] and not papers_own:  # a user's own dataset has no preset
-            return f"--preset {self.preset}: config.PRESETS has no such recipe for {self.dataset}"
         if not self.data_path:
             return "--data_path is empty: give the folder of a dataset"
+        sets = len(self.data_path) + bool(self.streaks)
         if self.shares and len(self.shares) != sets:
             streaks = ", with the streaks" if self.streaks else ""
             return f"--shares needs one number per dataset, {sets}{streaks}, not {len(self.shares)}"
@@ -170,41 +169,34 @@ class Training(Machine):
 class Schedule:
     """Length, learning rate, batch size and validations of a run, in steps."""
 
+    recipe: Training
     steps: int
     drops: tuple[int, ...]
-    lr_factor: float
     validations: int  # steps between validations; 0: only at the end
-    cosine: bool
-    warmup: int
     late: int  # the first step of larger crops
-    batch_sizes: tuple[int, int]  # crops a step before it and from it on
 
     @classmethod
     def of(cls, recipe: Training, pairs: int) -> Self:
         """By epochs over `pairs`, or `recipe.steps` long with milestones in proportion."""
-        start, batch_sizes = recipe.late_start, (recipe.batchSize, recipe.late_batchSize)
-        batch = start * batch_sizes[0] + (1 - start) * batch_sizes[1]  # on average
-        by_epochs = max(1, int(recipe.epochs * pairs // batch))
-        steps = recipe.steps or by_epochs
+        start = recipe.late_start
+        batch = start * recipe.batchSize + (1 - start) * recipe.late_batchSize  # on average
+        steps = recipe.steps or max(1, int(recipe.epochs * pairs // batch))
         drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
         every = steps / 10 if recipe.minutes else recipe.val_every * pairs / batch
         validations = max(1, round(every)) if recipe.val_every else 0
-        late = round(start * steps)
-        return cls(
-            steps, drops, recipe.lr_factor, validations, recipe.cosine, recipe.warmup, late, batch_sizes
-        )
+        return cls(recipe, steps, drops, validations, round(start * steps))
 
     def batch_size(self, step: int) -> int:
         """Crops of a step, counted from 1."""
-        return self.batch_sizes[step > self.late]
+        return self.recipe.late_batchSize if step > self.late else self.recipe.batchSize
 
     def factor(self, step: int) -> float:
         """Factor on the recipe's learning rate at a step, counted from 0."""
-        rise = min(1, (step + 1) / self.warmup) if self.warmup else 1
-        if self.cosine:
+        rise = min(1, (step + 1) / self.recipe.warmup) if self.recipe.warmup else 1
+        if self.recipe.cosine:
             share = min(1, step / self.steps)
             return rise * (COSINE_END + (1 - COSINE_END) * (1 + math.cos(math.pi * share)) / 2)
-        return rise * self.lr_factor ** sum(step >= drop for drop in self.drops)
+        return rise * self.recipe.lr_factor ** sum(step >= drop for drop in self.drops)
 
     def validates(self, step: int) -> bool:
         """Whether a validation follows this step; one follows the last step."""
@@ -251,8 +243,8 @@ class Student(Training):
 
     def with_preset(self, name: str) -> Self:
         changed = super().with_preset(name)
-        if changed.save_path == self.save_path:
-            return changed
+        if changed is self:
+            return self
         return replace(changed, teacher=self.teacher.with_name(f"{self.dataset}-{name}"))
 
 
@@ -369,7 +361,7 @@ LIGHT: dict[str, Any] = {
     "channels": (24, 48, 96, 144, 192),
     "units": (1, 2, 2, 2, 2),
     "patch_size": 128,
-    "batchSize": 4,  # at equal time, four crops a step were ahead of sixteen
+    "batchSize": 4,  # at equal time, four crops per step beat sixteen
     "milestone": (),
     "cosine": True,
     "context": True,
@@ -402,7 +394,7 @@ LIGHT_STUDENT: dict[str, Any] = LIGHT | {
     "batchSize": 2,
     "val_every": 5.0,
 }
-# What rain that is added allows: layers on other backgrounds, turned, zoomed, of other strength.
+# For additive rain: streak layers on other backgrounds, rotated, zoomed, of other strength.
 LAYERS: dict[str, Any] = {
     "augment": True,
     "mirror": False,
@@ -412,7 +404,7 @@ LAYERS: dict[str, Any] = {
     "streak_strength": 1.1,
 }
 
-# One model for photographs: all kinds of rain at hand, much of it light; everything else must be kept.
+# One model for photographs: every kind of rain in the datasets, much of it light; all else must be kept.
 MANY_RAINS: dict[str, Any] = {
     "preset": "light",
     "data_path": tuple(Path("datasets") / name for name in ("Rain800", "Rain200H", "Rain200L")),
@@ -426,11 +418,11 @@ MANY_RAINS: dict[str, Any] = {
     "unvaried_prob": 0.5,  # varied rain alone left the sets' own dense rain in place
     "clear_prob": 0.1,
     "haze_prob": 0.15,
-    "downscale": 2.5,  # the rain of photographs is mostly short and thin, and that of the sets near
+    "downscale": 2.5,  # photographs mostly show short, thin streaks; the datasets' are near
     "sharpen_prob": 0.3,
     "jpeg_prob": 0.3,
     "hold_back": 6,
-    "psnr_cap": 40.0,  # of crops without rain it has no end, and so these would outweigh all others
+    "psnr_cap": 40.0,  # unbounded on crops without rain, which would outweigh all others
 }
 PHOTOGRAPHS = {
     "SID": Teacher(
@@ -448,13 +440,11 @@ PHOTOGRAPHS = {
     ),
 }
 
-Numbers = dict[tuple[str, str], dict[str, Any]]
-PRESETS: dict[str, Numbers] = {
-    "paper": {(name, stage): {} for name in TEACHERS for stage in ("SID", "SSID-KD")},
+# What `--preset` changes, by dataset and stage.
+PRESETS: dict[str, dict[tuple[str, str], dict[str, Any]]] = {
     "light": {
         (name, stage): numbers | (LAYERS if name.startswith("Rain200") else {})
         for name in TEACHERS
         for stage, numbers in (("SID", LIGHT_TEACHER), ("SSID-KD", LIGHT_STUDENT))
     }
-    | {("photographs", stage): {} for stage in PHOTOGRAPHS},
 }

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from tqdm import tqdm
 import utils
 from config import Schedule, Training, preset_words
 from datasets.pairs import read_pair, sample
-from DerainDataset import Crops
 from machinery import distributed
-from machinery.backbones import AutocastModel, architecture_of, build, for_training
+from machinery.backbones import architecture_of, build, for_training
 from machinery.checkpoints import (
     BEST,
     LATEST,
@@ -46,23 +45,24 @@ from stages import Stage
 from utils import UserError
 
 Batch = Mapping[str, Tensor]  # names to crops (N, 3, P, P), float32 in [0, 1]
-PILOT, LONG = range(10, 40), 10**6  # the steps that --minutes times, of a run so long; the first are slower
+PILOT = range(10, 40)  # steps that --minutes times; the first ones are slower
+LONG = 10**6  # steps of the schedule during that pilot
 PICTURES = 3  # of pairs, and of real photographs, in TensorBoard
 
 
 def train(stage: type[Stage], recipe: Training) -> None:
-    """What a train script is: trains `recipe`, with the command line's changes, and exits the process."""
+    """Runs a train script: trains `recipe` with the command line's changes, and exits the process."""
 
     def main() -> None:
-        options = parse(recipe, sys.modules["__main__"].__doc__ or "")
+        options = parse(recipe)
         distributed.launch(options)
         world = distributed.start(options)
         lock = locked(options.save_path) if world.is_main_process else contextlib.nullcontext()
-        with distributed.lost_process_errors(), lock:  # locked before --resume reads a checkpoint
+        with lock:  # before --resume reads a checkpoint
             run = Run(stage, with_steps(stage, options, world), world)
             run.stop.listen()
             finished = run.run()
-        del run  # its DistributedDataParallel must be gone before the group is left
+        del run  # DistributedDataParallel must not outlive the process group
         distributed.stop()
         if not finished:
             sys.exit(130)
@@ -79,8 +79,7 @@ def training_step(
     """One optimizer step, with gradient accumulation over `micro_batches`; returns the terms and `total`.
 
     `net` is an AutocastModel, or DistributedDataParallel of one. Gradients are averaged over micro-batches:
-    one of twelve crops and three of four give the same. Raises UserError where terms and weights do not
-    match.
+    one of 12 crops and three of 4 give the same. Raises UserError where terms and weights do not match.
     """
     optimizer.zero_grad()
     logged = []
@@ -117,94 +116,6 @@ def optimizer_of(recipe: Training, net: nn.Module) -> torch.optim.Adam:
     return optimizer
 
 
-# ------------------------------------------------------------------------------------ what a run has reached
-
-
-@dataclass(kw_only=True)
-class TrainState:
-    """What a run's checkpoint saves and restores."""
-
-    recipe: Training
-    stage: Stage
-    network: Mapping[str, Any]  # how the network is built
-    net: AutocastModel
-    optimizer: torch.optim.Optimizer
-    crops: Sequence[Crops]  # what its batches are drawn from
-    steps: int  # the length of the schedule
-    step: int = 0
-    validated: int = 0  # the step of the last validation
-    best: float = -math.inf  # PSNR of the best one, in dB
-    initialized_from: str = ""
-
-    @property
-    def data(self) -> list[str]:
-        """One line per source of training images."""
-        return [line for each in self.crops for line in each.summary]
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        return {what: count for each in self.crops for what, count in each.counts.items()}
-
-    def begin(self, path: Path | None) -> list[str]:
-        """Restores the run with `--resume`, or loads the first weights; returns lines to print.
-
-        Raises UserError where `path` belongs to another run or another network.
-        """
-        if path and self.recipe.resume:
-            return [self._resume(path)]
-        if path:
-            content = load_checkpoint(path)
-            load_weights(self.net.net, content["net"], path)
-            self.initialized_from = f"{path}, step {content['step']}"
-        self._build_aux_networks()
-        return [f"starts from: {self.initialized_from}"] if path else []
-
-    def _build_aux_networks(self) -> None:
-        self.stage.aux_networks = nn.ModuleDict(self.stage.make_aux_networks(self.net)).requires_grad_(False)
-        self.stage.aux_networks.to(next(self.net.parameters()).device)
-
-    def _resume(self, path: Path) -> str:
-        content = load_checkpoint(path)
-        given = {**to_dict(self.recipe), "stage": self.stage.name}
-        refuse_unless_resumable(content, path, given, resume_keys(self.recipe), self.counts)
-        training = content["training"]
-        load_weights(self.net.net, training.get("net", content["net"]), path)
-        self._build_aux_networks()
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.stage.aux_networks.load_state_dict(training["aux_networks"])
-        self.step, self.initialized_from = content["step"], content["initialized_from"]
-        self.best, self.validated = training["best"], training["validated"]
-        line = f"resuming at step {self.step}"
-        if self.recipe.cosine and 0 < content["steps"] < self.steps:  # 0: not recorded
-            line += f"; now {self.steps:,} steps, not {content['steps']:,}: the learning rate rises again, "
-            line += "since its cosine schedule follows the new length"
-        return line
-
-    def save(self, path: Path) -> None:
-        """Writes the complete checkpoint. Raises UserError where a weight is NaN or Inf."""
-        result: Any = self.stage.result(self.net)
-        training: dict[str, Any] = {
-            "optimizer": self.optimizer.state_dict(),
-            "aux_networks": self.stage.aux_networks.state_dict(),
-            "best": self.best,
-            "validated": self.validated,
-        }
-        if result is not self.net:
-            training["net"] = self.net.net.state_dict()
-        content = {
-            "net": result.net.state_dict(),
-            "network": self.network,
-            "step": self.step,
-            "steps": self.steps,
-            "recipe": {**to_dict(self.recipe), "stage": self.stage.name},
-            "data": self.data,
-            "counts": self.counts,
-            "initialized_from": self.initialized_from,
-            "training": training,
-        }
-        save_checkpoint(path, content)
-
-
 # ------------------------------------------------------------------------------------------------- one run
 
 
@@ -223,9 +134,9 @@ def first_checkpoint(recipe: Training, stage: Stage) -> Path | None:
 
 
 def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
-    """`recipe` with the --steps that fit into --minutes, by a pilot run; a resumed run keeps its own.
+    """`recipe` with --steps set from --minutes: a pilot run measures the pace.
 
-    So two runs may differ in length, while a resumed one ends as if never stopped. Validations come on top.
+    A resumed run keeps its steps, so it ends like one that was never stopped. Validations take extra time.
     """
     if not recipe.minutes:
         return recipe
@@ -233,12 +144,12 @@ def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
         return replace(recipe, steps=load_checkpoint(path)["steps"])
     with contextlib.redirect_stdout(io.StringIO()):  # the run itself prints the same lines
         pilot = Run(stage, replace(recipe, minutes=0.0, steps=LONG), world)
-    seconds = 0.0  # of a step, on average over the run's phases
+    seconds = 0.0  # per step, averaged over the phases
     for phase in pilot.phases:
         for number, micro_batches in zip(range(PILOT.stop), phase, strict=False):
             if number == PILOT.start:
                 began = time.perf_counter()
-            terms = training_step(pilot.stage, pilot.model, pilot.state.optimizer, micro_batches)
+            terms = training_step(pilot.stage, pilot.model, pilot.optimizer, micro_batches)
             distributed.all_reduce_mean(terms, world)  # waits for the card
         share = len(phase.streams[0].steps) / LONG
         seconds += share * (time.perf_counter() - began) / len(PILOT)
@@ -249,7 +160,12 @@ def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
 
 
 class Run:
-    """One training run: its data, its network, its loop."""
+    """One training run: its data, its network, its loop, its checkpoints.
+
+    `step`: steps done. `validated`: the step of the last validation. `best`: the best PSNR so far, in dB.
+    """
+
+    step, validated, best, initialized_from = 0, 0, -math.inf, ""
 
     def __init__(self, stage: type[Stage], recipe: Training, world: World) -> None:
         self.recipe, self.world, self.stop = recipe, world, distributed.Stop()
@@ -257,151 +173,177 @@ class Run:
         self.log_line(f"on {world.device}: {hardware(world.device)}, {recipe.precision}")
         if (world.device, recipe.precision, best_precision(CPU)) == (CPU, "float32", "bfloat16"):
             self.log_line("note: this processor trains faster with --precision bfloat16")
-        begin_with = first_checkpoint(recipe, self.stage)  # before the data, which takes longer
+        path = first_checkpoint(recipe, self.stage)  # before the data, which takes longer
         self.crops = self.stage.crops(ImageCache(recipe.cache))
+        self.data = [line for each in self.crops for line in each.summary]
+        self.counts = {what: count for each in self.crops for what, count in each.counts.items()}
         self.test, notes = validation_set(recipe, self.crops[0])
         for line in (*(note for crops in self.crops for note in crops.messages), *notes):
             self.log_line(line)
         self.schedule = Schedule.of(recipe, len(self.crops[0]))
         if recipe.milestone and not recipe.cosine and min(self.schedule.drops) >= self.schedule.steps:
             self.log_line(f"note: {recipe.epochs} epochs end before --milestone: the rate does not drop")
-        self.state = self._build(begin_with)
+        self._build(path)
         self.phases = self._phases()
         self.batches = itertools.chain.from_iterable(self.phases)
-
-    def _phases(self) -> list[Batches]:
-        """The batches of the steps that are left: of the recipe's crops, then of larger ones."""
-        recipe, first, late = self.recipe, self.state.step, self.schedule.late
-        larger = [each.larger(recipe.late_patch_size) for each in self.crops]
-        early_size, late_size = self.schedule.batch_sizes
-        phases = [
-            (self.crops, range(first, late), early_size, 0),
-            (
-                larger,
-                range(max(first, late), self.schedule.steps),
-                late_size,
-                late * (early_size - late_size),
-            ),
-        ]
-        return [
-            Batches(
-                crops,
-                self.world,
-                steps,
-                batch_size=batch_size,
-                accumulate=recipe.accumulate,
-                seed=recipe.seed,
-                workers=recipe.workers,
-                offset=offset,
-            )
-            for crops, steps, batch_size, offset in phases
-            if steps
-        ]
 
     def log_line(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
         if self.world.is_main_process:
             tqdm.write(text)
 
-    def _build(self, begin_with: Path | None) -> TrainState:
-        """Network, optimizer and stage of a new or resumed run."""
+    def _build(self, path: Path | None) -> None:
+        """Network, optimizer and auxiliary networks: new, from the weights at `path`, or resumed from it.
+
+        Raises UserError where `path` belongs to another run or another network.
+        """
         recipe, device = self.recipe, self.world.device
         torch.manual_seed(recipe.seed)
         torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
-        network = architecture_of(recipe)
-        if begin_with and "context" in network["arguments"]:  # LightNet's first models have none
-            was = load_checkpoint(begin_with)["network"]["arguments"]
-            if (context := was.get("context", False)) != network["arguments"]["context"]:
-                network["arguments"]["context"] = context
-                self.log_line(f"note: --context {context}, as in {begin_with}")
-        net = for_training(build(network), recipe).to(device)
-        optimizer = optimizer_of(recipe, net)
-        state = TrainState(
-            recipe=recipe,
-            stage=self.stage,
-            crops=self.crops,
-            network=network,
-            net=net,
-            optimizer=optimizer,
-            steps=self.schedule.steps,
-        )
-        for line in state.begin(begin_with):
-            self.log_line(line)
-        self.model: nn.Module = net
+        self.network = architecture_of(recipe)
+        content = load_checkpoint(path) if path else {}
+        if path and "context" in self.network["arguments"]:  # LightNet's first models have none
+            context = content["network"]["arguments"].get("context", False)
+            if context != self.network["arguments"]["context"]:
+                self.network["arguments"]["context"] = context
+                self.log_line(f"note: --context {context}, as in {path}")
+        self.net = for_training(build(self.network), recipe).to(device)
+        self.optimizer = optimizer_of(recipe, self.net)
+        saved = {}
+        if path and recipe.resume:
+            given = {**to_dict(recipe), "stage": self.stage.name}
+            refuse_unless_resumable(content, path, given, resume_keys(recipe), self.counts)
+            saved = content["training"]
+        if path:
+            load_weights(self.net.net, saved.get("net", content["net"]), path)
+            self.initialized_from = f"{path}, step {content['step']}"
+        self.stage.aux_networks = nn.ModuleDict(self.stage.make_aux_networks(self.net)).requires_grad_(False)
+        self.stage.aux_networks.to(device)
+        if saved:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.stage.aux_networks.load_state_dict(saved["aux_networks"])
+            self.step, self.initialized_from = content["step"], content["initialized_from"]
+            self.best, self.validated = saved["best"], saved["validated"]
+            self.log_line(f"resuming at step {self.step}")
+            if recipe.cosine and 0 < content["steps"] < self.schedule.steps:  # 0: not recorded
+                self.log_line(
+                    f"note: now {self.schedule.steps:,} steps, not {content['steps']:,}: the learning rate "
+                    "rises again, since its cosine schedule follows the new length"
+                )
+        elif path:
+            self.log_line(f"starts from: {self.initialized_from}")
+        self.model: nn.Module = self.net
         if self.world.size > 1:
             cards = [device] if device.type == "cuda" else None
-            self.model = DistributedDataParallel(net, device_ids=cards, gradient_as_bucket_view=True)
-        return state
+            self.model = DistributedDataParallel(self.net, device_ids=cards, gradient_as_bucket_view=True)
+
+    def _phases(self) -> list[Batches]:
+        """The batches of the steps that are left: of the recipe's crops, then of larger ones."""
+        recipe, late = self.recipe, self.schedule.late
+        larger = [each.larger(recipe.late_patch_size) for each in self.crops]
+        rest = range(max(self.step, late), self.schedule.steps)
+        offset = late * (recipe.batchSize - recipe.late_batchSize)  # goes on where the smaller crops end
+        phases = (
+            (self.crops, range(self.step, late), recipe.batchSize, 0),
+            (larger, rest, recipe.late_batchSize, offset),
+        )
+        how = {"accumulate": recipe.accumulate, "seed": recipe.seed, "workers": recipe.workers}
+        return [
+            Batches(crops, self.world, steps, batch_size=batch_size, offset=offset, **how)
+            for crops, steps, batch_size, offset in phases
+            if steps
+        ]
 
     def run(self) -> bool:
         """Trains to the end of the schedule or until a signal asks to stop; returns whether it finished."""
-        recipe, state, schedule, main = self.recipe, self.state, self.schedule, self.world.is_main_process
+        recipe, schedule, main = self.recipe, self.schedule, self.world.is_main_process
         if main and not recipe.resume and (line := set_earlier_run_aside(recipe.save_path)):
             self.log_line(line)
-        how = {"total": schedule.steps, "initial": state.step, "disable": not main, **utils.BAR}
+        how = {"total": schedule.steps, "initial": self.step, "disable": not main, **utils.BAR}
         with (
-            RunLog(recipe.save_path, state.step, state.validated, silent=not main) as self.log,
+            RunLog(recipe.save_path, self.step, self.validated, silent=not main) as self.log,
             tqdm(unit="step", smoothing=0.1, **how) as bar,
         ):
             used = to_dict(replace(recipe, steps=schedule.steps))
-            self.log.recipe(state.step, distributed.command(), used, state.data)
-            if schedule.validates(state.step) and state.step > state.validated:  # stopped before it
+            self.log.recipe(self.step, distributed.command(), used, self.data)
+            if schedule.validates(self.step) and self.step > self.validated:  # the run was stopped before it
                 self._validate()
                 self._save(LATEST)
             for micro_batches in self.batches:
-                factor = schedule.factor(state.step)  # of this step alone: nothing to restore
-                for group in state.optimizer.param_groups:
+                factor = schedule.factor(self.step)  # a function of the step: nothing to restore
+                for group in self.optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * factor
-                terms = training_step(self.stage, self.model, state.optimizer, micro_batches)
-                state.step += 1
+                terms = training_step(self.stage, self.model, self.optimizer, micro_batches)
+                self.step += 1
                 bar.update()
                 stopped = distributed.any_rank(self.stop.asked, self.world)
-                leaving = stopped and state.step < schedule.steps  # a resumed run begins with the validation
-                validating = schedule.validates(state.step) and not leaving
-                saving = validating or stopped or state.step % recipe.save_every == 0
-                if saving or state.step % recipe.log_every == 0:
+                leaving = stopped and self.step < schedule.steps  # the resumed run validates first
+                validating = schedule.validates(self.step) and not leaving
+                saving = validating or stopped or self.step % recipe.save_every == 0
+                if saving or self.step % recipe.log_every == 0:
                     shared = distributed.all_reduce_mean(terms, self.world)
-                    self.log.terms(
-                        state.step, shared, lr=recipe.lr * factor, batch_size=schedule.batch_size(state.step)
-                    )
+                    groups = zip(("lr", "muon_lr"), self.optimizer.param_groups, strict=False)
+                    rates = {f"optimizer/{name}": group["lr"] for name, group in groups}
+                    self.log.terms(self.step, shared, rates, schedule.batch_size(self.step))
                     bar.set_postfix(loss=f"{shared['total']:.4f}", refresh=False)
                 # before net_latest: a run resumed from it never revisits this step
-                if recipe.keep_every and state.step % recipe.keep_every == 0:
-                    self._save(f"net_{state.step}")
+                if recipe.keep_every and self.step % recipe.keep_every == 0:
+                    self._save(f"net_{self.step}")
                 if validating:
                     self._validate()
                 if saving:
                     self._save(LATEST)
                 if leaving:
                     break
-        if finished := state.step >= schedule.steps:
+        if finished := self.step >= schedule.steps:
             self.log_line(f"done: {recipe.save_path / LATEST}")
         else:
             self.log_line(
-                f"stopped at step {state.step} and saved; continue with:\n  {distributed.command_to_resume()}"
+                f"stopped at step {self.step} and saved; continue with:\n  {distributed.command_to_resume()}"
             )
         return finished
 
     def _save(self, name: str) -> None:
-        if self.world.is_main_process:
-            self.state.save(self.recipe.save_path / name)
+        """Writes the complete checkpoint. Raises UserError where a weight is NaN or Inf."""
+        if not self.world.is_main_process:
+            return
+        result: Any = self.stage.result(self.net)
+        training: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "aux_networks": self.stage.aux_networks.state_dict(),
+            "best": self.best,
+            "validated": self.validated,
+        }
+        if result is not self.net:
+            training["net"] = self.net.net.state_dict()
+        content = {
+            "net": result.net.state_dict(),
+            "network": self.network,
+            "step": self.step,
+            "steps": self.schedule.steps,
+            "recipe": {**to_dict(self.recipe), "stage": self.stage.name},
+            "data": self.data,
+            "counts": self.counts,
+            "initialized_from": self.initialized_from,
+            "training": training,
+        }
+        save_checkpoint(self.recipe.save_path / name, content)
 
     def _validate(self) -> None:
         """TensorBoard's images, PSNR and SSIM of the validation pairs, and net_best at the best PSNR."""
-        state = self.state
-        derainer = Derainer(self.stage.result(state.net), self.world.device)
+        derainer = Derainer(self.stage.result(self.net), self.world.device)
         with many_sizes(compiled=self.recipe.compile):
             if self.world.is_main_process:
                 self._show(derainer)
-            state.validated = state.step
+            self.validated = self.step
             if self.test and self.recipe.val_every:
                 scores, line = mean_scores(derainer, self.test, self.recipe, self.world)
-                self.log_line(f"step {state.step}: validation {line}")
-                self.log.scalars(state.step, {f"validation/{key}": score for key, score in scores.items()})
-                if scores["psnr"] > state.best:
-                    state.best = scores["psnr"]
+                self.log_line(f"step {self.step}: validation {line}")
+                self.log.scalars(self.step, {f"validation/{key}": score for key, score in scores.items()})
+                if scores["psnr"] > self.best:
+                    self.best = scores["psnr"]
                     self._save(BEST)
-        self.log.watch(state.step)
+        self.log.watch(self.step)
 
     def _show(self, derainer: Derainer) -> None:
         """Writes images of some validation pairs, or training pairs, and of some real photographs."""
@@ -411,4 +353,4 @@ class Run:
         for group, pairs in shown:
             for index in sample(len(pairs), PICTURES):
                 name = f"{group}/{pairs[index].name}"
-                self.log.strip(self.state.step, name, derainer.derained, *read_pair(pairs[index]))
+                self.log.strip(self.step, name, derainer.derained, *read_pair(pairs[index]))

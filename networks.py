@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 SLOPE = 0.2  # of every LeakyReLU
-SMALLEST = 32  # below this side the quarter resolution cannot be pooled by eight once more
+SMALLEST = 32  # smallest side whose quarter resolution can be pooled by 8
 
 
 class Derained(NamedTuple):

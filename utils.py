@@ -74,7 +74,7 @@ def one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
         return f"{os.fsdecode(error.filename or 'standard output')}: {_reason(error)}"
-    if stopped := loader_failure(error):
+    if stopped := lost_process(error):
         return f"{stopped}, then run it again, a training with --resume"
     if is_out_of_memory(error):
         return f"out of memory ({_short(error)}): lower --batchSize, --patch_size, --tile or --workers"
@@ -126,9 +126,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def loader_failure(error: BaseException) -> str:
-    """Why a DataLoader worker died, with the remedy; "" for any other error."""
+def lost_process(error: BaseException) -> str:
+    """Why a loader worker or another process of the run died, with the remedy; "" for any other error."""
     text = str(error) if isinstance(error, RuntimeError) else ""
+    if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
+        return "another process of this run ended: see its own message"
     if "Bus error" in text or "torch_shm_manager" in text or "</torch_" in text:
         return "shared memory (/dev/shm) is full: start the container with --shm-size 2g, or lower --workers"
     if "DataLoader worker (pid" in text or isinstance(error, (ConnectionResetError, EOFError)):
@@ -296,13 +298,6 @@ def content_of(path: Path, remedy: str = "") -> bytes:
     """The bytes of a file. Raises UserError where it cannot be read."""
     with file_errors(path, remedy):
         return path.read_bytes()
-
-
-def refuse_inputs(target: Path, inputs: Iterable[Path], option: str) -> None:
-    """Raises UserError where a result would overwrite an input image, links followed."""
-    place = os.path.realpath(target)
-    if any(place == os.path.realpath(path) for path in inputs):
-        raise UserError(f"{option} {target} is one of the input images: give another name")
 
 
 def write_atomically(

@@ -256,10 +256,7 @@ def measure_loader(options: Benchmark) -> None:
             field: tuple(options.datasets / each.name for each in getattr(recipe, field))
             for field in ("data_path", "streaks", "backgrounds")
         }
-        cache = ImageCache("on")
-        crops = pair_crops(replace(recipe, hold_back=0, **folders), cache)  # type: ignore[arg-type]
-        for path in cache._slots:
-            cache(path)
+        crops = pair_crops(replace(recipe, hold_back=0, **folders), ImageCache("on"))  # type: ignore[arg-type]
         count, paces = 512 // recipe.batchSize, []
         for number in range(options.rounds):
             steps = range(number * count, (number + 1) * count)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def architecture_of(recipe: Any) -> dict[str, Any]:
 
     Raises UserError if BACKBONES has no such backbone.
     """
+    options = {each.name for each in fields(recipe) if each.metadata.get("architecture")}
     taken = inspect.signature(_backbone(recipe.backbone)).parameters
-    arguments = {name: value for name, value in recipe.architecture.items() if name in taken}
+    arguments = {name: getattr(recipe, name) for name in taken if name in options}
     return {"backbone": recipe.backbone, "arguments": arguments}
 
 

@@ -166,17 +166,6 @@ def command_to_resume() -> str:
     return command() + ("" if "--resume" in sys.argv else " --resume")
 
 
-@contextlib.contextmanager
-def lost_process_errors() -> Iterator[None]:
-    """Turns the error of a broken connection into a UserError: the process that ended has printed its own."""
-    try:
-        yield
-    except RuntimeError as error:  # gloo raises plain RuntimeErrors
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
-            raise
-        raise UserError(f"another process of this run ended; continue with {command_to_resume()}") from None
-
-
 class Stop:
     """Whether Ctrl-C or SIGTERM has `asked` to stop: the current step is finished and saved first."""
 

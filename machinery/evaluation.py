@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import utils
@@ -45,7 +45,7 @@ from machinery import distributed
 from machinery.checkpoints import LATEST, ROOT, SHIPPED
 from machinery.distributed import World
 from machinery.inference import Derainer, hardware
-from machinery.loading import Loader, begin_worker
+from machinery.loading import begin_worker
 from machinery.options import parse
 from metrix_code.metrics import KEYS, METRICS, PRINTED_METRICS
 from metrix_code.page import PageWriter
@@ -441,7 +441,7 @@ def score_pairs(
     """
     images = Images(pairs, derainer.files if isinstance(derainer, Results) else {})
     ahead = iter(
-        Loader(
+        DataLoader(
             images,
             batch_size=None,
             collate_fn=as_it_is,

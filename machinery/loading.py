@@ -1,110 +1,81 @@
-"""Images kept in memory, and batches of crops that processes and workers share out.
+"""An image cache, and batches of crops, split over processes and loader workers.
 
-The entries of a batch depend on (seed, step) alone, so neither the number of workers nor that of processes
-changes what is trained on, and a run can be taken up again at any step.
+The entries of a batch depend on (seed, step) alone: the number of workers and processes does not change what
+is trained on, and a run can resume at any step.
 """
 
 import atexit
+import ctypes
 import math
-import mmap
 import multiprocessing.util
 import os
 import signal
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
 import torch
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data._utils import signal_handling
+from tqdm import tqdm
 
 from machinery.distributed import World
 from utils import UserError, image_size, read_image
 
 ORDER = 4  # keeps the shuffling's random numbers apart from others of one seed: RandomStream.ORDER
-MOST_FILES = 50_000  # more are not even looked at: reading so many headers takes minutes on a network disk
+MOST_FILES = 50_000  # of more, not even the headers are read: minutes on a network disk
 
-
-# one core may well wait for several disks, and a test or a container may be pinned to it
+# no SIGCHLD handler, which raises in any line of this process: a request for a batch reports a dead worker
+signal_handling._SIGCHLD_handler_set = True
+# workers often wait for a disk, so more of them than cores are useful
 warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
-class Slot(NamedTuple):
-    """Where an image lies in the cache's memory: `shape` (height, width) is 0, 0 until it is filled in."""
-
-    memory: np.ndarray
-    shape: np.ndarray
-
-
 class ImageCache:
-    """Decoded images in memory that forked workers share; who needs an image first fills it in.
+    """Images decoded once, before the workers are forked, which then share their memory.
 
-    One cache serves all the crops of a run, and decides for each set of files that it is asked to `keep`.
-    `mode` is "auto" (kept where all of the set fits into what is left of half the memory available), "on" or
-    "off".
+    One cache serves all the crops of a run. `mode` is "auto" (a set of files is kept if it fits into what is
+    left of half the available memory), "on" or "off".
     """
 
     def __init__(self, mode: str = "auto") -> None:
         self.mode = mode
-        self._slots: dict[Path, Slot] = {}
-        told = os.environ.get("LOCAL_WORLD_SIZE", "")  # by torchrun
-        processes = max(1, int(told)) if told.isdecimal() else 1
+        self._images: dict[Path, np.ndarray] = {}
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
         self._budget = psutil.virtual_memory().available // 2 // processes  # bytes
 
     def keep(self, files: Iterable[Path] | None) -> str:
-        """Keeps `files` (None: too many to list) if they fit, and says in a line what was decided."""
+        """Decodes `files` (None: too many to list) if they fit; returns a line that says so.
+
+        Raises UserError for an image that cannot be read.
+        """
         if self.mode == "off":
             return "images are not cached: as asked"
-        new = [path for path in dict.fromkeys(files or ()) if path not in self._slots]
+        new = [path for path in dict.fromkeys(files or ()) if path not in self._images]
         if files is None or (self.mode == "auto" and len(new) > MOST_FILES):
             return "images are not cached: too many files"
-        sizes = [_decoded_bytes(path) for path in new]
-        needed = f"{sum(sizes) / 1e9:.2f} GB decoded, {self._budget / 1e9:.2f} GB of memory may be used"
-        if self.mode == "auto" and sum(sizes) > self._budget:
+        size = 3 * sum(math.prod(image_size(path)) for path in new)
+        needed = f"{size / 1e9:.2f} GB decoded, {self._budget / 1e9:.2f} GB of memory may be used"
+        if self.mode == "auto" and size > self._budget:
             return f"images are not cached: {needed}"
-        self._budget -= sum(sizes)
-        memory, shapes = _shared(sum(sizes), np.uint8), _shared(2 * len(sizes), np.int32).reshape(-1, 2)
-        starts = np.append(0, np.cumsum(sizes, dtype=int))
-        for i, path in enumerate(new):
-            self._slots[path] = Slot(memory[starts[i] : starts[i + 1]], shapes[i])
+        self._budget -= size
+        with ThreadPoolExecutor() as threads:
+            decoded = tqdm(threads.map(read_image, new), "decoding", len(new), leave=False, disable=None)
+            self._images.update(zip(new, decoded, strict=True))
         return f"images are cached in memory: {needed}"
 
     def __getstate__(self) -> dict[str, Any]:
         # a spawned worker would get a copy of its own: it decodes instead
-        return {"mode": "off", "_slots": {}, "_budget": 0}
+        return {"mode": "off", "_images": {}, "_budget": 0}
 
     def __call__(self, path: Path) -> np.ndarray:
         """The image, uint8 RGB (H, W, 3); not to be written to."""
-        slot = self._slots.get(path)
-        if slot is None:
-            return read_image(path)
-        height, width = map(int, slot.shape)
-        if height:
-            return slot.memory[: 3 * height * width].reshape(height, width, 3)
-        image = read_image(path)
-        if image.size <= len(slot.memory):
-            slot.memory[: image.size] = image.ravel()
-            slot.shape[1] = image.shape[1]
-            slot.shape[0] = image.shape[0]  # last: from here on the slot counts as filled
-        return image
-
-
-def _shared(length: int, kind: type) -> np.ndarray:
-    """Zeros, (length,), in memory that stays one and the same in forked processes."""
-    size = np.dtype(kind).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(1, length) * size), kind)[:length]
-
-
-def _decoded_bytes(path: Path) -> int:
-    try:
-        return 3 * math.prod(image_size(path))
-    except UserError:  # whoever reads it will say what is wrong with it
-        return 0
+        return self._images[path] if path in self._images else read_image(path)
 
 
 class IndexedDataset(Protocol):
@@ -145,37 +116,26 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
             )
         self.count, self.batch_size, self.seed, self.tag = count, batch_size, seed, tag
         self.steps, self.mine, self.share, self.offset = steps, mine, batch_size // parts, offset
+        self._shuffled = -1, np.empty(0, int)  # an epoch, and the order of its entries
 
     def __len__(self) -> int:
         return len(self.steps) * len(self.mine)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        shuffled, order = -1, np.empty(0, int)
         for step in self.steps:
             for part in self.mine:
-                batch = []
                 first = self.offset + step * self.batch_size + part * self.share
-                for position in range(first, first + self.share):
-                    epoch, entry = divmod(position, self.count)
-                    if epoch != shuffled:
-                        shuffled = epoch
-                        key = (self.seed, epoch, self.tag, ORDER)
-                        order = np.random.default_rng(key).permutation(self.count)
-                    batch.append((epoch, int(order[entry])))
-                yield batch
+                positions = (divmod(position, self.count) for position in range(first, first + self.share))
+                yield [(epoch, int(self._order(epoch)[entry])) for epoch, entry in positions]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch != self._shuffled[0]:
+            rng = np.random.default_rng((self.seed, epoch, self.tag, ORDER))
+            self._shuffled = epoch, rng.permutation(self.count)
+        return self._shuffled[1]
 
 
-class Loader(DataLoader):
-    """torch's DataLoader, which reports a dead worker only where a batch is requested."""
-
-    def __iter__(self) -> Any:
-        batches = super().__iter__()
-        if self.num_workers and threading.current_thread() is threading.main_thread():
-            # torch's signal handler would raise in any line of the process
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return batches
-
-
+@atexit.register  # after multiprocessing's own, so it runs before
 def _kill_workers() -> None:
     """Workers ignore SIGTERM, and the interpreter would wait for them."""
     for child in multiprocessing.active_children():
@@ -183,31 +143,23 @@ def _kill_workers() -> None:
             child.kill()
 
 
-atexit.register(_kill_workers)  # after multiprocessing's own, so it runs before
-
-
 def begin_worker(_: int) -> None:
-    """For workers: they live as long as the process that they read for, and no longer.
+    """For loader workers: they live as long as the process that they read for, and no longer.
 
-    A terminal, torchrun and Slurm signal them too, and the training ends its step first. If it is killed, a
-    worker may be at a pipe that nobody empties, where torch's own watch over the parent does not reach it.
+    A terminal, torchrun and Slurm signal them too, while the training first ends its step. When it is killed,
+    Linux kills them; elsewhere torch's own watch over the parent ends them.
     """
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def loader(
     source: IndexedDataset, stream: BatchStream, *, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
     """The batches of `stream` out of `source`, read ahead by `workers` processes."""
-    return Loader(
+    return DataLoader(
         source,  # type: ignore[arg-type]
         batch_sampler=stream,
         num_workers=workers,
@@ -241,9 +193,8 @@ class Batches:
         offset: int = 0,
     ) -> None:
         self.sources, self.device, self.accumulate, self.workers = sources, world.device, accumulate, workers
-        mine = range(world.rank * accumulate, (world.rank + 1) * accumulate)
-        split: dict[str, Any] = {"steps": steps, "parts": world.size * accumulate, "mine": mine}
-        split["offset"] = offset
+        split: dict[str, Any] = {"steps": steps, "offset": offset, "parts": world.size * accumulate}
+        split["mine"] = range(world.rank * accumulate, (world.rank + 1) * accumulate)
         self.streams = [
             BatchStream(len(source), batch_size, seed=seed, tag=source.tag, **split) for source in sources
         ]

@@ -7,7 +7,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,18 +21,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from machinery.checkpoints import BEST, LATEST
+from machinery.checkpoints import LATEST
 from utils import UserError, escape_unprintable, file_errors, to_tensor, write_text
 
 LOG = "log.jsonl"
 EVENTS = "events.out.tfevents.*"
 SCORES = {"validation/psnr": "PSNR/validation", "validation/ssim": "SSIM/validation"}  # sorted before loss/
 HYPERPARAMETERS = ("dataset", "stage", "preset", "lr", "steps", "batchSize")  # columns before the scores
-PATIENCE = 5  # seconds: the loader workers of a killed run hold its lock until they notice
+PATIENCE = 5  # seconds to wait for the lock: a killed run's loader workers may still hold it
 
 
 def _raised_by_the_next_write(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread; the next figure raises its error, such as a full disk, again."""
+    """Silences TensorBoard's writer thread: the next write raises its error, such as a full disk, again."""
     if not isinstance(failure.exc_value, OSError):
         sys.__excepthook__(failure.exc_type, failure.exc_value or Exception(), failure.exc_traceback)
 
@@ -40,32 +40,32 @@ def _raised_by_the_next_write(failure: threading.ExceptHookArgs) -> None:
 threading.excepthook = _raised_by_the_next_write
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> contextlib.AbstractContextManager:
     """Makes a run's folder and keeps other runs out of it. Raises UserError where one is at work there."""
-    with contextlib.ExitStack() as stack:
-        refused = file_errors(folder, "give another --save_path", done="written to", kinds=(UnicodeError,))
-        with refused:
-            str(folder).encode()  # TensorBoard writes to folders with names in UTF-8 only
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock", timeout=PATIENCE)
-            try:
-                stack.enter_context(lock)
-            except Timeout:
-                raise UserError(
-                    f"another training is running in {folder}: wait for it or give another --save_path"
-                ) from None
-            except NotImplementedError:
-                print(f"warning: {folder} cannot be locked: start no second run in it")
-        yield
+    with file_errors(folder, "give another --save_path", done="written to", kinds=(UnicodeError,)):
+        str(folder).encode()  # TensorBoard writes to folders with names in UTF-8 only
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(folder / ".lock").acquire(timeout=PATIENCE)
+        except Timeout:
+            raise UserError(
+                f"another training is running in {folder}: wait for it or give another --save_path"
+            ) from None
+        except NotImplementedError:
+            print(f"warning: {folder} cannot be locked: start no second run in it")
+            return contextlib.nullcontext()
+
+
+def files_of_run(folder: Path) -> list[Path]:
+    """The checkpoints, the log and TensorBoard's events in a folder."""
+    return [path for pattern in ("net_*", LOG, EVENTS) for path in folder.glob(pattern)]
 
 
 def set_earlier_run_aside(folder: Path) -> str:
     """Moves the files of an earlier run to the first free earlier-N; returns a line that says so, or ""."""
-    patterns = (LATEST, BEST, "net_[0-9]*", LOG, EVENTS)
     with file_errors(folder, done="written to"):
         folder.mkdir(parents=True, exist_ok=True)
-        if not (files := [path for pattern in patterns for path in folder.glob(pattern)]):
+        if not (files := files_of_run(folder)):
             return ""
         aside = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())
         aside.mkdir()
@@ -86,16 +86,20 @@ class RunLog:
         self.watch(step)
         if silent:
             return
-        kept = (
+        kept = [
             line
             for line in logged(folder / LOG)
             if line["step"] <= (validated if "validation/psnr" in line else step)
-        )
+        ]
+        first = step + (validated == step)  # a validation of `step` that was not saved is written again
         with file_errors(folder, done="written to"):
             write_text(folder / LOG, "".join(f"{json.dumps(line)}\n" for line in kept))
             self.lines = (folder / LOG).open("a")
             _date_back(sorted(folder.glob(EVENTS)))
-            self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self.board = SummaryWriter(str(folder), purge_step=first)
+            for line in kept:
+                if line["step"] >= first:
+                    add_points(self.board, line)
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +118,7 @@ class RunLog:
         """The command, the data and every option as text; a few options and the scores as hparams."""
         if self.silent:
             return
-        # protocol buffers take valid UTF-8 only, which the name of a folder need not be
+        # protocol buffers take valid UTF-8 only, and names of folders may be something else
         plain = {
             name: value if isinstance(value, bool | int | float) else escape_unprintable(value)
             for name, value in recipe.items()
@@ -128,8 +132,10 @@ class RunLog:
             for summary in hparams(few, scores):
                 self.board._get_file_writer().add_summary(summary)
 
-    def terms(self, step: int, terms: Mapping[str, float], *, lr: float, batch_size: int) -> None:
-        """The terms of a step, its learning rate, and the images a second since the last logged step.
+    def terms(
+        self, step: int, terms: Mapping[str, float], rates: Mapping[str, float], batch_size: int
+    ) -> None:
+        """The terms of a step, its learning rates, and the images a second since the last logged step.
 
         Raises UserError where the loss is NaN or Inf.
         """
@@ -142,17 +148,17 @@ class RunLog:
         pace = images / (time.perf_counter() - self.watched_since)
         self.watch(step)
         losses = {f"loss/{name}": terms[name] for name in ("total", *terms)}
-        self.scalars(step, {**losses, "optimizer/lr": lr, "speed/images_per_second": pace})
+        self.scalars(step, {**losses, **rates, "speed/images_per_second": pace})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": step, ...} and a TensorBoard point for each value."""
         if self.silent:
             return
+        line = {"step": step, **values}
         with file_errors(self.lines.name, done="written"):
-            self.lines.write(json.dumps({"step": step, **values}) + "\n")
+            self.lines.write(json.dumps(line) + "\n")
             self.lines.flush()
-            for name, value in values.items():
-                self.board.add_scalar(SCORES.get(name, name), value, step)
+            add_points(self.board, line)
 
     def strip(
         self,
@@ -193,6 +199,13 @@ def _captioned(image: Tensor, text: str) -> Tensor:
     band = np.full((56, image.shape[2], 3), 255, np.uint8)
     cv2.putText(band, text, (2, 42), color=(0, 0, 0), lineType=cv2.LINE_AA, **letters)
     return torch.cat([to_tensor(band), image], 1)
+
+
+def add_points(board: SummaryWriter, line: Mapping[str, float]) -> None:
+    """TensorBoard's points of one line of the log."""
+    for name, value in line.items():
+        if name != "step":
+            board.add_scalar(SCORES.get(name, name), value, int(line["step"]))
 
 
 def _date_back(events: Sequence[Path]) -> None:

@@ -60,7 +60,7 @@ def with_edges(folder, **changes) -> WithEdges:
 
 def test_a_term_is_optimised_and_logged(tmp_path):
     run = Run(Edges, with_edges(tmp_path, steps=12), ALONE)
-    fresh = copy.deepcopy(run.state.net.net.state_dict())
+    fresh = copy.deepcopy(run.net.net.state_dict())
     run.run()
     logged = [line["loss/edges"] for line in lines(tmp_path / "teacher")]
     assert len(logged) == 12
@@ -84,7 +84,7 @@ def test_a_dataset_is_an_entry_and_its_recipes(tmp_path, monkeypatch):
     layouts.rain200(tmp_path / "RainNew")
     small = vars(teacher(tmp_path, data_path=(tmp_path / "RainNew",), dataset="RainNew", val_every=1))
     run = trained(dataclasses.replace(TEACHERS["Rain800"], **small))
-    assert not any("official" in line for line in run.state.data)  # four pairs are what it should have
+    assert not any("official" in line for line in run.data)  # four pairs are what it should have
     scores = score(evaluation(tmp_path, dataset="RainNew", data_path=tmp_path / "RainNew"), CPU)
     assert (scores["dataset"], scores["images_expected"], scores["method"]) == ("RainNew", 2, "SID")
 

@@ -31,7 +31,7 @@ from machinery.options import Machine
 from stages import SID, SSIDKD
 from tests import layouts, small
 from tests.small import LIGHT, ROOT, begun, command, lines, student, teacher, trained, wait_for
-from utils import UserError
+from utils import UserError, one_line
 
 TORCHRUN = ("-m", "torch.distributed.run")
 ROUNDING = 5e-5  # of a weight, after a few of Adam's steps, which are 1e-4 or 5e-4 long
@@ -133,9 +133,7 @@ def test_a_run_on_two_nodes_ends_with_a_killed_process_and_resumes_in_one(data: 
     for node in nodes:
         errors = node.communicate(timeout=60)[1]
         assert node.returncode
-        assert (
-            "train_Rain200H.py: another process of this run ended; continue with the same command" in errors
-        )
+        assert "train_Rain200H.py: another process of this run ended: see its own message, then" in errors
 
     steps = load_checkpoint(recipe.save_path / "net_latest")["step"] + 2
     trained(dataclasses.replace(recipe, steps=steps, resume=True))
@@ -169,10 +167,9 @@ def test_an_uneven_batch_is_refused_and_touches_nothing(data: Path, tmp_path: Pa
 
 
 def test_only_a_lost_connection_is_taken_for_one() -> None:
-    with pytest.raises(UserError, match=r"another process .*--resume"), distributed.lost_process_errors():
-        raise RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
-    with pytest.raises(RuntimeError, match="shape"), distributed.lost_process_errors():
-        raise RuntimeError("shape mismatch")
+    lost = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    assert "another process of this run ended" in one_line(lost)
+    assert one_line(RuntimeError("shape mismatch")) == ""
 
 
 # ------------------------------------------------------------------------------------------- launching

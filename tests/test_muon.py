@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from machinery.muon import Muon, orthogonalized
-from tests.small import LIGHT, a_run, student, teacher, trained
+from tests.small import LIGHT, lines, student, teacher, trained
 
 ADAM: Any = {"betas": (0.9, 0.99), "weight_decay": 1e-2, "decoupled_weight_decay": True}
 
@@ -52,14 +52,17 @@ def test_hidden_weights_move_as_by_torchs_muon_and_all_others_as_by_adam():
 
 
 def test_first_last_and_context_layers_are_adams(tmp_path):
-    state = a_run(teacher(tmp_path, **LIGHT, lr=1e-3, optimizer="muon", muon_lr=2e-3, context=True)).state
-    adams, hidden = state.optimizer.param_groups
-    names = {id(weight): name for name, weight in state.net.net.named_parameters()}
+    how: Any = {"lr": 1e-3, "optimizer": "muon", "muon_lr": 2e-3, "context": True, "steps": 1}
+    run = trained(teacher(tmp_path, **LIGHT, **how, cosine=True))
+    adams, hidden = run.optimizer.param_groups
+    names = {id(weight): name for name, weight in run.net.net.named_parameters()}
     assert {names[id(w)] for w in adams["params"] if w.ndim == 4} == {
         f"{x}.weight" for x in ("head", "tail", "context")
     }
     assert all(weight.ndim == 4 for weight in hidden["params"]) and len(hidden["params"]) == 14
     assert (adams["lr"], hidden["lr"]) == (1e-3, 2e-3)
+    (line,) = lines(tmp_path / "teacher")
+    assert (line["optimizer/lr"], line["optimizer/muon_lr"]) == (1e-3, 2e-3)
 
 
 def test_a_weight_without_a_gradient_stays():
@@ -80,4 +83,4 @@ def test_a_student_has_the_context_that_its_teacher_has(tmp_path):
     for context in (False, True):
         trained(teacher(tmp_path, **LIGHT, context=context, steps=1))
         run = trained(student(tmp_path, **LIGHT, context=not context, steps=1))
-        assert (run.state.net.net.context is not None) == context
+        assert (run.net.net.context is not None) == context

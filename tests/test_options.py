@@ -65,7 +65,7 @@ def test_rainy_side_says_which_half_is_rainy(tmp_path):
 
 def test_the_seed_is_that_of_weights_order_and_crops(tmp_path):
     runs = [a_run(teacher(tmp_path, seed=seed)) for seed in (0, 0, 7)]
-    weights = [run.state.net.net.head1.weight.tolist() for run in runs]
+    weights = [run.net.net.head1.weight.tolist() for run in runs]
     crops = [run.crops[0][0, 0]["clean"].tolist() for run in runs]
     orders = [list(run.phases[0].streams[0]) for run in runs]
     real = [
@@ -384,13 +384,6 @@ def test_backgrounds_are_clean_images_alone_and_seen(tmp_path):
         assert ("it was trained on the images in" in why) == seen
 
 
-def test_of_several_sets_each_has_pairs_held_back(tmp_path):
-    folders = tuple(flat(tmp_path / name, 20, 5, 9) for name in ("one", "two"))
-    crops = crops_of(teacher(tmp_path, data_path=folders, hold_back=2))
-    assert crops.held_back and len(crops) == 6
-    assert [pair.name for pair in crops.held_back.pairs] == ["1-0", "1-4", "2-0", "2-4"]
-
-
 # --------------------------------------------------------------------------------- what it is validated on
 
 
@@ -485,7 +478,7 @@ def test_the_average_is_what_is_validated_and_saved(tmp_path, monkeypatch):
     run.run()
     assert seeks == [False, False] and torch.backends.cudnn.benchmark
     average: Any = run.stage.aux_networks["average"]
-    own = run.state.net.net
+    own = run.net.net
     assert average.steps == 4
     assert not torch.equal(average.module.net.head1.weight, own.head1.weight)
     assert all(each is average.module for each in validated)
@@ -568,7 +561,7 @@ def test_minutes_set_the_steps_by_a_pilot_and_a_resumed_run_keeps_them(tmp_path,
 
 def test_shares_have_an_upper_bound(tmp_path):
     """Their sum must be finite."""
-    assert "--shares 1e+308 must be at most" in (validate(teacher(tmp_path, shares=(1e308, 1e308))) or "")
+    assert "--shares is not a finite" in (validate(teacher(tmp_path, shares=(1e308, 1e308))) or "")
 
 
 def test_the_rate_is_the_optimizers_and_drops_by_its_factor(tmp_path):
@@ -604,8 +597,8 @@ def test_the_gradient_is_clipped_to_its_norm(tmp_path):
     for clip in (0.0, 0.01):
         run = a_run(teacher(tmp_path, clip=clip, steps=1))
         (parts,) = run.batches
-        training_step(run.stage, run.state.net, run.state.optimizer, parts)
-        gradients = [p.grad for p in run.state.net.parameters() if p.grad is not None]
+        training_step(run.stage, run.net, run.optimizer, parts)
+        gradients = [p.grad for p in run.net.parameters() if p.grad is not None]
         norms[clip] = torch.cat([each.flatten() for each in gradients]).norm().item()
     assert norms[0.0] > 0.02 and norms[0.01] == pytest.approx(0.01, rel=1e-3)
 
@@ -645,7 +638,7 @@ def test_a_weight_is_that_of_its_term_and_training_by_it_alone_helps(tmp_path, o
     run = a_run(of(tmp_path, save_path=tmp_path / "alone", steps=30, lr=2e-3, **weights))
     (parts, *_) = run.batches
     name = f"minus_{term}" if term in ("ssim", "psnr") else term
-    first, *_, last = [training_step(run.stage, run.state.net, run.state.optimizer, parts) for _ in range(30)]
+    first, *_, last = [training_step(run.stage, run.net, run.optimizer, parts) for _ in range(30)]
     assert first["total"] == pytest.approx(3 * first[name].item(), rel=1e-5)
     assert last[name] < first[name]
 
@@ -657,9 +650,9 @@ def test_weights_and_teacher_are_what_a_run_starts_from(tmp_path):
     tuned = a_run(teacher(tmp_path, seed=3, save_path=tmp_path / "x", weights=tmp_path / "teacher"))
     of_teacher = a_run(student(tmp_path, seed=3))
     for run in (tuned, of_teacher):
-        assert_equal(run.state.net.net.state_dict(), first)
-    assert any(not torch.equal(fresh.state.net.net.state_dict()[name], first[name]) for name in first)
-    assert tuned.state.initialized_from.startswith(str(tmp_path / "teacher/net_latest"))
+        assert_equal(run.net.net.state_dict(), first)
+    assert any(not torch.equal(fresh.net.net.state_dict()[name], first[name]) for name in first)
+    assert tuned.initialized_from.startswith(str(tmp_path / "teacher/net_latest"))
     neither = student(tmp_path, teacher=tmp_path / "nosuch", data_path=(tmp_path / "none",))
     with pytest.raises(UserError, match=r"nosuch.*python train_Rain200H\.py makes a teacher"):
         a_run(neither)  # told before the data is looked at
@@ -672,11 +665,11 @@ def test_weights_and_teacher_are_what_a_run_starts_from(tmp_path):
 
 def test_the_network_is_of_the_backbone_and_size_asked_for(tmp_path):
     run = a_run(teacher(tmp_path, channels=(5, 6, 7), units=(3, 2, 1)))
-    net = run.state.net.net
+    net = run.net.net
     assert isinstance(net, DerainNet) and net.head1.out_channels == 5 and net.full_branch.encode1.n == 3
     built = {"channels": (5, 6, 7), "units": (3, 2, 1)}
-    assert run.state.network == {"backbone": "DerainNet", "arguments": built}
-    light = a_run(teacher(tmp_path, **LIGHT)).state.net.net
+    assert run.network == {"backbone": "DerainNet", "arguments": built}
+    light = a_run(teacher(tmp_path, **LIGHT)).net.net
     levels: Any = light.encode
     assert isinstance(light, LightNet)
     assert [level.blocks[0].conv1.out_channels for level in levels] == [4, 6, 8]
@@ -705,7 +698,7 @@ def test_only_fields_of_the_architecture_reach_a_constructor(tmp_path, odd):
 
 
 def test_precision_reaches_the_training_and_the_evaluation(tmp_path, monkeypatch):
-    assert a_run(teacher(tmp_path, precision="bfloat16")).state.net.precision == "bfloat16"
+    assert a_run(teacher(tmp_path, precision="bfloat16")).net.precision == "bfloat16"
     trained(teacher(tmp_path, steps=1))
     used, forward = [], backbones.AutocastModel.forward
 
@@ -721,7 +714,7 @@ def test_precision_reaches_the_training_and_the_evaluation(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("light", [{}, LIGHT])
 def test_recompute_and_compile_reach_the_network(tmp_path, light, monkeypatch):
-    made = [trained(teacher(tmp_path, steps=3, recompute=on, **light)).state.net for on in (False, True)]
+    made = [trained(teacher(tmp_path, steps=3, recompute=on, **light)).net for on in (False, True)]
     plain, recomputed = made
     flags = [each.recompute for each in recomputed.modules() if hasattr(each, "recompute")]
     assert flags and all(flags)
@@ -736,7 +729,7 @@ def test_how_often_it_logs_saves_and_keeps(tmp_path, monkeypatch):
     saved, save = [], engine.Run._save
 
     def noted(self, name):
-        saved.append((self.state.step, name))
+        saved.append((self.step, name))
         save(self, name)
 
     monkeypatch.setattr(engine.Run, "_save", noted)
@@ -821,7 +814,7 @@ def test_a_released_student_is_marked_on_real_275(tmp_path):
 def test_what_an_image_weighs_in_a_validation_is_its_own(tmp_path):
     """The mean is over images, each of which is scored once."""
     run = trained(teacher(tmp_path, steps=1, val_every=1))
-    derain, pairs = Derainer(run.state.net), find_pairs(tmp_path / "data", "test").pairs
+    derain, pairs = Derainer(run.net), find_pairs(tmp_path / "data", "test").pairs
     by_hand = [peak_signal_noise_ratio(clean, derain(rainy)) for rainy, clean in map(read_pair, pairs)]
     logged = next(line for line in lines(tmp_path / "teacher") if "validation/psnr" in line)
     assert logged["validation/psnr"] == pytest.approx(np.mean(by_hand), abs=0.01)

@@ -62,7 +62,7 @@ def test_both_stages_write_their_logs_and_checkpoints(tmp_path):
             assert content["recipe"]["stage"] == stage
         assert not list(folder.glob(".*"))
     assert "photographs/1" in board.Tags()["images"]
-    assert run.state.initialized_from == f"{tmp_path / 'teacher' / 'net_latest'}, step 6"
+    assert run.initialized_from == f"{tmp_path / 'teacher' / 'net_latest'}, step 6"
 
 
 def test_an_earlier_run_is_set_aside_with_the_checkpoints_that_were_kept(tmp_path):
@@ -86,7 +86,7 @@ class StopsAfterThree(Run):
 
     def _interrupted(self, batches):
         for parts in batches:
-            if self.state.step == 2:
+            if self.step == 2:
                 self.stop.on_signal(signal.SIGINT, None)
             yield parts
 
@@ -138,12 +138,12 @@ def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
     run, true_scores, true_save = a_run(cut), engine.mean_scores, Run._save
 
     def scores(*arguments):
-        if when == "before" and run.state.step == 4:
+        if when == "before" and run.step == 4:
             raise ConnectionAbortedError
         return true_scores(*arguments)
 
     def save(self, name):  # its line is logged and net_best written, but net_latest is of an earlier step
-        if when == "after" and name == LATEST and self.state.validated == 4:
+        if when == "after" and name == LATEST and self.validated == 4:
             raise ConnectionAbortedError
         true_save(self, name)
 
@@ -162,16 +162,30 @@ def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
     torch.testing.assert_close(best[1]["net"], best[0]["net"], rtol=0, atol=0)
 
 
-def test_a_run_stopped_at_a_validation_begins_with_it(tmp_path):
-    """It saves at once and does not validate first: whoever stops it may not wait."""
+def test_a_run_stopped_at_a_validation_begins_with_it(tmp_path, monkeypatch):
+    """It saves at once and validates when it is resumed; here it is killed before it has saved that."""
     straight = teacher(tmp_path, val_every=1.5, save_path=tmp_path / "straight")  # at steps 3 and 6
     trained(straight)
     stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
     a_run_stopped_after_three(stopped)
     assert load_checkpoint(tmp_path / "stopped/net_latest")["training"]["validated"] == 0
+    save = Run._save
+
+    def killed(self, name):
+        if name == LATEST:
+            raise ConnectionAbortedError
+        save(self, name)
+
+    with monkeypatch.context() as patched, pytest.raises(ConnectionAbortedError):
+        patched.setattr(Run, "_save", killed)
+        trained(dataclasses.replace(stopped, resume=True))
     trained(dataclasses.replace(stopped, resume=True))
     assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
     assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
+    board = EventAccumulator(str(tmp_path / "stopped")).Reload()
+    assert [each.step for each in board.Scalars("PSNR/validation")] == [3, 6]
+    assert [each.step for each in board.Images("pairs/norain-1x2")] == [3, 6]
+    assert [each.step for each in board.Scalars("loss/total")] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
@@ -183,13 +197,14 @@ def test_net_best_is_the_best_by_psnr_neither_the_last_nor_by_ssim(tmp_path, mon
     saved, save = [], Run._save
 
     def noted(run, name):
-        saved.append((run.state.step, name))
+        saved.append((run.step, name))
         save(run, name)
 
     monkeypatch.setattr(Run, "_save", noted)
     run = trained(teacher(tmp_path, val_every=1, save_every=100))
     content = load_checkpoint(tmp_path / "teacher/net_best")
-    assert content["step"] == 2 * (best + 1) and content["training"]["best"] == run.state.best == 30
+    assert content["step"] == 2 * (best + 1) and content["training"]["best"] == run.best == 30
+    assert a_run(teacher(tmp_path, val_every=1, resume=True)).best == 30  # what there is to beat
     # one validation saves net_latest once
     assert [step for step, name in saved if name == LATEST] == [2, 4, 6]
 
@@ -282,14 +297,6 @@ def test_resuming_to_a_greater_length_says_that_the_learning_rate_rises(tmp_path
         assert said == (steps == 4)
 
 
-def test_a_resumed_run_knows_what_there_is_to_beat(tmp_path):
-    run = trained(teacher(tmp_path, val_every=1, save_every=100))
-    assert np.isfinite(run.state.best)
-    contents = [load_checkpoint(tmp_path / "teacher" / name) for name in ("net_latest", "net_best")]
-    assert [each["training"]["best"] for each in contents] == [run.state.best] * 2
-    assert a_run(teacher(tmp_path, val_every=1, resume=True)).state.best == run.state.best
-
-
 def test_the_device_and_what_is_validated_on_are_told(tmp_path, capsys):
     recipe = teacher(tmp_path)
     simulated = (tmp_path / "data").rename(tmp_path / "Simulated200H")
@@ -301,12 +308,6 @@ def test_the_device_and_what_is_validated_on_are_told(tmp_path, capsys):
 
 
 # --------------------------------------------------------------------------------------------- refusing
-
-
-def test_a_student_without_a_teacher_says_how_to_make_one(tmp_path):
-    teacher(tmp_path)
-    with pytest.raises(UserError, match=r"teacher does not exist.*train_Rain200H\.py"):
-        a_run(student(tmp_path))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):

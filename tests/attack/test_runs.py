@@ -169,7 +169,7 @@ def test_killed_runs_end_as_if_they_had_never_been(
 
 def dies(kind: str) -> None:
     """The process that reads ahead is killed at the second epoch, or image, as where memory is short."""
-    module, name = kind.split(".")
+    module, _, name = kind.rpartition(".")
     reads = getattr(importlib.import_module(module), name)
     true_item = reads.__getitem__
 
