@@ -1,7 +1,7 @@
 """Reading and writing images, atomic writes, and errors as one line.
 
-Images are uint8 RGB arrays (H, W, 3) on this side of `to_tensor`, and float RGB tensors (3, H, W) in [0, 1]
-on the other. OpenCV's BGR never leaves this file.
+Images are uint8 RGB arrays (H, W, 3) before `to_tensor`, and float RGB tensors (3, H, W) in [0, 1] after it.
+OpenCV's BGR never leaves this file.
 """
 
 import contextlib

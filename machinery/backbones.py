@@ -30,13 +30,13 @@ class AutocastModel(nn.Module):
         self.precision = precision
 
     def forward(self, rainy: Tensor, **context: Tensor) -> Derained:
-        """`context`: what a backbone takes besides, as LightNet's `image_mean`."""
+        """`context`: further inputs of a backbone, such as LightNet's `image_mean`."""
         with self._autocast(rainy):
             output = self.net(rainy.contiguous(memory_format=torch.channels_last), **context)
         return Derained(*(each.float() for each in output))
 
     def image_mean(self, rainy: Tensor) -> Tensor | None:
-        """What tiles of (N, 3, H, W) need to know of the whole image; None: nothing."""
+        """What tiles need to know of their whole image (N, 3, H, W); None: nothing."""
         if not hasattr(self.net, "image_mean"):
             return None
         with self._autocast(rainy):

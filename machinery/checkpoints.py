@@ -6,7 +6,7 @@ Ours is a dictionary of tensors and plain values, so that it loads with `weights
     network    how to build it: {"backbone": "DerainNet", "arguments": {"channels": [24, 32, 48], ...}}
     step, steps                 the steps done, and those of the whole schedule
     recipe, data, counts, initialized_from
-               what the run was made of
+               the run's options, its sources and number of images, and where its first weights come from
     training   only in a complete one, what `--resume` needs besides: the optimizer, the auxiliary networks,
                the best validation and the step of the last one; and `net`, the weights in training, where
                those to use are an average of them
@@ -52,8 +52,8 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 def find_checkpoint(logdir: Path, remedy: str) -> Path:
     """`logdir` itself if it is a file, or the net_latest in it, or the shipped one below it.
 
-    Where both are there, the trained one is used if its run is finished and not a mere trial; a line says
-    so. A folder that is not here is looked for in the project's, then in its trained_model/. Raises
+    If both exist, the trained one is used if its run is finished and not a mere trial; a line says which. A
+    folder that does not exist is looked up in the project's folder, then in its trained_model/. Raises
     UserError, ending in `remedy`, where there is none.
     """
     if logdir.is_file():

@@ -1,7 +1,7 @@
 """A network and how it is run, for training, scoring and one's own photographs alike.
 
 derain = Derainer.open("trained_model/photographs")
-derained = derain(rainy)        # NumPy, uint8 RGB (H, W, 3): both
+derained = derain(rainy)        # both NumPy, uint8 RGB (H, W, 3)
 """
 
 import math
