@@ -142,9 +142,8 @@ class Training(Machine):
         numbers = PRESETS.get(name, {}).get((self.dataset, self.stage))
         if numbers is None:
             raise UserError(f"--preset {name}: config.PRESETS has no such recipe for {self.dataset}")
-        folder = f"{self.dataset}-{name}"
-        moved = self.save_path.with_name(self.save_path.name.replace(self.dataset, folder))
-        return replace(self, preset=name, save_path=moved, **numbers)
+        save_path = in_preset(self.save_path, self.dataset, name)
+        return replace(self, preset=name, save_path=save_path, **numbers)
 
     def with_typed(self, names: Set[str]) -> Self:
         """--epochs alone replaces a preset's --steps. Raises UserError for --milestone with --cosine."""
@@ -245,7 +244,7 @@ class Student(Training):
         changed = super().with_preset(name)
         if changed is self:
             return self
-        return replace(changed, teacher=self.teacher.with_name(f"{self.dataset}-{name}"))
+        return replace(changed, teacher=in_preset(self.teacher, self.dataset, name))
 
 
 @dataclass(frozen=True)
@@ -281,8 +280,12 @@ class Evaluation(Machine):
     def with_preset(self, name: str) -> Self:
         if name == "paper":
             return self
-        folder = self.logdir.name.replace(self.trained_for, f"{self.trained_for}-{name}")
-        return replace(self, preset=name, logdir=self.logdir.with_name(folder))
+        return replace(self, preset=name, logdir=in_preset(self.logdir, self.trained_for, name))
+
+
+def in_preset(folder: Path, dataset: str, preset: str) -> Path:
+    """A model's folder in another preset: Rain200H+Real becomes Rain200H-light+Real."""
+    return folder.with_name(folder.name.replace(dataset, f"{dataset}-{preset}"))
 
 
 def preset_words(preset: str) -> str:
