@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 
-import utils
 from config import EVALUATIONS
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import ImageRef, Pair
@@ -205,20 +204,6 @@ def test_what_is_no_number_ends_the_evaluation_and_the_scores_so_far_are_kept(tm
     scores = read_scores(tmp_path / "results/scores.json")
     assert [image["name"] for image in scores["images"]] == ["norain-1x2"] and scores["images_found"] == 2
     assert not (tmp_path / "results/norain-2x2.png").exists()
-
-
-def test_ctrl_c_keeps_the_scores_so_far(tmp_path, scored, monkeypatch):
-    write = utils.write_image
-
-    def interrupted(path, image):
-        if path.name != "norain-1x2.png":
-            raise KeyboardInterrupt
-        write(path, image)
-
-    monkeypatch.setattr(utils, "write_image", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        scored()
-    assert len(read_scores(tmp_path / "results/scores.json")["images"]) == 1
 
 
 class Bright(DerainNet):
@@ -435,7 +420,7 @@ def test_a_folder_of_something_else_is_not_written_to(tmp_path, scored):
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_evaluation_that_is_asked_to_end_writes_its_scores(folder, tmp_path, number):
     data = layouts.rain200(tmp_path / "data", test=400)
     given = {"data_path": data, "logdir": folder / "teacher", "save_path": tmp_path / "results"}

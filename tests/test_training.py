@@ -192,6 +192,7 @@ def test_net_best_is_the_best_by_psnr_neither_the_last_nor_by_ssim(tmp_path, mon
     assert content["step"] == 2 * (best + 1) and content["training"]["best"] == run.state.best == 30
     # one validation saves net_latest once
     assert [step for step, name in saved if name == LATEST] == [2, 4, 6]
+    assert a_run(teacher(tmp_path, resume=True)).state.best == 30  # what there is to beat
 
 
 def test_a_clock_that_was_set_back_hides_nothing_in_tensorboard(tmp_path):
@@ -282,14 +283,6 @@ def test_resuming_to_a_greater_length_says_that_the_learning_rate_rises(tmp_path
         assert said == (steps == 4)
 
 
-def test_a_resumed_run_knows_what_there_is_to_beat(tmp_path):
-    run = trained(teacher(tmp_path, val_every=1, save_every=100))
-    assert np.isfinite(run.state.best)
-    contents = [load_checkpoint(tmp_path / "teacher" / name) for name in ("net_latest", "net_best")]
-    assert [each["training"]["best"] for each in contents] == [run.state.best] * 2
-    assert a_run(teacher(tmp_path, val_every=1, resume=True)).state.best == run.state.best
-
-
 def test_the_device_and_what_is_validated_on_are_told(tmp_path, capsys):
     recipe = teacher(tmp_path)
     simulated = (tmp_path / "data").rename(tmp_path / "Simulated200H")
@@ -301,12 +294,6 @@ def test_the_device_and_what_is_validated_on_are_told(tmp_path, capsys):
 
 
 # --------------------------------------------------------------------------------------------- refusing
-
-
-def test_a_student_without_a_teacher_says_how_to_make_one(tmp_path):
-    teacher(tmp_path)
-    with pytest.raises(UserError, match=r"teacher does not exist.*train_Rain200H\.py"):
-        a_run(student(tmp_path))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
