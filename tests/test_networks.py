@@ -17,12 +17,9 @@ OPERATIONS = 3178  # of its step, as counted; 3924 while fusions activated and a
 UNITS = 2 * 2 + 4 * 2 + 3 * 1  # of a small network: 2 stages at full resolution, 4 at half, 3 at a quarter
 
 
-def small_network(recompute: bool = False) -> DerainNet:
+def small_network() -> DerainNet:
     torch.manual_seed(0)
-    net = DerainNet((4, 6, 8), (2, 2, 1))
-    if recompute:
-        net.recompute_units()
-    return net
+    return DerainNet((4, 6, 8), (2, 2, 1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (4, 4), (7, 5), (31, 33), (32, 32), (37, 51), (40, 64)])
@@ -38,22 +35,10 @@ def test_any_size(make, side_of_code, size):
     assert list(output.code.shape) == [2, 8, *map(side_of_code, size)]
 
 
-@pytest.mark.parametrize(
-    ("make", "size", "added", "mode"),
-    [(small_network, (20, 24), (8, 12), "replicate"), (small_lightnet, (30, 26), (2, 2), "reflect")],
-)
-def test_images_are_padded_by_their_edge_or_mirrored(make, size, added, mode):
-    net, rainy, (right, below) = make(), torch.rand(1, 3, *size), added
-    by_hand = net(F.pad(rainy, (0, right, 0, below), mode=mode)).derained
-    torch.testing.assert_close(net(rainy).derained, by_hand[..., : size[0], : size[1]])
-
-
-def test_every_parameter_gets_a_gradient():
-    # plain DistributedDataParallel stops on a parameter without one
-    net = small_network()
-    output = net(torch.rand(1, 3, 32, 40))
-    (output.derained.sum() + output.code.sum()).backward()
-    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+def test_lightnet_mirrors_sides_that_are_no_multiple():
+    net, rainy = small_lightnet(), torch.rand(1, 3, 30, 26)
+    by_hand = net(F.pad(rainy, (0, 2, 0, 2), mode="reflect")).derained
+    torch.testing.assert_close(net(rainy).derained, by_hand[..., :30, :26])
 
 
 def test_a_stage_ties_its_unit():
@@ -70,21 +55,6 @@ def test_images_of_a_batch_do_not_meet_whatever_their_layout_in_memory(make):
     both, alone = net(rainy).derained, torch.cat([net(image[None]).derained for image in rainy])
     last = net(rainy.contiguous(memory_format=torch.channels_last)).derained
     assert torch.allclose(both, alone, atol=1e-6) and torch.allclose(both, last, atol=1e-6)
-
-
-def test_recomputation_changes_no_gradient(monkeypatch):
-    def refuse():
-        raise AssertionError("nothing in a unit is random: to keep the generator's state costs a copy")
-
-    monkeypatch.setattr(torch, "get_rng_state", refuse)
-    gradients = []
-    for recompute in (False, True):
-        net = small_network(recompute=recompute)
-        torch.manual_seed(1)
-        net(torch.rand(1, 3, 36, 36)).derained.square().sum().backward()
-        gradients.append([p.grad for p in net.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        assert torch.allclose(plain, recomputed, rtol=1e-5, atol=1e-7)
 
 
 def test_outside_training_a_skip_is_freed_once_it_is_read():
