@@ -396,14 +396,6 @@ def test_what_is_wrong_with_a_checkpoint_is_one_line(tmp_path, content, says):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["net_f8", "net_nested", "lists_of_one_list"])
-def test_the_shared_cases_are_one_line(shared, name):
-    if not (shared / "cases").is_dir():
-        pytest.skip("needs ../shared/cases")
-    with pytest.raises(UserError, match=name):
-        load_checkpoint(shared / "cases" / name)
-
-
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_weights_of_dataparallel_and_of_torch_compile_are_read(tmp_path, prefix):
     torch.save({"net": {f"{prefix}a.weight": torch.ones(1)}, "network": {}}, tmp_path / "net_latest")
