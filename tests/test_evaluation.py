@@ -212,13 +212,14 @@ class Bright(DerainNet):
 
 
 def test_the_float_score_is_of_the_output_before_it_is_clamped(tmp_path):
-    write_image(tmp_path / "200.png", np.full((40, 40, 3), 200, np.uint8))
-    side = ImageRef(tmp_path / "200.png")
+    rainy, clean = (ImageRef(tmp_path / f"{grey}.png") for grey in (200, 190))
+    for side, grey in ((rainy, 200), (clean, 190)):
+        write_image(side.path, np.full((40, 40, 3), grey, np.uint8))
     keys = ["psnr_float", "psnr", "psnr_input", "brightness"]
-    (each,) = score_pairs(Derainer(Bright((4, 6, 8), (1, 1, 1))), [Pair("r", side, side)], keys)
-    assert each.scores["psnr_float"] == pytest.approx(-20 * np.log10(0.5), abs=1e-3)
-    assert each.scores["psnr"] == pytest.approx(-20 * np.log10(55 / 255), abs=1e-3)
-    assert (each.scores["psnr_input"], each.scores["brightness"]) == (each.scores["psnr"], 55)
+    (each,) = score_pairs(Derainer(Bright((4, 6, 8), (1, 1, 1))), [Pair("r", rainy, clean)], keys)
+    errors = {"psnr_float": 0.5 + 10 / 255, "psnr": 65 / 255, "psnr_input": 55 / 255}  # its output: 255
+    expected = {key: -20 * np.log10(error) for key, error in errors.items()} | {"brightness": 55}
+    assert each.scores == pytest.approx(expected, abs=1e-3)
 
 
 def test_scores_alone_ask_for_no_others(folder):
