@@ -215,7 +215,7 @@ def read_image(path: Path) -> np.ndarray:
             with Image.open(io.BytesIO(data)) as file:
                 return np.array(file.convert("RGB"))
         with file_errors(path, "fetch it again", kinds=(cv2.error,)):
-            how = cv2.IMREAD_UNCHANGED if kind == "TIFF" else cv2.IMREAD_COLOR
+            how = cv2.IMREAD_UNCHANGED if kind == "TIFF" else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
             image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
     except (OSError, SyntaxError, ValueError):  # Pillow's, for a broken TIFF
         image = None
@@ -223,8 +223,9 @@ def read_image(path: Path) -> np.ndarray:
         raise _no_image(path, io.BytesIO(data))
     if kind == "TIFF":  # uint16 (H, W), (H, W, 2), BGR or BGRA
         bands = image.reshape(*image.shape[:2], -1)
-        bands = bands[..., :3] if bands.shape[2] > 2 else bands[..., [0, 0, 0]]
-        image = ((bands.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        image = bands[..., :3] if bands.shape[2] > 2 else bands[..., [0, 0, 0]]
+    if image.dtype == np.uint16:  # rounded: OpenCV would drop the lower byte
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

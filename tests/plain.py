@@ -1,11 +1,9 @@
 """The method in the plainest words, as its specification has it: what the project's formulation must equal.
 
 Maps are concatenated and then fused at the finest resolution, every resizing is an interpolation, every
-activation a new tensor, pooling is three-dimensional, windows are dense, and synthetic and real images take
-two passes. The tests take it as their oracle.
+activation a new tensor, pooling is three-dimensional, windows are dense. The tests take it as their oracle.
 
-One thing of the released network is left out here too: its five fusions that feed nothing. They take 0.25 %
-of its multiplications, so that the ratios are, if anything, a little too small.
+The released network's five fusions that feed nothing are left out here too.
 """
 
 from collections.abc import Sequence
@@ -149,15 +147,3 @@ def dark_channel(image: Tensor, window: int) -> Tensor:
     """As losses.dark_channel: one three-dimensional pooling over channels, rows and columns."""
     half = window // 2
     return -F.max_pool3d(1 - image, (image.shape[1], window, window), stride=1, padding=(0, half, half)).sum()
-
-
-class PlainStudent(nn.Module):
-    """The plain network, given synthetic and real images in two passes, as released."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, rainy: Tensor) -> Derained:
-        halves = [self.net(half) for half in rainy.chunk(2)]
-        return Derained(*(torch.cat(both) for both in zip(*halves, strict=True)))

@@ -25,6 +25,7 @@ from tests import layouts
 from tests.small import (
     ALONE,
     CPU,
+    LIGHT,
     ROOT,
     a_run,
     assert_same_weights,
@@ -135,9 +136,14 @@ def test_the_documents_distillation_trains(tmp_path, monkeypatch):
     exec(textwrap.dedent(lines_shown), names)
     monkeypatch.chdir(tmp_path)  # where its teacher is
     trained(teacher(tmp_path, save_path=tmp_path / "trained_model/Rain200H", steps=1))
-    recipe = WithTeacher(**vars(teacher(tmp_path, save_path=tmp_path / "distilled", steps=2)))
-    Run(names["Distilled"], recipe, ALONE).run()
+    small = teacher(tmp_path, save_path=tmp_path / "distilled", steps=2, **LIGHT)  # another backbone
+    run = Run(names["Distilled"], WithTeacher(**vars(small)), ALONE)
+    before = copy.deepcopy(run.stage.aux_networks.state_dict())
+    assert not run.stage.aux_networks["teacher"].training
+    run.run()
     assert all(line["loss/teacher"] > 0 for line in lines(tmp_path / "distilled"))
+    after = load_checkpoint(tmp_path / "distilled/net_latest")["training"]["aux_networks"]
+    torch.testing.assert_close(after, dict(before), rtol=0, atol=0)  # it is never trained
 
 
 @dataclasses.dataclass(frozen=True)

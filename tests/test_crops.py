@@ -6,12 +6,14 @@ import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+import DerainDataset
 from config import REAL
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import PairSet, read_pair, why_not_recombined
@@ -52,6 +54,17 @@ def test_crops_are_a_function_of_seed_epoch_index(pairs: PairSet, augment: bool,
     assert all(item[side].shape == (3, 16, 16) for item in forwards for side in ("rainy", "clean"))
     for others in (forwards[5:10], [crops(8)[key] for key in keys[:5]]):  # the next epoch's, another seed's
         assert not all(map(same, forwards[:5], others))
+
+
+def test_no_two_draws_of_a_crop_have_the_same_random_numbers(
+    pairs: PairSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Mock(wraps=DerainDataset._generator)
+    monkeypatch.setattr(DerainDataset, "_generator", generator)
+    for crops in (PairCrops(pairs, 16, recombine=True), RealCrops(pairs, 16)):
+        assert crops[3, 1]
+    drawn = [each.args for each in generator.call_args_list]
+    assert len(set(drawn)) == len(drawn) > 6
 
 
 def as_uint8(crop: torch.Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ import export
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from machinery.inference import Derainer
 from tests import small
+from tests.test_golden import released_weights
 from utils import UserError
 
 
@@ -48,6 +49,9 @@ def test_an_export_keeps_what_the_model_was_trained_on_and_never_writes_into_a_r
     assert run_here("export.py", "--logdir", str(run)) == 0
     whole, alone = (load_checkpoint(run / name) for name in ("net_latest", "pretrained/net_latest"))
     assert alone["data"] == whole["data"] and alone["data"]
+    torch.save({"net": released_weights(), "clock_net": 78_000}, tmp_path / "net_latest")
+    assert run_here("export.py", "--logdir", str(tmp_path)) == 0
+    assert load_checkpoint(tmp_path / "pretrained/net_latest")["released"]
     (run / "net_latest").rename(run / "net_best")  # a run that has only this, or only its log
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     for taken in ("net_best", "log.jsonl"):

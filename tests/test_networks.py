@@ -1,4 +1,4 @@
-"""The backbone's shapes, sizes and bookkeeping, on a small network."""
+"""The backbones' shapes, sizes and bookkeeping, on small networks."""
 
 import weakref
 from collections import Counter
@@ -11,42 +11,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from machinery.backbones import AutocastModel
 from networks import DenseFeatures, DenseStage, DerainNet
+from tests.test_lightnet import small_lightnet
 
 OPERATIONS = 3178  # of its step, as counted; 3924 while fusions activated and added in place on views
 UNITS = 2 * 2 + 4 * 2 + 3 * 1  # of a small network: 2 stages at full resolution, 4 at half, 3 at a quarter
 
 
-def small_network(recompute: bool = False) -> DerainNet:
+def small_network() -> DerainNet:
     torch.manual_seed(0)
-    net = DerainNet((4, 6, 8), (2, 2, 1))
-    if recompute:
-        net.recompute_units()
-    return net
+    return DerainNet((4, 6, 8), (2, 2, 1))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 50), (7, 5), (31, 33), (32, 32), (37, 51), (40, 64)])
-def test_any_size(size):
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (4, 4), (7, 5), (31, 33), (32, 32), (37, 51), (40, 64)])
+@pytest.mark.parametrize(
+    ("make", "side_of_code"),
+    [(small_network, lambda side: max(32, side) // 4), (small_lightnet, lambda side: -(-side // 4))],
+)
+def test_any_size(make, side_of_code, size):
     rainy = torch.rand(2, 3, *size)
-    output = small_network()(rainy)
+    output = make()(rainy)
     assert output.derained.shape == output.streaks.shape == rainy.shape
     assert torch.equal(output.derained, rainy - output.streaks)
-    padded = [max(32, side) // 4 for side in size]
-    assert list(output.code.shape) == [2, 8, *padded]
+    assert list(output.code.shape) == [2, 8, *map(side_of_code, size)]
 
 
-def test_small_images_are_padded_by_their_edge():
-    rainy = torch.rand(1, 3, 20, 24)
-    by_hand = torch.nn.functional.pad(rainy, (0, 8, 0, 12), mode="replicate")
-    net = small_network()
-    assert torch.equal(net(rainy).derained, net(by_hand).derained[..., :20, :24])
-
-
-def test_every_parameter_gets_a_gradient():
-    # plain DistributedDataParallel stops on a parameter without one
-    net = small_network()
-    output = net(torch.rand(1, 3, 32, 40))
-    (output.derained.sum() + output.code.sum()).backward()
-    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+def test_lightnet_mirrors_sides_that_are_no_multiple():
+    net, rainy = small_lightnet(), torch.rand(1, 3, 30, 26)
+    by_hand = net(F.pad(rainy, (0, 2, 0, 2), mode="reflect")).derained
+    torch.testing.assert_close(net(rainy).derained, by_hand[..., :30, :26])
 
 
 def test_a_stage_ties_its_unit():
@@ -57,26 +49,12 @@ def test_a_stage_ties_its_unit():
     assert len(features) == 3 and len(stage.fusions) == 3
 
 
-def test_images_of_a_batch_do_not_meet():
-    net = small_network()
-    rainy = torch.rand(2, 3, 33, 40)
-    both, alone = net(rainy).derained[1:], net(rainy[1:]).derained
-    assert torch.allclose(both, alone, atol=1e-6)
-
-
-def test_recomputation_changes_no_gradient(monkeypatch):
-    def refuse():
-        raise AssertionError("nothing in a unit is random: to keep the generator's state costs a copy")
-
-    monkeypatch.setattr(torch, "get_rng_state", refuse)
-    gradients = []
-    for recompute in (False, True):
-        net = small_network(recompute=recompute)
-        torch.manual_seed(1)
-        net(torch.rand(1, 3, 36, 36)).derained.square().sum().backward()
-        gradients.append([p.grad for p in net.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        assert torch.allclose(plain, recomputed, rtol=1e-5, atol=1e-7)
+@pytest.mark.parametrize("make", [small_network, small_lightnet])
+def test_images_of_a_batch_do_not_meet_whatever_their_layout_in_memory(make):
+    net, rainy = make(), torch.rand(2, 3, 37, 51)
+    both, alone = net(rainy).derained, torch.cat([net(image[None]).derained for image in rainy])
+    last = net(rainy.contiguous(memory_format=torch.channels_last)).derained
+    assert torch.allclose(both, alone, atol=1e-6) and torch.allclose(both, last, atol=1e-6)
 
 
 def test_outside_training_a_skip_is_freed_once_it_is_read():

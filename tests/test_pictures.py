@@ -1,6 +1,7 @@
 """Pictures in and out with all that they are."""
 
 import io
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -147,8 +148,10 @@ def test_printing_colours_become_srgb_and_are_told(tmp_path):
         assert any("CMYK" in each for each in picture.lost)
 
 
-def test_a_profile_of_another_kind_than_the_pixels_is_left_out(tmp_path):
-    Image.fromarray(noise((20, 30))).save(tmp_path / "x.png", icc_profile=SRGB)
+@pytest.mark.parametrize(("shape", "kind"), [((20, 30), b"RGB "), ((20, 30, 3), b"GRAY")])
+def test_a_profile_of_another_kind_than_the_pixels_is_left_out(tmp_path, shape, kind):
+    profile = SRGB[:16] + kind + SRGB[20:]
+    Image.fromarray(noise(shape)).save(tmp_path / "x.png", icc_profile=profile)
     picture = read_picture(tmp_path / "x.png")
     assert not picture.icc and any("profile" in each for each in picture.lost)
 
@@ -213,22 +216,18 @@ def test_what_a_result_does_not_keep_of_the_metadata_is_named(tmp_path):
     assert "colour profile" in encoded(replace(deep, alpha=deep.pixels[..., 0]), ".tif")[1]
 
 
-def test_sixteen_bits_become_the_nearest_of_eight():
+def test_sixteen_bits_become_the_nearest_of_eight(tmp_path):
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1).repeat(3, 2)
-    assert np.array_equal(Picture(levels).in_eight_bits().pixels, np.round(levels / 257).astype(np.uint8))
+    expected = np.round(levels / 257).astype(np.uint8)
+    assert np.array_equal(Picture(levels).in_eight_bits().pixels, expected)
+    for suffix, alpha in itertools.product(EXACT, (None, levels[..., 0])):
+        assert np.array_equal(read_image(written(tmp_path / "x", Picture(levels, alpha), suffix)), expected)
 
 
 def test_a_16_bit_tiff_says_that_its_colours_are_not_multiplied_by_its_alpha():
     data, _ = encoded(picture_of(np.uint16, alpha=True), ".tif")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         assert [int(each) for each in file.pages.first.tags["ExtraSamples"].value] == [2]  # unassociated
-
-
-def test_a_grey_profile_is_not_kept_for_colour(tmp_path):
-    grey = SRGB[:16] + b"GRAY" + SRGB[20:]
-    Image.fromarray(noise((20, 30, 3))).save(tmp_path / "x.png", icc_profile=grey)
-    picture = read_picture(tmp_path / "x.png")
-    assert not picture.icc and any("profile" in each for each in picture.lost)
 
 
 @pytest.mark.parametrize(

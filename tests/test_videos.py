@@ -21,12 +21,14 @@ def frame(number, size=SIZE):
     return rgb
 
 
-def clip(path, frames=12, rotation=0, codec="libx264", sound="aac", pace=PACE, times=None, size=SIZE):
-    """A video with sound; `times` places its frames, in ticks of its clock."""
+def clip(
+    path, frames=12, rotation=0, codec="libx264", sound="aac", pace=PACE, times=None, size=SIZE, more=None
+):
+    """A video with sound; `times` places its frames, in ticks of its clock; `more`: options of its codec."""
     pytest.importorskip("av", reason="needs PyAV: pip install -r photographs/requirements.txt")
     av, kind = videos.av, "bgr0" if codec in ("ffv1", "libx264rgb") else "yuv420p"
     with av.open(str(path), "w") as container:
-        picture = container.add_stream(codec, rate=pace)
+        picture = container.add_stream(codec, rate=pace, options=more or {})
         (picture.height, picture.width), picture.pix_fmt = size, kind
         picture.codec_context.time_base = 1 / pace if times is None else Fraction(1, 1000)
         if kind == "yuv420p":
@@ -222,7 +224,7 @@ def test_a_codec_that_is_unknown_and_frames_that_are_too_large_are_refused(tmp_p
         rewrite(path, tmp_path)
 
 
-def test_what_the_result_does_not_hold_of_the_frames_is_named(tmp_path, shared):
+def test_what_the_result_does_not_hold_of_the_frames_is_named(tmp_path):
     path = clip(tmp_path / "x.mkv", codec="libx264rgb", sound="flac")
     with videos.av.open(str(path)) as source:
         assert int(next(source.decode(video=0)).colorspace) == 0  # RGB
@@ -230,7 +232,8 @@ def test_what_the_result_does_not_hold_of_the_frames_is_named(tmp_path, shared):
     assert lost == ["full colour resolution (now 4:2:0)"]
     with videos.av.open(str(target)) as result:
         assert int(next(result.decode(video=0)).colorspace) == 1  # which H.264 forbids for 4:2:0
-    assert rewrite(shared / "cases/interlaced.mp4", tmp_path)[1] == ["interlacing"]
+    path = clip(tmp_path / "x.mp4", more={"x264-params": "tff=1"})
+    assert rewrite(path, tmp_path)[1] == ["interlacing"]
 
 
 @pytest.mark.parametrize("rotation", [0, 90])

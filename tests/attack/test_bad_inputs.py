@@ -63,14 +63,14 @@ def cut(name: str, length: int) -> Made:
 
 
 def content(**changes: Any) -> Made:
-    """The teacher's checkpoint with keys changed, or, by None, taken away. `training__best` is inner."""
+    """The teacher's checkpoint with keys changed, or, by None, taken away. `network__backbone` is inner."""
 
     def made(here: Path) -> None:
         whole = load_checkpoint(here / LATEST)
         for key, value in changes.items():
             *outer, last = key.split("__")
             inner = reduce(getitem, outer, whole)
-            inner[last] = value(inner[last]) if callable(value) else value
+            inner[last] = value
             if value is None:
                 del inner[last]
         torch.save(whole, here / LATEST)
@@ -115,24 +115,16 @@ RIGHTS = ": Permission denied: change its permissions or choose another place"
 # fmt: off
 TABLE = [
     # ---- pictures
-    Row("a picture that is cut short", cut(TESTED, 100), EVAL,
-        LOST + " is not an image, or is cut short (100 bytes): fetch it again"),
     Row("a broken training image", cut(TRAINED, 100), TRAIN,
         "{here}/" + TRAINED + " is not an image, or is cut short (100 bytes): ..."),
-    Row("a broken real image", cut("real/2.jpg", 200), STUDENT,
-        "{here}/real/2.jpg is not an image, or is cut short (200 bytes): ..."),
     Row("names too long to be added to",
         lambda here: (here / TESTED).rename((here / TESTED).with_name("n" * 251 + ".png")),
         DERAIN + " --compare --streaks",
         "1 of 2 could not be derained: {here}/data/...nnn.png"),
-    Row("no dataset at all", nothing, TRAIN + " --data_path {here}/none",
-        "{here}/none is not a folder: --data_path takes a folder of images; ..."),
     # ---- checkpoints
     Row("a CSV as a checkpoint", put(LATEST, b"a,b\n1,2\n"), EVAL, NO_CHECKPOINT),
     Row("an empty checkpoint", put(LATEST, b""), EVAL, NO_CHECKPOINT),
     Row("a checkpoint cut short", cut(LATEST, 5000), EVAL, NO_CHECKPOINT),
-    Row("code in a checkpoint", put(LATEST, partial(torch.save, {"net": Path("x")})), EVAL,
-        ONCE + " contains pathlib..., and loading it could run code: ..."),
     Row("a tensor as a checkpoint", put(LATEST, partial(torch.save, torch.zeros(3))), EVAL, NO_WEIGHTS),
     Row("a net that is a list", content(net=[1, 2]), EVAL, NO_WEIGHTS),
     Row("a network larger than its weights", content(network__arguments__channels=[4000] * 3), EVAL,
@@ -141,21 +133,16 @@ TABLE = [
         ONCE + " is a zip bomb: its entries are larger than the file"),
     Row("a network of no such backbone", content(network__backbone="x"), EVAL,
         ONCE + " needs a backbone 'x': backbones.BACKBONES has ..."),
-    Row("a teacher that is a CSV", put(LATEST, b"a,b\n"), STUDENT, NO_CHECKPOINT),
     # ---- checkpoints to resume from
     Row("nothing to resume", nothing, TRAIN + " --resume",
         "{here}/new/net_latest does not exist: start without --resume"),
     Row("the network alone", content(training=None), RESUME,
         ONCE + " holds only the network: start from it with --weights instead"),
-    Row("an average to go on with", nothing, RESUME + " --ema 0.9",
-        ONCE + " was started with --ema 0.0, not 0.9: ..."),
     # ---- places, rights
     Row("a training in a folder whose name is not UTF-8", nothing, TRAIN.replace("/new", "/caf\udce9"),
         "{here}/caf\\udce9 cannot be written to (UnicodeEncodeError: ...: give another --save_path"),
     Row("a file where a folder is to be", put("new", b""), TRAIN,
         "{here}/new cannot be written to: File exists: give another --save_path"),
-    Row("an export over another run", nothing, EXPORT + "/../student",
-        "{here}/student already has a net_latest: give another --save_path"),
     Row("a folder that may not be read", closed("data/rain_data_test_Heavy/rain/X2", 0o000), EVAL,
         "{here}/data/rain_data_test_Heavy/rain/X2..." + RIGHTS, without_rights),
     Row("a folder that may not be listed", closed("real", 0o311), STUDENT,

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from benchmarks.run import Benchmark
 from config import EVALUATIONS, STUDENTS, TEACHERS, Training
 from datasets.catalogue import CATALOGUE
-from datasets.check import check_split, missing_names
+from datasets.check import check_split
 from datasets.layouts import find_images, find_pairs, released_real_folder
 from datasets.pairs import (
     ListedPairs,
@@ -173,16 +173,6 @@ def test_outputs_are_told_apart_and_names_are_ordered(budget: Budget) -> None:
 
     folders = st.sampled_from(["", "a", "b/c", "1"])
     budget.draw(100, check, names=st.lists(st.tuples(folders, NAMES), max_size=8))
-
-
-def test_any_numbering_is_checked(budget: Budget) -> None:
-    def check(dataset: str, names: list[str]) -> None:
-        for split, count in CATALOGUE[dataset].counts.items():
-            missing = missing_names(dataset, split, [Path(name).stem for name in names])
-            assert len(missing) <= count
-
-    few = [name for name, entry in CATALOGUE.items() if sum(entry.counts.values()) < 5000]
-    budget.draw(50, check, dataset=st.sampled_from(few), names=st.lists(NAMES, max_size=8))
 
 
 def test_a_file_of_any_name_is_written_whole_or_told(budget: Budget, tmp_path: Path) -> None:

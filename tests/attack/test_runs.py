@@ -27,7 +27,7 @@ from machinery.checkpoints import load_checkpoint
 from metrix_code.scores import read_scores
 from tests.attack.conftest import Budget
 from tests.attack.scripts import TINY, begun, called
-from tests.attack.test_bad_inputs import DERAIN, EVAL, EXPORT, PAGE, RESUME, STUDENT, TRAIN
+from tests.attack.test_bad_inputs import DERAIN, EVAL, EXPORT, PAGE, RESUME, TRAIN
 from tests.small import command, lines, student, teacher
 from utils import read_image
 
@@ -189,7 +189,6 @@ AGAIN = ", then run it again, a training with --resume"
     ("line", "kind"),
     [
         (TRAIN + " --steps 6 --workers 2", "DerainDataset.PairCrops"),
-        (STUDENT + " --steps 6 --workers 2", "DerainDataset.PairCrops"),
         (EVAL + " --workers 1", "machinery.evaluation.Images"),
     ],
 )
