@@ -31,7 +31,6 @@ class Metric:
     protocol: str  # see protocol.py; for NIQE, which parameters
     function: Callable[..., float]
     against: str = "clean"  # the image compared with: "clean", "rainy", or "" for none
-    of_output: bool = False  # of the network's float output instead of the saved 8-bit image
 
     @property
     def rainy_key(self) -> str:
@@ -40,18 +39,16 @@ class Metric:
     @property
     def name(self) -> str:
         """'PSNR (RGB)'"""
-        return f"{self.title} ({self.protocol}{', float' if self.of_output else ''})"
+        return f"{self.title} ({self.protocol})"
 
     @property
     def in_tables(self) -> bool:
         """Whether papers tabulate it."""
-        return self.against != "rainy" and not self.of_output
+        return self.against != "rainy"
 
     def __call__(self, derained: np.ndarray, other: np.ndarray | None = None) -> float:
-        """Score of RGB (H, W, 3), uint8, or float in [0, 1] if `of_output`. UserError where undefined."""
-        if not self.against:
-            return self.function(derained)
-        return self.function(derained, other, self.protocol, 1.0 if self.of_output else 255.0)
+        """Score of uint8 RGB (H, W, 3). Raises UserError where it is undefined."""
+        return self.function(derained, other, self.protocol) if self.against else self.function(derained)
 
     def text(self, value: float) -> str:
         return f"{value:.{self.digits}f}"
@@ -66,8 +63,6 @@ METRICS = {
         Metric("ssim_y", "SSIM", "", 4, 1, "Y", ssim),
         Metric("psnr_did", "PSNR", "dB", 3, 1, "DID/DDN", psnr),
         Metric("ssim_did", "SSIM", "", 4, 1, "DID/DDN", ssim),
-        Metric("psnr_float", "PSNR", "dB", 3, 1, "RGB", psnr, of_output=True),
-        Metric("ssim_float", "SSIM", "", 4, 1, "RGB", ssim, of_output=True),
         Metric("niqe", "NIQE", "", 4, -1, "LIVE, Y", niqe, against=""),
         # how much an image is changed, which needs no clean image; papers print neither
         Metric("psnr_input", "PSNR to the input", "dB", 2, 0, "RGB", psnr, against="rainy"),

@@ -147,8 +147,11 @@ def test_printing_colours_become_srgb_and_are_told(tmp_path):
         assert any("CMYK" in each for each in picture.lost)
 
 
-def test_a_profile_of_another_kind_than_the_pixels_is_left_out(tmp_path):
-    Image.fromarray(noise((20, 30))).save(tmp_path / "x.png", icc_profile=SRGB)
+@pytest.mark.parametrize(
+    ("shape", "profile"), [((20, 30), SRGB), ((20, 30, 3), SRGB.replace(b"RGB ", b"GRAY"))]
+)
+def test_a_profile_of_another_kind_than_the_pixels_is_left_out(tmp_path, shape, profile):
+    Image.fromarray(noise(shape)).save(tmp_path / "x.png", icc_profile=profile)
     picture = read_picture(tmp_path / "x.png")
     assert not picture.icc and any("profile" in each for each in picture.lost)
 
@@ -222,13 +225,6 @@ def test_a_16_bit_tiff_says_that_its_colours_are_not_multiplied_by_its_alpha():
     data, _ = encoded(picture_of(np.uint16, alpha=True), ".tif")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         assert [int(each) for each in file.pages.first.tags["ExtraSamples"].value] == [2]  # unassociated
-
-
-def test_a_grey_profile_is_not_kept_for_colour(tmp_path):
-    grey = SRGB[:16] + b"GRAY" + SRGB[20:]
-    Image.fromarray(noise((20, 30, 3))).save(tmp_path / "x.png", icc_profile=grey)
-    picture = read_picture(tmp_path / "x.png")
-    assert not picture.icc and any("profile" in each for each in picture.lost)
 
 
 @pytest.mark.parametrize(
