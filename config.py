@@ -275,7 +275,6 @@ class Evaluation(Machine):
     clean_names: bool = option(False, "name results like the clean images, as the released scripts expect")
     niqe: bool = option(False, "score NIQE too, of the derained and the rainy images")
     page: bool = option(True, "write index.html with a before/after slider per image")
-    workers: int = option(2, "processes that read ahead; 0: none", min=0, max=256)
 
     def with_preset(self, name: str) -> Self:
         if name == "paper":

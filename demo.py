@@ -13,7 +13,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -33,7 +32,10 @@ SETS = {"pairs": DATA / "Simulated200H", "real": DATA / "SimulatedReal"}
 TEST = {"pairs": "rain_data_test_Heavy/rain/X2", "real": "test/rain"}
 CLEAN = {"pairs": "rain_data_test_Heavy/norain", "real": "test/norain"}
 SMALL = "--channels 12,16,24 --units 3,2,1 --batchSize 4 --patch_size 64 --use_GPU False --workers 1"
-CAPTIONS = {"pairs": "pairs like Rain200H", "real": "'real': other streaks, haze"}
+REMARK = """\
+The student just trained is {:+.2f} dB from its teacher on the pairs, {:+.2f} dB on 'real' rain.
+Its loss is dominated by 20 L1 on the pairs; as released, the terms on real rain weigh almost nothing
+(REPRODUCTION.md). In so few steps it learns the pairs, and not the real rain."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def main() -> None:
                 f"eval_Rain200H{'_real' * ('student' in name)}.py --logdir {model} --data_path {SETS[data]} "
                 f"--save_path {place(data, name)} --use_GPU False"
             )
-    print(table(list(models)))
-    print(in_plain_words())
+    call(f"metrix_code/tables.py --results {RESULTS} --kinds measured")
+    gains = [psnr(data, "student") - psnr(data, "teacher") for data in SETS]
+    print(REMARK.format(*gains))
     students = [name for name in models if "student" in name]
     path = RESULTS / "demo.png"
     write_image(path, picture(students))
@@ -89,33 +92,9 @@ def call(command: str) -> None:
         raise UserError(f"{command.split()[0]} ended with exit code {failed}: see above")
 
 
-def mean(data: str, name: str) -> dict[str, Any]:
-    return read_scores(place(data, name) / SCORES)["mean"]
-
-
-def table(names: list[str]) -> str:
-    """PSNR and SSIM of the rainy input and of each model, from the scores that the eval scripts wrote."""
-
-    def row(*cells: str) -> str:
-        return "".join(f"{cell:{30 if not place else 17}}" for place, cell in enumerate(cells)).rstrip()
-
-    def shown(scores: dict[str, Any], of: str = "") -> str:
-        return f"{scores[f'{of}psnr']:.2f} / {scores[f'{of}ssim']:.4f}"
-
-    lines = ["\nsimulated rain, test photographs; RGB PSNR (dB) / SSIM", row("", "rainy input", *names)]
-    for data, caption in CAPTIONS.items():
-        means = [mean(data, name) for name in names]
-        lines.append(row(caption, shown(means[0], "rainy_"), *map(shown, means)))
-    return "\n".join(lines)
-
-
-def in_plain_words() -> str:
-    """What the table shows of the student trained by this demo, good or bad."""
-    pairs, real = (mean(data, "student")["psnr"] - mean(data, "teacher")["psnr"] for data in SETS)
-    return f"""
-The student just trained is {pairs:+.2f} dB from its teacher on the pairs, {real:+.2f} dB on 'real' rain.
-Its loss is dominated by 20 L1 on the pairs; as released, the terms on real rain weigh almost nothing
-(REPRODUCTION.md). In so few steps it learns the pairs, and not the real rain."""
+def psnr(data: str, name: str) -> float:
+    """Of a model's derained images, in dB."""
+    return read_scores(place(data, name) / SCORES)["mean"]["psnr"]
 
 
 def picture(students: list[str], height: int = 160) -> np.ndarray:

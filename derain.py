@@ -7,24 +7,25 @@ Results go to --save_path (results/derained) under the names of their inputs, wi
 16 bits and transparency that the format can hold. Existing results are skipped; --again overwrites them.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 import utils
 from machinery import distributed
-from machinery.inference import DEFAULT_MODEL, OVERLAP, Derainer, best_precision, hardware
+from machinery.inference import DEFAULT_MODEL, Derainer, best_precision, hardware
 from machinery.options import Machine, option, parse
 from metrix_code.page import PageWriter
 from photographs import videos
 from photographs.pictures import FORMATS, LOSSLESS, Picture, encoded, read_picture
-from utils import IMAGE_SUFFIXES, UserError, escape_unprintable, file_errors, join_names, list_images
+from utils import UserError, escape_unprintable, file_errors, join_names
 
 RECORD = ".inputs"  # in --save_path: a line per result, "SHA-256 of its input  result"
 
@@ -63,8 +64,6 @@ class Derain(Machine):
             return f"--serve takes its photographs from the browser: leave out {self.inputs[0]}"
         if self.serve and (self.compare or self.streaks or self.again or self.format != "same"):
             return "--serve writes nothing here: leave out --compare, --streaks, --again and --format"
-        if 0 < self.tile < 4 * OVERLAP:
-            return f"--tile {self.tile} is too small: {4 * OVERLAP} at least, or 0"
         return super().validate()
 
 
@@ -126,7 +125,7 @@ def find_below(folder: Path, save_path: str) -> Iterator[tuple[Path, Path]]:
     for inner, folders, files in os.walk(folder):
         folders[:] = sorted((each for each in folders if not each.startswith(".")), key=utils.natural_key)
         folders[:] = [each for each in folders if os.path.realpath(Path(inner, each)) != save_path]
-        images = list_images(Path(inner))
+        images = utils.list_images(Path(inner))
         others = [*files, *(each for each in folders if Path(inner, each).is_symlink())]
         left_out += sorted({Path(inner, each) for each in others if not each.startswith(".")} - {*images})
         count += len(images)
@@ -135,29 +134,25 @@ def find_below(folder: Path, save_path: str) -> Iterator[tuple[Path, Path]]:
         names = join_names(escape_unprintable(each.relative_to(folder)) for each in left_out)
         print(f"{folder}: left out {names}: name videos and linked folders, save others as JPEG, PNG or TIFF")
     if not count:
-        raise UserError(f"{folder} has no photographs ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{folder} has no photographs ({', '.join(sorted(utils.IMAGE_SUFFIXES))})")
 
 
 def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, dict[str, Path]]:
     """Each input's result files by kind: "" and, of a photograph, "_compare" and "_streaks" if asked for.
 
     Inputs whose results would have one name keep their suffix: 1.jpg.png, 1.webp.png. Raises UserError if
-    two results have the same name, or a result that of an input.
+    two results have the same name, or if a result has the name of an input.
     """
-
-    def suffix(path: Path) -> str:
-        if is_video(path):
-            return videos.CONTAINERS[path.suffix.lower()]
-        return FORMATS.get(options.format) or LOSSLESS.get(path.suffix.lower(), ".png")
-
     kinds = ["", *["_compare"] * options.compare, *["_streaks"] * options.streaks]
-    count = Counter(place.with_suffix(suffix(path)) for path, place in inputs.items())
+    count = Counter(place.with_suffix("") for place in inputs.values())
     results = {}
     for path, place in inputs.items():
-        stem = place.stem if count[place.with_suffix(suffix(path))] == 1 else place.name
-        folder = options.save_path / place.parent
+        stem = place.stem if count[place.with_suffix("")] == 1 else place.name
+        given = path.suffix.lower()
+        suffix = videos.CONTAINERS.get(given) or FORMATS.get(options.format) or LOSSLESS.get(given, ".png")
         results[path] = {
-            kind: folder / f"{stem}{kind}{suffix(path)}" for kind in (kinds[:1] if is_video(path) else kinds)
+            kind: options.save_path / place.parent / f"{stem}{kind}{suffix}"
+            for kind in (kinds[:1] if is_video(path) else kinds)
         }
     written = Counter(file for files in results.values() for file in files.values())
     if twice := [file for file, number in written.items() if number > 1]:
@@ -168,11 +163,6 @@ def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, dict[str
     return results
 
 
-def digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------ one call
 
 
@@ -181,6 +171,7 @@ class Session:
 
     def __init__(self, options: Derain, derain: Derainer, results: dict[Path, dict[str, Path]]) -> None:
         self.options, self.derain, self.results = options, derain, results
+        self.derained, self.skipped, self.failed = list[Path](), list[Path](), list[Path]()
         self.page: PageWriter | None = None
         if options.compare:
             note = f"{derain.path}, --strength {options.strength:g}"
@@ -191,93 +182,106 @@ class Session:
 
     def run(self) -> None:
         """Raises UserError at the end if anything has failed."""
-        photographs = [path for path in self.results if not is_video(path)]
-        outcomes: dict[Path, str] = {}
-        form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-        with tqdm(total=len(photographs), bar_format=form, disable=not photographs, **utils.BAR) as bar:
-            for number, path in enumerate(photographs):
-                self.derain.progress = partial(lambda begun, share: bar.update(begun + share - bar.n), number)
-                outcomes[path] = self.attempt(path)
-                bar.update(number + 1 - bar.n)
-        self.derain.progress = lambda share: None
-        outcomes |= {path: self.attempt(path) for path in self.results if is_video(path)}
-        kinds = ("derained", "skipped", "failed")
-        derained, skipped, failed = ([p for p, kind in outcomes.items() if kind == each] for each in kinds)
-        if self.page and derained + skipped:
+        self.photographs([path for path in self.results if not is_video(path)])
+        for path in filter(is_video, self.results):
+            self.attempt(path, partial(self.video, path))
+        if self.page and self.derained + self.skipped:
             print(f"page: {self.page.finish()}")
+        derained, skipped, failed = map(len, (self.derained, self.skipped, self.failed))
         there = " (they exist; --again overwrites them)" if skipped else ""
-        print(f"derained {len(derained)}; skipped {len(skipped)}{there}; failed {len(failed)}")
-        if failed:
-            names = join_names(map(escape_unprintable, failed))
-            raise UserError(f"{len(failed)} of {len(outcomes)} could not be derained: {names}")
+        print(f"derained {derained}; skipped {skipped}{there}; failed {failed}")
+        if self.failed:
+            names = join_names(map(escape_unprintable, self.failed))
+            raise UserError(f"{failed} of {len(self.results)} could not be derained: {names}")
 
-    def attempt(self, path: Path) -> str:
-        """Derains an input unless its results exist, and prints what the result has lost: an outcome."""
-        files = self.results[path]
+    def photographs(self, paths: list[Path]) -> None:
+        """Derains each photograph while a thread writes the previous one."""
+        form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        with (
+            ThreadPoolExecutor(1) as writer,  # on Ctrl-C it finishes its file
+            tqdm(total=len(paths), bar_format=form, disable=not paths, **utils.BAR) as bar,
+        ):
+            written = writer.submit(bool)  # nothing yet
+            for number, path in enumerate(paths):
+                self.derain.progress = partial(lambda begun, share: bar.update(begun + share - bar.n), number)
+                write = self.attempt(path, partial(self.photograph, path))
+                written.result()
+                if write:
+                    written = writer.submit(self.attempt, path, write)
+                bar.update(number + 1 - bar.n)
+            written.result()
+        self.derain.progress = lambda share: None
+
+    def attempt(self, path: Path, work: Callable[[], Any]) -> Any:
+        """Runs `work` and returns its result; prints a UserError and counts the input as failed."""
         try:
             with file_errors(path, done="derained"):
-                if self.is_done(path, files):
-                    return "skipped"
-                lost = (self.video if is_video(path) else self.photograph)(path, files)
-                self.note(path, files[""])
+                return work()
         except UserError as error:
+            self.failed.append(path)
             tqdm.write(f"failed: {error}")
-            return "failed"
-        without = f", without {'; '.join(lost)}" if lost else ""
-        tqdm.write(f"{escape_unprintable(path)} -> {escape_unprintable(files[''])}{without}")
-        return "derained"
+            return None
 
-    def is_done(self, path: Path, files: dict[str, Path]) -> bool:
+    def photograph(self, path: Path) -> Callable[[], object]:
+        """Derains a photograph unless its results exist; returns a function that writes and shows them."""
+        if self.is_done(path):
+            return partial(self.finish, path)
+        before = read_picture(path)
+        return partial(self.write, path, before, self.derain.photograph(before))
+
+    def video(self, path: Path) -> None:
+        if self.is_done(path):
+            self.finish(path)
+            return
+        lost: list[str] = []
+        write = partial(videos.rewrite, path, paint=self.derain)
+        utils.write_atomically(self.results[path][""], lambda unfinished: lost.extend(write(unfinished)))
+        self.finish(path, lost)
+
+    def is_done(self, path: Path) -> bool:
         """Whether all results exist. Raises UserError if they are those of another photograph."""
-        there = [file for file in files.values() if os.path.lexists(file)]
+        files = self.results[path].values()
+        there = [file for file in files if os.path.lexists(file)]
         if self.options.again or not there:
             return False
-        digest = digest_of(path)
-        if self.inputs.get(self.name_of(files[""]), digest) != digest:
+        digest = utils.digest_of(path)
+        if self.inputs.get(self.name_of(path), digest) != digest:
             raise UserError(
                 f"{path}: {there[0]} was made from another file: give another --save_path, or --again to "
                 "overwrite it"
             )
-        if len(there) == len(files) and self.page and not is_video(path):
-            self.show(path, read_picture(path), read_picture(files[""]))
         return len(there) == len(files)
 
-    def name_of(self, file: Path) -> str:
-        return escape_unprintable(file.relative_to(self.options.save_path).as_posix())
-
-    def note(self, path: Path, file: Path) -> None:
-        """Records which input a result was made from."""
-        self.inputs[self.name_of(file)] = digest = digest_of(path)
-        with (self.options.save_path / RECORD).open("a", encoding="utf-8") as record:
-            record.write(f"{digest}  {self.name_of(file)}\n")
-
-    def photograph(self, path: Path, files: dict[str, Path]) -> list[str]:
-        before = read_picture(path)
-        after = self.derain.photograph(before)
+    def write(self, path: Path, before: Picture, after: Picture) -> None:
         make: dict[str, Callable[[], Picture]] = {
             "": lambda: after,
             "_compare": lambda: before.hconcat(after),
             "_streaks": lambda: before.with_pixels(before.tensor() - after.tensor()),
         }
         lost: list[str] = []
-        for kind, file in files.items():
+        for kind, file in self.results[path].items():
             if self.options.again or not os.path.lexists(file):
                 data, lost = encoded(make[kind](), file.suffix)
                 utils.write_atomically(file, partial(Path.write_bytes, data=data))
-        if self.page:
-            self.show(path, before, after)
-        return lost
+        self.finish(path, lost)
 
-    def show(self, path: Path, before: Picture, after: Picture) -> None:
-        assert self.page
-        self.page.add({"name": path.name}, before.to_display(), after.to_display())
+    def finish(self, path: Path, lost: list[str] | None = None) -> None:
+        """Adds a result to the page; records its input and prints what it has `lost` (None: skipped)."""
+        file = self.results[path][""]
+        if self.page and not is_video(path):
+            before, after = map(read_picture, (path, file))
+            self.page.add({"name": path.name}, before.to_display(), after.to_display())
+        (self.skipped if lost is None else self.derained).append(path)
+        if lost is None:
+            return
+        with (self.options.save_path / RECORD).open("a", encoding="utf-8") as record:
+            record.write(f"{utils.digest_of(path)}  {self.name_of(path)}\n")
+        without = f", without {'; '.join(lost)}" if lost else ""
+        tqdm.write(f"{escape_unprintable(path)} -> {escape_unprintable(file)}{without}")
 
-    def video(self, path: Path, files: dict[str, Path]) -> list[str]:
-        lost: list[str] = []
-        utils.write_atomically(
-            files[""], lambda unfinished: lost.extend(videos.rewrite(path, unfinished, self.derain))
-        )
-        return lost
+    def name_of(self, path: Path) -> str:
+        """The result of an input, as the record calls it."""
+        return escape_unprintable(self.results[path][""].relative_to(self.options.save_path).as_posix())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ OpenCV's BGR never leaves this file.
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import re
@@ -221,12 +222,20 @@ def read_image(path: Path) -> np.ndarray:
         image = None
     if image is None:
         raise _no_image(path, io.BytesIO(data))
-    if kind == "TIFF":  # uint16 (H, W), (H, W, 2), BGR or BGRA
-        bands = image.reshape(*image.shape[:2], -1)
-        image = bands[..., :3] if bands.shape[2] > 2 else bands[..., [0, 0, 0]]
-    if image.dtype == np.uint16:  # rounded: OpenCV would drop the lower byte
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = in_rgb(image)[..., :3]
+    return in_eight_bits(image) if image.dtype == np.uint16 else image  # OpenCV would drop the lower byte
+
+
+def in_rgb(image: np.ndarray) -> np.ndarray:
+    """OpenCV's grey, grey and alpha, BGR or BGRA as RGB or RGBA (H, W, 3 or 4)."""
+    image = np.atleast_3d(image)
+    order = {1: [0, 0, 0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
+    return np.take(image, order[image.shape[2]], axis=2)
+
+
+def in_eight_bits(levels: np.ndarray) -> np.ndarray:
+    """uint16 to the nearest of uint8."""
+    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -299,6 +308,12 @@ def content_of(path: Path, remedy: str = "") -> bytes:
     """The bytes of a file. Raises UserError where it cannot be read."""
     with file_errors(path, remedy):
         return path.read_bytes()
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(

@@ -4,7 +4,6 @@
     python benchmarks/run.py                                        both backbones, with fresh weights
     python benchmarks/run.py --logdir trained_model/Rain200H trained_model/Rain200H-light --size 321,481
     python benchmarks/run.py --only steps --batch 12 48 --patch_size 120 --precision bfloat16 --compile
-    python benchmarks/run.py --loader Rain800 photographs           crops per second of one core
 
 The models run in turn (A B A B ...), so a machine that slows down slows all of them; the ratio to the first
 model is the median over rounds. Two runs of each are not counted: the first, which may compile, is reported;
@@ -20,11 +19,10 @@ paper needs 5 % fewer.
 import contextlib
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from itertools import product
@@ -38,20 +36,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
-from config import PHOTOGRAPHS, STUDENTS, TEACHERS
-from DerainDataset import pair_crops
+from config import STUDENTS, TEACHERS
 from engine import optimizer_of, training_step
 from machinery import distributed
 from machinery.backbones import BACKBONES, AutocastModel, network_from
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from machinery.inference import Derainer, best_precision, hardware
-from machinery.loading import BatchStream, ImageCache, loader
 from machinery.options import Machine, option, parse
 from networks import DerainNet
 from stages import SID, SSIDKD
 from utils import escape_unprintable, run
 
 Call = Callable[[], object]
+Make = Callable[[], nn.Module]  # a new network, with the same weights each time
 PRECISIONS = ("float32", "tf32", "bfloat16")
 MODES = {"eager": None, "compiled": "default", "compiled, CUDA graphs": "reduce-overhead"}
 STEPS = 10  # training steps on CUDA between two readings of the clock
@@ -74,11 +71,6 @@ class Benchmark(Machine):
     )
     compile: bool = option(False, "measure steps with compiled units too, on CUDA also with CUDA graphs")
     rounds: int = option(5, "timed runs of each model", min=1)
-    minutes: float = option(0.0, "start no further row after so many minutes; 0: no limit", min=0)
-    loader: tuple[str, ...] = option(
-        (), "measure the crops of these recipes instead (light, photographs)", (*TEACHERS, "photographs")
-    )
-    datasets: Path = option(Path("datasets"), "with --loader: where the datasets lie")
 
     def validate(self) -> str | None:
         if len(self.size) % 2:
@@ -86,13 +78,6 @@ class Benchmark(Machine):
         if "tf32" in self.precision and not (self.use_GPU and torch.cuda.is_available()):
             return "--precision tf32 exists on CUDA only"
         return super().validate()
-
-
-class Model(NamedTuple):
-    """What is measured: `make` gives a new network with the same weights each time."""
-
-    name: str
-    make: Callable[[], nn.Module]
 
 
 class Figures(NamedTuple):
@@ -107,26 +92,20 @@ class Figures(NamedTuple):
 def main() -> None:
     options = parse(Benchmark(), __doc__)
     device = distributed.device(options)
-    print(f"{hardware(device)}{_driver(device)}, torch {torch.__version__}, {date.today().isoformat()}")
-    if options.loader:
-        measure_loader(options)
-        return
-    models = [_from_checkpoint(each) for each in options.logdir] or [_fresh(name) for name in BACKBONES]
+    print(f"{hardware(device)}, torch {torch.__version__}, {date.today().isoformat()}")
+    models: dict[str, Make] = dict(map(_from_checkpoint, options.logdir))
+    models = models or {name: partial(_fresh, name) for name in BACKBONES}
     cuda = device.type == "cuda"
     sizes = list(zip(options.size[::2], options.size[1::2], strict=True)) or [(256, 256)]
     sizes += [(1080, 1920)] * (cuda and not options.size)
-    end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     _print_row("model", "parameters", f"MACs, {_shape(sizes[0])}", head=True)
-    for model in models:
-        net = model.make()
+    for name, make in models.items():
+        net = make()
         count = sum(each.numel() for each in net.parameters())
-        _print_row(model.name, f"{count:,}", f"{macs(net, sizes[0]) / 1e9:.1f} G")
+        _print_row(name, f"{count:,}", f"{macs(net, sizes[0]) / 1e9:.1f} G")
     columns = "first run, s", "seconds", "per second", "times the first model's speed", "peak memory"
     _print_row("work", "model", "arithmetic", *columns, head=True)
     for work, how, makers, items in _rows(options, models, sizes, device):
-        if time.monotonic() > end:
-            print(f"\nstopped after --minutes {options.minutes}: before {work}, {how}")
-            break
         per_reading = STEPS if cuda and work.startswith("step") else 1
         figures = measure(makers, options.rounds, device, per_reading)
         base = next(iter(figures.values()))
@@ -137,7 +116,7 @@ def main() -> None:
 
 
 def _rows(
-    options: Benchmark, models: Sequence[Model], sizes: Sequence[Sequence[int]], device: torch.device
+    options: Benchmark, models: Mapping[str, Make], sizes: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[tuple[str, str, Mapping[str, Callable[[], Call]], int]]:
     """Work, arithmetic, what makes the call of each model, and the images or crops of a call."""
     cuda = device.type == "cuda"
@@ -145,30 +124,31 @@ def _rows(
     side, modes = options.patch_size, list(MODES)[: 1 + options.compile * (1 + cuda)]
     for mode, precision in product(modes, options.precision or fast):  # compiled last: it takes minutes
         for size in sizes if "images" in options.only and mode == "eager" else ():
-            makers = {m.name: partial(image_call, m, precision, size, device) for m in models}
+            makers = {m: partial(image_call, models[m], precision, size, device) for m in models}
             yield f"image {_shape(size)}", precision, makers, 1
         for batch in options.batch or ((4, 12, 64) if cuda else (4,)) if "steps" in options.only else ():
-            makers = {m.name: partial(step_call, m, precision, mode, options, batch, device) for m in models}
+            how = precision, mode, options, batch, device
+            makers = {m: partial(step_call, models[m], *how) for m in models}
             yield f"step {options.stage} {batch}x{side}x{side}", f"{precision}, {mode}", makers, batch
 
 
-def image_call(model: Model, precision: str, size: Sequence[int], device: torch.device) -> Call:
+def image_call(make: Make, precision: str, size: Sequence[int], device: torch.device) -> Call:
     """Derains one random image, as eval scripts and derain.py do."""
     distributed.set_arithmetic(precision)
     torch.backends.cudnn.benchmark = False
-    derainer = Derainer(model.make(), device, precision=precision, tile=None)
+    derainer = Derainer(make(), device, precision=precision, tile=None)
     rainy = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
     return lambda: derainer.derained(rainy)
 
 
 def step_call(
-    model: Model, precision: str, mode: str, options: Benchmark, batch: int, device: torch.device
+    make: Make, precision: str, mode: str, options: Benchmark, batch: int, device: torch.device
 ) -> Call:
     """Takes one training step on random crops, which lie on the device, by the recipe of the backbone."""
     distributed.set_arithmetic(precision)
     torch.backends.cudnn.benchmark = device.type == "cuda"
     table, kind = (TEACHERS, SID) if options.stage == "SID" else (STUDENTS, SSIDKD)
-    net: Any = model.make()
+    net: Any = make()
     recipe: Any = table["Rain200H"].with_preset("paper" if isinstance(net, DerainNet) else "light")
     if MODES[mode]:
         net.compile_units(mode=MODES[mode])
@@ -221,22 +201,18 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        return
-    with contextlib.suppress(OSError):  # Linux; elsewhere the peak is that of the whole run
-        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        with contextlib.suppress(OSError):  # Linux only
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes, since `reset_peak`."""
+    """Bytes, since `reset_peak`; on a CPU, 0 where the system is not Linux."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    # not ru_maxrss where it can be avoided: a process inherits its parent's
     status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return 1024 * int(found[1])
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return 1024 * int(found[1]) if found else 0
 
 
 def macs(net: nn.Module, size: Sequence[int]) -> int:
@@ -247,42 +223,19 @@ def macs(net: nn.Module, size: Sequence[int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def measure_loader(options: Benchmark) -> None:
-    """Crops per second of processor time, collating included, once the images are decoded."""
-    _print_row("recipe", "crops", "crops per second of one core", head=True)
-    for name in options.loader:
-        recipe = PHOTOGRAPHS["SID"] if name == "photographs" else TEACHERS[name].with_preset("light")
-        folders = {
-            field: tuple(options.datasets / each.name for each in getattr(recipe, field))
-            for field in ("data_path", "streaks", "backgrounds")
-        }
-        crops = pair_crops(replace(recipe, hold_back=0, **folders), ImageCache("on"))  # type: ignore[arg-type]
-        count, paces = 512 // recipe.batchSize, []
-        for number in range(options.rounds):
-            steps = range(number * count, (number + 1) * count)
-            began = time.process_time()
-            stream = BatchStream(len(crops), recipe.batchSize, tag=crops.tag, steps=steps)
-            drawn = sum(len(batch["rainy"]) for batch in loader(crops, stream))
-            paces.append(drawn / (time.process_time() - began))
-        _print_row(name, f"{recipe.patch_size}x{recipe.patch_size}", _spread(paces))
-
-
 # ------------------------------------------------------------------------------------------------ the tables
 
 
-def _fresh(name: str) -> Model:
-    def make() -> nn.Module:
-        torch.manual_seed(0)
-        return BACKBONES[name]()
-
-    return Model(name, make)
+def _fresh(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return BACKBONES[name]()
 
 
-def _from_checkpoint(logdir: Path) -> Model:
+def _from_checkpoint(logdir: Path) -> tuple[str, Make]:
     path = find_checkpoint(logdir, "train one, or give another --logdir")
     content = load_checkpoint(path)
     method = content["recipe"].get("stage", "unknown")
-    return Model(escape_unprintable(f"{method}, {path}"), lambda: network_from(content, path))
+    return escape_unprintable(f"{method}, {path}"), lambda: network_from(content, path)
 
 
 def _cells(found: Figures, base: Figures, items: int) -> tuple[str, ...]:
@@ -308,17 +261,6 @@ def _shape(size: Sequence[int]) -> str:
 def _print_row(*cells: str, head: bool = False) -> None:
     line = f"| {' | '.join(cells)} |"
     print(f"\n{line}\n{'|---' * len(cells)}|" if head else line, flush=True)
-
-
-def _driver(device: torch.device) -> str:
-    if device.type != "cuda":
-        return ""
-    query = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return f", driver and memory {found[0]}, CUDA {torch.version.cuda}"
 
 
 if __name__ == "__main__":

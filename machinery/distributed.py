@@ -229,7 +229,8 @@ def set_arithmetic(precision: str, deterministic: bool = False) -> None:
     """
     # not the newer fp32_precision: for all of cuDNN it has no effect in 2.11, and inductor fails with "tf32"
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports inductor: 1.4 s
+        torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # none is read

@@ -4,7 +4,6 @@ A table reports exactly what was measured. Method and training set come from the
 its folder; the rest is given by the user or recorded as unknown.
 """
 
-import hashlib
 import itertools
 import re
 import shlex
@@ -12,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -20,8 +19,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import utils
@@ -29,35 +26,24 @@ from config import Evaluation, Training, preset_words
 from datasets import catalogue
 from datasets.catalogue import is_simulated
 from datasets.layouts import claimed_by, find_images, find_pairs, recognised
-from datasets.pairs import (
-    ListedPairs,
-    Pair,
-    PairSet,
-    check_pairs,
-    match,
-    merged,
-    read_pair,
-    refuse_shift,
-    sample,
-)
+from datasets.pairs import ListedPairs, Pair, PairSet, check_pairs, merged, read_pair, sample
 from DerainDataset import Crops, find_set
 from machinery import distributed
 from machinery.checkpoints import LATEST, ROOT, SHIPPED
 from machinery.distributed import World
 from machinery.inference import Derainer, hardware
-from machinery.loading import begin_worker
 from machinery.options import parse
-from metrix_code.metrics import KEYS, METRICS, PRINTED_METRICS
+from metrix_code.folders import images_in, matched_results
+from metrix_code.metrics import KEYS, METRICS
 from metrix_code.page import PageWriter
-from metrix_code.scores import SCORES, UNKNOWN, average, write_scores
+from metrix_code.scores import SCORES, UNKNOWN, average, average_line, scores_line, write_scores
 from metrix_code.tables import published
 from utils import (
     UserError,
+    digest_of,
     escape_unprintable,
     file_errors,
     is_file,
-    join_names,
-    list_images,
     read_image,
     to_tensor,
     to_uint8,
@@ -71,16 +57,21 @@ class Results(NamedTuple):
     files: Mapping[str, Path]
 
 
-class Scored(NamedTuple):
-    """One derained image and its scores."""
+class Images(NamedTuple):
+    """The images of a pair, uint8 RGB (H, W, 3)."""
 
-    pair: Pair
-    rainy: np.ndarray  # uint8 RGB (H, W, 3), as are clean and derained
+    rainy: np.ndarray
     clean: np.ndarray | None  # None: a real photograph
-    derained: np.ndarray
+    derained: np.ndarray | None  # None: not derained yet
+
+
+class Scored(NamedTuple):
+    """A derained image and its scores."""
+
+    derained: np.ndarray  # uint8 RGB (H, W, 3)
     scores: dict[str, float | None]  # by the keys of metrics.py; None: undefined for this image
+    remarks: list[str]  # why a score is None
     seconds: float | None  # of the network; None: the derained image was read from a file
-    remarks: Sequence[str]  # why a score is None
 
 
 # --------------------------------------------------------------------------------------------- a whole set
@@ -107,8 +98,8 @@ def evaluate(record: Evaluation) -> None:
 def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     """Writes derained images, scores.json and index.html; prints and returns the scores.
 
-    PSNR and SSIM are of the saved 8-bit images, in every protocol of metrix_code/protocol.py, and of the
-    float output. A set without clean images gets neither.
+    PSNR and SSIM are of the saved 8-bit images, in every protocol of metrix_code/protocol.py. A set without
+    clean images gets neither.
     Unreadable images are skipped and reported by a UserError at the end. If anything ends the evaluation
     early, the scores so far are written.
     """
@@ -128,39 +119,37 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model.files]
     files = result_names(pairs, options.clean_names)
     folder = place_for(options.save_path, labels)
-    refuse_input_folders(folder, found, options.derained)
-    for line in (describe_model(model, labels), found.describe(), *warnings_of(found, labels, options)):
-        print(line)
-    prepare_folder(folder, labels)
-    page = PageWriter(folder, title_of(labels), page_note(model, labels)) if options.page else None
-    images: list[dict[str, Any]] = []
-    failures: list[UserError] = []
-
-    def failed(pair: Pair, error: UserError) -> None:
-        failures.append(error)
-        tqdm.write(f"{pair.name}  not scored: {error}")
-
+    lines = [describe_model(model, labels), found.describe(), *warnings_of(found, labels, options)]
+    print("\n".join(lines))
+    prepare_folder(folder, labels, options.derained)
+    page = PageWriter(folder, title_of(labels), page_note(lines, labels)) if options.page else None
     metrics = [key for key in KEYS if options.niqe or METRICS[key.removeprefix("rainy_")].against]
-    scored = score_pairs(model, pairs, metrics, workers=options.workers, failed=failed)
+    rows: list[dict[str, Any]] = []
+    failures: list[UserError] = []
     try:
-        # disable=None: no progress bar in a log file
-        for each in tqdm(scored, total=len(pairs), unit="image", disable=None):
-            utils.write_image(folder / files[each.pair], each.derained)
-            row = {"name": each.pair.name, "file": files[each.pair], "seconds": each.seconds, **each.scores}
-            images.append(row)
+        for pair in tqdm(pairs, unit="image", disable=None):  # None: no progress bar in a log file
+            try:
+                images = read_images(pair, model)
+            except UserError as error:
+                failures.append(error)
+                tqdm.write(f"{pair.name}  not scored: {error}")
+                continue
+            each = score_images(images, model, metrics)
+            utils.write_image(folder / files[pair], each.derained)
+            row = {"name": pair.name, "file": files[pair], "seconds": each.seconds, **each.scores}
+            rows.append(row)
             for line in (scores_line(row), *each.remarks):
                 tqdm.write(line)
             if page:  # last: if the disk is full, the score is kept
-                page.add(row, each.rainy, each.derained, each.clean)
+                page.add(row, images.rainy, each.derained, images.clean)
     finally:
-        means = average(images)
-        result = labels | {"images": images, "mean": means}
-        if not images:
+        result = labels | {"images": rows, "mean": average(rows)}
+        if not rows:
             (folder / SCORES).unlink(missing_ok=True)
         else:  # written before anything is printed: the terminal may be gone
             written = [write_scores(folder, result), *([page.finish()] if page else [])]
-            print(f"average of {len(images)}: {scores_line(means)}{left_out(images, means)}")
-            print(f"written: {join_names(written)}")
+            print(f"average of {len(rows)}: {average_line(rows)}")
+            print(f"written: {', '.join(map(str, written))}")
     if failures:
         raise UserError(f"{len(failures)} of {len(pairs)} images were not scored, the first: {failures[0]}")
     return result
@@ -177,25 +166,12 @@ def find_test_set(options: Evaluation, dataset: str = "") -> PairSet:
 
 
 def results_in(folder: Path, found: PairSet) -> Results:
-    """The images of `folder` that are results of the set, by name, else by number. Prints what is left over.
-
-    Raises UserError if there is none, if two match one image, or if the numbers look shifted.
-    """
+    """The images of `folder` that are results of the set. Raises UserError if two match one of its images."""
     names = {pair.rainy.path: pair.name for pair in found.pairs}
-    matched = match(list_images(folder), list(names))
-    refuse_shift(matched)
     results: dict[str, Path] = {}
-    for file, rainy in matched.pairs:
+    for file, rainy in matched_results(images_in(folder, "--derained"), list(names)):
         if (earlier := results.setdefault(names[rainy], file)) != file:
             raise UserError(f"{earlier} and {file} both match {rainy}: remove one of them")
-    if not results:
-        raise UserError(
-            f"no image of {folder} matches one of {found.root} by name or number: name the derained images "
-            "as the rainy ones"
-        )
-    for paths, what in ((matched.lone, "not results of this set"), (matched.lone_clean, "without a result")):
-        if paths:
-            print(f"not scored, {what} ({len(paths)}): {join_names(path.name for path in paths)}")
     return Results(folder, results)
 
 
@@ -224,21 +200,14 @@ def result_names(pairs: Sequence[Pair], as_clean: bool) -> dict[Pair, str]:
     return names
 
 
-def refuse_input_folders(folder: Path, found: PairSet, derained: Path) -> None:
-    """Raises UserError if `folder` is or contains a folder that is read."""
-    place = folder.resolve()
-    sides = (side for pair in found.pairs for side in (pair.rainy, pair.clean) if side)
-    for path in {found.root, *(side.path.parent for side in sides), *([derained] if derained.name else [])}:
-        if place == path.resolve() or place in path.resolve().parents:
-            raise UserError(f"--save_path {folder} is or contains the input {path}: give another folder")
-
-
-def prepare_folder(folder: Path, labels: Mapping[str, Any]) -> None:
+def prepare_folder(folder: Path, labels: Mapping[str, Any], derained: Path) -> None:
     """Makes an empty results folder and marks it as ours by a scores.json without images.
 
     An earlier evaluation's folder is renamed as a whole: no result is lost, and models are never mixed.
-    Raises UserError for a folder of anything else.
+    Raises UserError for a folder of anything else, as that of the inputs, and for that of --derained.
     """
+    if derained.name and derained.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--save_path {folder} contains the input {derained}: give another folder")
     with file_errors(folder, done="made"):
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / SCORES).exists():
@@ -300,14 +269,14 @@ def labels_of(model: Derainer | Results, found: PairSet, options: Evaluation) ->
 
 
 def name_of_set(found: PairSet, options: Evaluation) -> str:
-    """--set_name, else what its folders tell, else the script's set if the counts agree, else its folder."""
+    """--set_name, else the set named by the folders, else the script's if counts agree, else the folder."""
     official = catalogue.get_entry(options.dataset).counts.get("test")
     script = options.dataset if official == len(found.pairs) else ""
     return options.set_name or recognised(found) or script or options.data_path.resolve().name
 
 
 def seen_in_training(found: PairSet, dataset: str, trained_on: Mapping[str, Any], method: str) -> str:
-    """Why the images are not new to a model, as far as its checkpoint tells; "" if they are."""
+    """How the images were seen in training, according to the checkpoint; "" if they were not."""
     place = found.root.resolve()
     for line in trained_on["data"]:
         what, _, folder = line.rpartition(" from ")
@@ -329,7 +298,7 @@ def seen_in_training(found: PairSet, dataset: str, trained_on: Mapping[str, Any]
 
 
 def real_images(trained_on: Mapping[str, Any]) -> dict[Path, Sequence[Pair]]:
-    """The unlabelled images of a training, by --real_path: none of a folder that is not here."""
+    """The unlabelled images of a training, by --real_path; none for a folder that does not exist here."""
 
     def images(path: Path, option: str) -> Sequence[Pair]:
         try:
@@ -338,7 +307,7 @@ def real_images(trained_on: Mapping[str, Any]) -> dict[Path, Sequence[Pair]]:
             return []
 
     recorded = re.findall(r": ([\d,]+) real images from ", "\n".join(trained_on["data"]))
-    for option in ("--real_path", "--data_path"):  # the latter takes test parts too, as trainings once did
+    for option in ("--real_path", "--data_path"):  # --data_path takes test parts too, as old trainings did
         found = {path: images(path, option) for path in map(Path, trained_on["real_path"])}
         if f"{sum(map(len, found.values())):,}" in recorded:
             break
@@ -353,12 +322,9 @@ def count_in(scored: Sequence[Pair], trained: Sequence[Pair]) -> int:
     def sizes(pairs: Sequence[Pair]) -> dict[Path, int]:
         return {pair.rainy.path: pair.rainy.path.stat().st_size for pair in pairs if is_file(pair.rainy.path)}
 
-    def digests(paths: Iterable[Path]) -> list[bytes]:
-        return [hashlib.sha256(path.read_bytes()).digest() for path in paths]
-
     own = sizes(scored) if trained else {}
-    seen = set(digests(path for path, size in sizes(trained).items() if size in own.values()))
-    return sum(digest in seen for digest in digests(own)) if seen else 0
+    seen = {digest_of(path) for path, size in sizes(trained).items() if size in own.values()}
+    return sum(digest_of(path) in seen for path in own) if seen else 0
 
 
 # --------------------------------------------------------------------------------------------- in words
@@ -389,120 +355,46 @@ def title_of(labels: Mapping[str, Any]) -> str:
     return f"{labels['dataset']}: {labels['method']}{ensemble}{', simulated rain' * labels['simulated']}"
 
 
-def page_note(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
-    """The text above the page's images: the model, the published scores, and how this was measured."""
-    expected, found = labels["images_expected"], labels["images_found"]
-    count = f"{found} images" + (f"; the official test set has {expected}" if expected else "")
+def page_note(lines: Sequence[str], labels: Mapping[str, Any]) -> str:
+    """The text above the page's images: the printed lines, the published scores, how this was measured."""
     stage = "" if labels["simulated"] else str(labels["trained_on"]["stage"] or labels["method"])
     hardware = f", {labels['hardware']}, {labels['precision']}" if "hardware" in labels else ""
-    measured = f"measured on {labels['date']}: {count}{hardware}\n{labels['command']}"
+    measured = f"measured on {labels['date']}{hardware}"
     known = published(labels["dataset"], stage)
     if stage in ("SID", "SSID-KD") and not known:
         known = [f"nothing is published for {stage} on {labels['dataset']}"]
-    return "\n".join([describe_model(model, labels), *known, measured])
-
-
-def scores_line(row: dict[str, Any]) -> str:
-    """The scores of an image, or their means, in one line."""
-    parts = [row["name"]] if "name" in row else []
-    for metric in PRINTED_METRICS:
-        value, of_rainy = row.get(metric.key), row.get(metric.rainy_key)
-        if value is not None:
-            unit = f" {metric.unit}" if metric.unit else ""
-            besides = "" if of_rainy is None else f" (rainy {metric.text(of_rainy)})"
-            parts.append(f"{metric.title} {metric.text(value)}{unit}{besides}")
-    return "  ".join(parts)
-
-
-def left_out(images: Sequence[dict[str, Any]], mean: dict[str, Any]) -> str:
-    """What the means leave out: infinite scores, and scores that an image does not have."""
-    parts = [f"infinite {key}: {count}" for key, count in mean["infinite"].items()]
-    for key in (each for each in METRICS if mean[each] is not None):
-        if missing := sum(image.get(key) is None for image in images):
-            parts.append(f"no {key}: {missing}")
-    return f"  (left out: {', '.join(parts)})" if parts else ""
+    return "\n".join([*lines, *known, measured, labels["command"]])
 
 
 # --------------------------------------------------------------------------------------------- image by image
 
 
-def score_pairs(
-    derainer: Derainer | Results,
-    pairs: Sequence[Pair],
-    metrics: Sequence[str],
-    *,
-    workers: int = 0,
-    failed: Callable[[Pair, UserError], object] | None = None,
-) -> Iterator[Scored]:
-    """Derains `pairs` one by one and scores them by `metrics`, keys of metrics.py.
+def read_images(pair: Pair, model: Derainer | Results) -> Images:
+    """Raises UserError if an image cannot be read, or if a result has another size than its rainy image."""
+    rainy, clean = read_pair(pair)
+    if isinstance(model, Derainer):
+        return Images(rainy, clean, None)
+    path = model.files[pair.name]
+    derained = read_image(path)
+    if derained.shape != rainy.shape:
+        own, other = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
+        raise UserError(f"{path} is {own}, {pair.rainy.path} is {other}: not a result of that image")
+    return Images(rainy, clean, derained)
 
-    `workers` processes read ahead. `failed` is called for images that cannot be read; without it, a UserError
-    is raised. NaN or Inf from the network always raises a UserError.
+
+def score_images(images: Images, model: Derainer | Results, metrics: Sequence[str]) -> Scored:
+    """Derains an image, unless that is done, and scores it by those of `metrics` that its kind has.
+
+    `metrics` are keys of metrics.py. Raises UserError for NaN or Inf from the network.
     """
-    images = Images(pairs, derainer.files if isinstance(derainer, Results) else {})
-    ahead = iter(
-        DataLoader(
-            images,
-            batch_size=None,
-            collate_fn=as_it_is,
-            num_workers=workers,
-            worker_init_fn=begin_worker,
-            generator=torch.Generator(),  # leave torch's global one to the training
-        )
-    )
-    for pair in pairs:
-        try:
-            rainy, clean, derained = next(ahead)
-        except UserError as error:
-            if failed is None:
-                raise
-            failed(pair, error)
-            continue
-        output, seconds = None, None
-        if isinstance(derainer, Derainer):
-            start = time.perf_counter()
-            output = derainer.derained(to_tensor(rainy))
-            seconds = time.perf_counter() - start
-            derained = to_uint8(output)
-        scores, remarks = scores_of(metrics, rainy=rainy, clean=clean, output=output, derained=derained)
-        yield Scored(pair, rainy, clean, derained, scores, seconds, remarks)
-
-
-class Images(Dataset):
-    """Whole images, uint8 RGB (H, W, 3), for workers to read ahead: rainy, clean, derained (or None)."""
-
-    def __init__(self, pairs: Sequence[Pair], derained: Mapping[str, Path]) -> None:
-        self.pairs, self.derained = pairs, derained
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        pair = self.pairs[index]
-        rainy, clean = read_pair(pair)
-        if not self.derained:
-            return rainy, clean, None
-        path = self.derained[pair.name]
-        derained = read_image(path)
-        if derained.shape != rainy.shape:
-            own, other = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
-            raise UserError(f"{path} is {own}, {pair.rainy.path} is {other}: not a result of that image")
-        return rainy, clean, derained
-
-
-def as_it_is(item: Any) -> Any:
-    return item  # the loader's default would make tensors of the arrays
-
-
-def scores_of(
-    metrics: Sequence[str],
-    *,
-    rainy: np.ndarray,
-    clean: np.ndarray | None,
-    output: Tensor | None,  # float (3, H, W), not clamped
-    derained: np.ndarray,
-) -> tuple[dict[str, float | None], list[str]]:
-    """The scores of an image, as far as its kind has them, and why some are None: too small, no texture."""
+    rainy, clean, derained = images
+    seconds = output = None
+    if isinstance(model, Derainer):
+        start = time.perf_counter()
+        output = model.derained(to_tensor(rainy))  # (3, H, W), not clamped
+        seconds = time.perf_counter() - start
+        derained = to_uint8(output)
+    assert derained is not None
     scores: dict[str, float | None] = {}
     remarks = []
     for key in metrics:
@@ -514,13 +406,13 @@ def scores_of(
         if metric.of_output:
             if output is None or other is None:
                 continue
-            image, other = output.permute(1, 2, 0).numpy(), other.astype(np.float32) / 255
+            image, other = 255 * output.permute(1, 2, 0).numpy(), other.astype(np.float32)
         try:
             scores[key] = metric(image, other)
-        except UserError as error:
+        except UserError as error:  # too small, no texture
             scores[key] = None
             remarks.append(f"no {metric.name}{'' if key == metric.key else ' of the rainy image'}: {error}")
-    return scores, remarks
+    return Scored(derained, scores, remarks, seconds)
 
 
 # --------------------------------------------------------------------------------- validation of a training
@@ -561,12 +453,11 @@ def mean_scores(
     derainer: Derainer, found: PairSet, recipe: Training, world: World
 ) -> tuple[dict[str, float], str]:
     """Mean PSNR and SSIM over the pairs, and a line to print. Each process scores a share of the pairs."""
-    mine = range(world.rank, len(found.pairs), world.size)
-    scored = score_pairs(derainer, [found.pairs[i] for i in mine], ("psnr", "ssim"))
-    scores = distributed.gathered({i: each.scores for i, each in zip(mine, scored, strict=True)}, world)
-    means = average(scores)
+    mine = {
+        i: score_images(read_images(found.pairs[i], derainer), derainer, ("psnr", "ssim")).scores
+        for i in range(world.rank, len(found.pairs), world.size)
+    }
+    scores = distributed.gathered(mine, world)
     of = ", simulated rain" if any(map(is_simulated, recipe.data_path)) else ""
-    infinite = means["infinite"].get("psnr", 0)
-    besides = f"; {infinite} images with infinite PSNR left out" if infinite else ""
-    line = f"PSNR {means['psnr']:.3f} dB, SSIM {means['ssim']:.4f} (RGB{of}{besides})"
-    return {key: means[key] for key in ("psnr", "ssim")}, line
+    means = average(scores)
+    return {key: means[key] for key in ("psnr", "ssim")}, f"{average_line(scores)} (RGB{of})"

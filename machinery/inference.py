@@ -4,6 +4,7 @@ derain = Derainer.open("trained_model/photographs")
 derained = derain(rainy)        # both NumPy, uint8 RGB (H, W, 3)
 """
 
+import itertools
 import math
 import platform
 from collections.abc import Callable
@@ -25,9 +26,9 @@ if TYPE_CHECKING:  # no training imports it
 CPU = torch.device("cpu")
 DEFAULT_MODEL = Path("trained_model/photographs")  # of photographs and tools
 OVERLAP = 64  # of two tiles, in pixels
-# Limit of a tile's maps on a CPU, in bytes: a 3840x2160 photograph then takes less than 2.5 GB with torch
-# itself, and larger tiles are hardly faster.
-MOST_MEMORY = 1.3e9
+# Limits of a tile on a CPU, its maps in bytes and its side in pixels: a 3840x2160 photograph then takes less
+# than 2.5 GB with torch itself. The maps of larger tiles leave the cache: 1,536 takes 15 % longer than 800.
+MOST_MEMORY, CPU_SIDE = 1.3e9, 800
 # Limit of a tile's maps anywhere: at two bytes an element, no map then has more than 2^31 elements.
 MOST_MAPS = 2**32
 SLACK = 2.5  # process growth / size of the maps: allocator fragmentation, workspace of the convolutions
@@ -54,6 +55,8 @@ class Derainer:
         self_ensemble: bool = False,
         strength: float = 1.0,
     ) -> None:
+        if tile and tile < 4 * OVERLAP:
+            raise UserError(f"--tile {tile} is too small: {4 * OVERLAP} at least, or 0")
         self.net = (net if isinstance(net, AutocastModel) else AutocastModel(net, precision)).to(device)
         self.device, self.tile, self.self_ensemble = device, tile, self_ensemble
         self.strength = strength
@@ -97,13 +100,15 @@ class Derainer:
     @torch.inference_mode()
     def derained(self, rainy: Tensor) -> Tensor:
         """One image (3, H, W) in [0, 1] to its derained image, float32, on the CPU, not clamped."""
-        views = [(turn, flip) for turn in range(4) for flip in ([], [2])] if self.self_ensemble else [(0, [])]
-        total = torch.zeros_like(rainy)
-        for number, (turn, flip) in enumerate(views):
-            view = rainy.rot90(turn, (1, 2)).flip(flip)
-            image = self._in_tiles(view, number / len(views), 1 / len(views))
-            total += image.flip(flip).rot90(-turn, (1, 2))
-        return torch.lerp(rainy, total / len(views), self.strength)
+        if self.self_ensemble:
+            total = torch.zeros_like(rainy)
+            for number, (turn, flip) in enumerate(itertools.product(range(4), ([], [2]))):
+                view = rainy.rot90(turn, (1, 2)).flip(flip)
+                total += self._in_tiles(view, number / 8, 1 / 8).flip(flip).rot90(-turn, (1, 2))
+            derained = total / 8
+        else:
+            derained = self._in_tiles(rainy, 0, 1)
+        return derained if self.strength == 1 else torch.lerp(rainy, derained, self.strength)
 
     def _network(self, rainy: Tensor, **context: Tensor) -> Tensor:
         derained = self.net(rainy[None].to(self.device), **context).derained[0].cpu()
@@ -137,13 +142,12 @@ class Derainer:
         """
         height, width = rainy.shape[-2:]
         if self.tile is None and max(height, width) > 4 * OVERLAP:
-            self.tile = tile_that_fits(bytes_a_pixel(self.net, self.device), memory_to_use(self.device))
+            fitting = tile_that_fits(bytes_a_pixel(self.net, self.device), memory_to_use(self.device))
+            self.tile = min(fitting, CPU_SIDE) if self.device.type == "cpu" else fitting
         if not self.tile or max(height, width) <= self.tile:
             image = self._network(rainy)
             self.progress(begun + share)
             return image
-        if self.tile < 4 * OVERLAP:
-            raise UserError(f"--tile {self.tile} is too small: {4 * OVERLAP} at least")
         context = self._context(rainy)
         total, weights = torch.zeros_like(rainy), torch.zeros_like(rainy[:1])
         spots = [(top, left) for top in self._spans(height) for left in self._spans(width)]

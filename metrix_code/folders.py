@@ -4,12 +4,13 @@ For a row in the tables use an eval script instead: `eval_Rain200H.py --derained
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.pairs import match, refuse_shift
 from machinery.options import Options, option, parse
+from metrix_code.metrics import METRICS
 from metrix_code.protocol import PROTOCOLS, mean
 from utils import UserError, escape_unprintable, join_names, list_images, read_image
 
@@ -29,37 +30,30 @@ class DerainedAndClean(Derained):
     protocol: str = option("RGB", "what is scored, see protocol.py", PROTOCOLS)
 
 
-def main(
-    metric: Callable[..., float], title: str, digits: int, description: str | None, needs_clean: bool = True
-) -> None:
-    """Prints the score of each image of a folder, with so many `digits` after the point, and their mean.
+def main(key: str, description: str | None) -> None:
+    """Prints the score of each image of a folder by a metric of metrics.py, and their mean.
 
-    Raises UserError at the end if an image could not be scored; the others are.
+    Raises UserError at the first image that cannot be scored.
     """
-    options = parse(DerainedAndClean() if needs_clean else Derained(), description)
-    protocol = (options.protocol,) if isinstance(options, DerainedAndClean) else ()
+    metric = METRICS[key]
+    options = parse(DerainedAndClean() if metric.against else Derained(), description)
     derained = images_in(options.res_path, "--res_path")
     pairs: list[tuple[Path, ...]] = [(path,) for path in derained]
+    protocol: tuple[str, ...] = ()
     if isinstance(options, DerainedAndClean):
-        pairs = [*matched_pairs(derained, clean_images(options.gt_path))]
-    values, failures = [], []
+        pairs, protocol = [*matched_results(derained, clean_images(options.gt_path))], (options.protocol,)
+    values = []
     for paths in pairs:
-        name = escape_unprintable(paths[0].name)
         try:
-            value = metric(*map(read_image, paths), *protocol)
+            values.append(metric.function(*map(read_image, paths), *protocol))
         except UserError as error:
-            failures.append(f"{paths[0]}: {error}")
-            print(f"{name}  not scored: {error}", file=sys.stderr)
-        else:
-            values.append(value)
-            print(f"{name}  {value:.{digits}f}")
+            raise UserError(f"{paths[0]} cannot be scored: {error}") from None
+        print(f"{escape_unprintable(paths[0].name)}  {metric.text(values[-1])}")
     average, infinite = mean(values)
-    if average is not None:
-        perfect = f"; {infinite} identical to the clean image (inf), not in the average" if infinite else ""
-        name = f"{title} ({', '.join(protocol) or 'LIVE, Y'})"
-        print(f"average {name} of {len(values)} images: {average:.{digits}f}{perfect}")
-    if failures:
-        raise UserError(f"{len(failures)} of {len(pairs)} images were not scored: {failures[0]}")
+    assert average is not None
+    perfect = f"; {infinite} identical to the clean image (inf), not in the average" if infinite else ""
+    name = f"{metric.title} ({', '.join(protocol) or metric.protocol})"
+    print(f"average {name} of {len(values)} images: {metric.text(average)}{perfect}")
 
 
 def images_in(folder: Path, option: str) -> list[Path]:
@@ -75,18 +69,21 @@ def clean_images(folder: Path) -> list[Path]:
     return [path for path in paths if not (path.stem.startswith("rain") and f"no{path.stem}" in stems)]
 
 
-def matched_pairs(derained: list[Path], clean: list[Path]) -> list[tuple[Path, Path]]:
-    """(derained, clean), matched by name; prints images without a partner. UserError if none has one."""
-    matched = match(derained, clean)
+def matched_results(derained: Sequence[Path], images: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """(derained, its image), by name, else by number; prints what has no partner.
+
+    Raises UserError if nothing matches, or if the numbers look shifted.
+    """
+    matched = match(derained, images)
     refuse_shift(matched)
     if not matched.pairs:
         raise UserError(
-            f"no image of {derained[0].parent} ({derained[0].name}, ...) matches one of {clean[0].parent} "
-            f"({clean[0].name}, ...) by name or number: name the derained images as the clean ones"
+            f"no image of {derained[0].parent} ({derained[0].name}, ...) matches one of {images[0].parent} "
+            f"({images[0].name}, ...) by name or number: rename the derained images"
         )
     for paths, what in (
-        (matched.lone, "derained images without a clean one"),
-        (matched.lone_clean, "clean images without a derained one"),
+        (matched.lone, "derained images that match no other"),
+        (matched.lone_clean, "images without a derained one"),
     ):
         if paths:
             names = escape_unprintable(join_names(path.name for path in paths))

@@ -48,10 +48,8 @@ class Metric:
         return self.against != "rainy" and not self.of_output
 
     def __call__(self, derained: np.ndarray, other: np.ndarray | None = None) -> float:
-        """Score of RGB (H, W, 3), uint8, or float in [0, 1] if `of_output`. UserError where undefined."""
-        if not self.against:
-            return self.function(derained)
-        return self.function(derained, other, self.protocol, 1.0 if self.of_output else 255.0)
+        """Score of RGB (H, W, 3): uint8, or float in [0, 255] if `of_output`. UserError where undefined."""
+        return self.function(derained, other, self.protocol) if self.against else self.function(derained)
 
     def text(self, value: float) -> str:
         return f"{value:.{self.digits}f}"

@@ -89,4 +89,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main(niqe, "NIQE", 4, __doc__, needs_clean=False))
+    run(lambda: main("niqe", __doc__))

@@ -20,8 +20,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
 from metrix_code.metrics import HEADLINE_METRICS
-from metrix_code.scores import average
-from utils import UserError, natural_key, write_atomically, write_text
+from metrix_code.scores import average_line
+from utils import UserError, natural_key, write_image, write_text
 
 PAGE = "index.html"
 MARK = '<dialog aria-labelledby="large">'  # in every page that we write
@@ -36,8 +36,9 @@ class PageWriter:
 
     def __init__(self, folder: Path, title: str, note: str = "") -> None:
         self.folder, self.title, self.note = folder, title, note
-        if (folder / PAGE).exists() and not is_page(folder / PAGE):
-            raise UserError(f"{folder / PAGE} is not a page of ours: give another --save_path")
+        page = folder / PAGE
+        if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
+            raise UserError(f"{page} is not a page of ours: give another --save_path")
         self._rows: list[dict[str, Any]] = []
 
     def add(
@@ -56,10 +57,12 @@ class PageWriter:
                 continue
             if image.shape != derained.shape:
                 raise UserError(f"{row['name']}: the {side} image is not of the derained one's size")
-            name = f"{len(self._rows):05}_{side}"
-            files[f"{side}_small"] = self._write(f"{name}_small.jpg", _thumbnail(image), 82)
-            if side != "derained" or not row.get("file"):
-                files[side] = self._write(f"{name}.jpg", image, 90)
+            name = f"page/{len(self._rows):05}_{side}"
+            files[f"{side}_small"] = f"{name}_small.jpg"
+            write_image(self.folder / files[f"{side}_small"], _thumbnail(image))
+            if not files.get(side):
+                files[side] = f"{name}.jpg"
+                write_image(self.folder / files[side], image)
         self._rows.append(row | {"files": files, "width": width, "height": height})
 
     def finish(self) -> Path:
@@ -71,39 +74,13 @@ class PageWriter:
         rows.sort(key=lambda row: row["gain"]["better_by"] if row["gain"] else math.inf)
         pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
         pages.filters["url"] = lambda path: quote(os.fsencode(path))
+        means = ": ".join(filter(None, (f"{len(rows)} images", average_line(rows))))
         text = pages.get_template("page.html").render(
-            title=self.title, note=self.note, means=self._means(), rows=rows
+            title=self.title, note=self.note, means=means, rows=rows
         )
         path = self.folder / PAGE
         write_text(path, text)
         return path
-
-    def _write(self, name: str, image: np.ndarray, quality: int) -> str:
-        path = self.folder / "page" / name
-        _, data = cv2.imencode(
-            ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-        )
-        write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
-        return f"page/{name}"
-
-    def _means(self) -> str:
-        means = average(self._rows)
-        parts = [f"{len(self._rows)} images"]
-        for metric in HEADLINE_METRICS:
-            value, before = means[metric.key], means[metric.rainy_key]
-            infinite = means["infinite"].get(metric.key)
-            if value is not None:
-                parts.append(
-                    f"mean {metric.title} {metric.text(value)}"
-                    + ("" if before is None else f" (rainy {metric.text(before)})")
-                    + (f", {infinite} infinite left out" if infinite and value < math.inf else "")
-                )
-        return "; ".join(parts)
-
-
-def is_page(path: Path) -> bool:
-    """Whether a PageWriter wrote the file."""
-    return path.is_file() and MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:

@@ -20,23 +20,21 @@ from utils import UserError
 PROTOCOLS = ("RGB", "Y", "DID/DDN")
 
 
-def luma(image: np.ndarray, peak: float = 255.0) -> np.ndarray:
+def luma(image: np.ndarray) -> np.ndarray:
     """The Y of ITU-R BT.601 in studio range, 16 (black) to 235 (white), as float64 (H, W).
 
     16 + 65.481 R + 128.553 G + 24.966 B for R, G, B in [0, 1]. Rounded to integers, halves up, for uint8 RGB
-    (H, W, 3), as by MATLAB's rgb2ycbcr; not rounded for float RGB in [0, `peak`].
+    (H, W, 3), as by MATLAB's rgb2ycbcr; not rounded for float RGB in [0, 255].
     """
     if image.dtype != np.uint8:
-        return 16 + image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / peak
+        return 16 + image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
     # the same weights as integers: exact halves occur, and floats would miss them
     weighted = image.astype(np.int64) @ np.array([299, 587, 114])
     return (16 + (219 * weighted + 127_500) // 255_000).astype(np.float64)
 
 
-def in_protocol(
-    derained: np.ndarray, clean: np.ndarray, protocol: str, peak: float
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both images as float64, (H, W, 3) for "RGB", else (H, W), and their peak value.
+def in_protocol(derained: np.ndarray, clean: np.ndarray, protocol: str) -> tuple[np.ndarray, np.ndarray]:
+    """Both images as float64 in [0, 255], (H, W, 3) for "RGB", else (H, W).
 
     Raises UserError for an unknown protocol, two shapes or types, or anything but (H, W, 3).
     """
@@ -48,11 +46,10 @@ def in_protocol(
         raise UserError(f"the derained image is {size(derained)}, the clean one {size(clean)}: not one pair")
     if derained.dtype != clean.dtype:
         raise UserError(f"the derained image is {derained.dtype}, the clean one {clean.dtype}: use one type")
-    if protocol == "RGB":
-        return derained.astype(np.float64), clean.astype(np.float64), peak
-    if protocol == "DID/DDN":  # luma of floats is not rounded
-        derained, clean = derained.astype(np.float64), clean.astype(np.float64)
-    return luma(derained, peak), luma(clean, peak), 255.0
+    if protocol == "Y":
+        return luma(derained), luma(clean)
+    derained, clean = derained.astype(np.float64), clean.astype(np.float64)
+    return (derained, clean) if protocol == "RGB" else (luma(derained), luma(clean))  # not rounded
 
 
 def ssim_downsample(image: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metrix_code.metrics import KEYS
+from metrix_code.metrics import KEYS, METRICS, PRINTED_METRICS
 from metrix_code.protocol import mean
 from utils import file_errors, write_text
 
@@ -36,6 +36,28 @@ def average(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
     means = {key: mean(image.get(key) for image in images) for key in (*KEYS, "seconds")}
     infinite = {key: count for key, (_, count) in means.items() if count}
     return {key: value for key, (value, _) in means.items()} | {"infinite": infinite}
+
+
+def scores_line(row: dict[str, Any]) -> str:
+    """The scores of an image, or their means, in one line."""
+    parts = [row["name"]] if "name" in row else []
+    for metric in PRINTED_METRICS:
+        value, of_rainy = row.get(metric.key), row.get(metric.rainy_key)
+        if value is not None:
+            unit = f" {metric.unit}" if metric.unit else ""
+            besides = "" if of_rainy is None else f" (rainy {metric.text(of_rainy)})"
+            parts.append(f"{metric.title} {metric.text(value)}{unit}{besides}")
+    return "  ".join(parts)
+
+
+def average_line(images: Sequence[dict[str, Any]]) -> str:
+    """The means in one line, with what they leave out: infinite scores, and scores that an image lacks."""
+    means = average(images)
+    left_out = [f"infinite {key}: {count}" for key, count in means["infinite"].items()]
+    for key in (each for each in METRICS if means[each] is not None):
+        if missing := sum(image.get(key) is None for image in images):
+            left_out.append(f"no {key}: {missing}")
+    return scores_line(means) + (f"  (left out: {', '.join(left_out)})" if left_out else "")
 
 
 def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
@@ -52,13 +74,9 @@ def write_scores(folder: Path, scores: dict[str, Any]) -> Path:
 
 def read_scores(path: Path) -> dict[str, Any]:
     """Reads a scores.json. Raises UserError if it is unreadable, or not one that an evaluation wrote."""
-    remedy = "evaluate again, or delete the file"
-    kinds = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-    with file_errors(path, remedy, done="read as scores", kinds=kinds):
+    kinds = (ValueError, KeyError, TypeError, AttributeError)
+    with file_errors(path, "evaluate again, or delete the file", done="read as scores", kinds=kinds):
         scores = json.loads(path.read_bytes())
-        texts, records = [scores["dataset"], scores["method"]], [*scores["images"], scores["mean"]]
-        if not all(isinstance(text, str) for text in texts) or not isinstance(scores["simulated"], bool):
-            raise ValueError("not as an evaluation writes it")
-        for record in records:
+        for record in (*scores["images"], scores["mean"]):
             record |= {key: math.inf for key, value in record.items() if value == "inf"}
     return scores

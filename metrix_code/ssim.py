@@ -19,22 +19,21 @@ WINDOW = np.exp(-np.square(np.arange(-RADIUS, RADIUS + 1)) / (2 * 1.5**2))
 WINDOW /= WINDOW.sum()
 
 
-def ssim(derained: np.ndarray, clean: np.ndarray, protocol: str = "RGB", peak: float = 255.0) -> float:
+def ssim(derained: np.ndarray, clean: np.ndarray, protocol: str = "RGB") -> float:
     """Mean structural similarity (Wang et al., 2004): Gaussian window of 11, sigma 1.5, K1 = 0.01, K2 = 0.03.
 
-    `derained` and `clean` are RGB (H, W, 3), both uint8, or both float in [0, `peak`]; `peak` is 1.0 for the
-    network's output. "RGB" pads with zeros, as the training loss does, and averages over all pixels and
-    channels; "Y" averages the luma's map over 'valid' window positions; "DID/DDN" does so on a smaller luma,
-    see `ssim_downsample`.
-    Raises UserError if the two differ in shape or type, or if the luma is smaller than the window.
+    `derained` and `clean` are RGB (H, W, 3), both uint8, or both float in [0, 255]. "RGB" pads with zeros, as
+    the training loss does, and averages over all pixels and channels; "Y" averages the luma's map over
+    'valid' window positions; "DID/DDN" does so on a smaller luma, see `ssim_downsample`.
+    Raises UserError for two shapes or types, or a luma that is smaller than the window.
     """
-    x, y, peak = in_protocol(derained, clean, protocol, peak)
+    x, y = in_protocol(derained, clean, protocol)
     if protocol == "DID/DDN":
         x, y = ssim_downsample(x), ssim_downsample(y)
     mean_x, mean_y = _blur(x), _blur(y)
     product, squares = mean_x * mean_y, np.square(mean_x) + np.square(mean_y)
     covariance, variances = _blur(x * y) - product, _blur(x * x + y * y) - squares
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
     if protocol != "RGB":
         similarity = similarity[RADIUS:-RADIUS, RADIUS:-RADIUS]
@@ -51,4 +50,4 @@ if __name__ == "__main__":
     from metrix_code.folders import main
     from utils import run
 
-    run(lambda: main(ssim, "SSIM", 4, __doc__))
+    run(lambda: main("ssim", __doc__))

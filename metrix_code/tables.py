@@ -45,14 +45,15 @@ class Cell:
     kind: str  # one of KINDS
     protocol: str
     scores: dict[str, str]  # by lower-case title: psnr and ssim, or niqe
+    source: str
     remarks: tuple[str, ...] = ()  # '5 of 200 images': why it is not the paper's number
-    source: str = ""
     images: int = 0  # how many were scored
     model: str = ""  # checkpoint and step
+    simulated: bool = False
 
     @property
-    def evaluated(self) -> tuple[str, ...]:
-        return self.dataset, self.method, self.model, self.protocol
+    def evaluated(self) -> tuple[str | bool, ...]:
+        return self.dataset, self.method, self.model, self.protocol, self.simulated
 
     def __str__(self) -> str:
         return "\n".join([" / ".join(self.scores.values()), *self.remarks])
@@ -63,7 +64,7 @@ class Table:
     title: str
     datasets: list[str]
     cells: list[Cell]
-    notes: Sequence[str] = ()
+    note: str
 
     def rows(self) -> list[list[str]]:
         """Method, kind and protocol, a cell per dataset. Two scores on one dataset take two rows."""
@@ -78,36 +79,80 @@ class Table:
             for (method, label, _), row in rows.items()
         ]
 
+    def notes(self) -> list[str]:
+        """The sources, one line per evaluation or collection; then the table's note."""
+        origins: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
+        for cell in self.cells:
+            source, place = cell.source, ""
+            if cell.kind != "measured":
+                source, _, place = source.partition(", ")
+            sets, places = origins.setdefault((cell.kind, source), ({}, {}))
+            sets[cell.dataset] = places[place] = None
+        notes = [
+            f"{kind}, {', '.join(sets)}: {', '.join(filter(None, (source, *places)))}"
+            for (kind, source), (sets, places) in origins.items()
+        ]
+        return [*notes, self.note]
+
 
 # --------------------------------------------------------------------------------------------- gathering
+
+
+def tables(results: Path, kinds: Sequence[str] = KINDS, protocol: str = "all") -> list[Table]:
+    """PSNR/SSIM (by one `protocol`, or "all") and NIQE as in the paper; then the same of simulated rain."""
+    cells = [
+        cell for kind in kinds for cell in (gather(results) if kind == "measured" else from_others(kind))
+    ]
+    found = []
+    for simulated in (False, True):
+        for title, score, note in (("PSNR (dB) / SSIM", "psnr", QUALITY_NOTE), ("NIQE", "niqe", NIQE_NOTE)):
+            chosen = [cell for cell in cells if cell.simulated == simulated and score in cell.scores]
+            if score == "psnr" and protocol != "all":
+                chosen = [cell for cell in chosen if cell.protocol == protocol]
+            papers = [] if simulated else columns(score)
+            datasets = dict.fromkeys([*papers, *(cell.dataset for cell in chosen)])
+            title += " on SIMULATED rain, not a benchmark" * simulated
+            found.append(Table(title, list(datasets), chosen, note))
+    return [each for each in found if each.cells]
 
 
 def from_others(kind: str) -> list[Cell]:
     """The cells of published.csv or reproduced.csv, in their order."""
     with Path(__file__).with_name(f"{kind}.csv").open(encoding="utf-8", newline="") as file:
-        return [
-            Cell(
-                dataset=row["dataset"],
-                method=row["method"],
-                kind=kind,
-                protocol=row["protocol"],
-                scores={"niqe": row["metric1"]}
-                if row["table"] == "niqe"
-                else {"psnr": row["metric1"], "ssim": row["metric2"]},
-                source=row["source"],
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
-def published(dataset: str, method: str) -> list[str]:
-    """The published scores of a method on a dataset, one line each: 'published for PReNet: 27.640 / ...'."""
-    whose = ", with the paper's network" if method in ("SID", "SSID-KD") else ""
+        rows = list(csv.DictReader(file))
+    titles = {"psnr_ssim": ("psnr", "ssim"), "niqe": ("niqe",)}
     return [
-        f"published for {cell.method}{whose}: {cell} ({cell.protocol}, {cell.source})"
-        for cell in from_others("published")
-        if (cell.dataset, cell.method) == (printed(dataset), method)
+        Cell(
+            row["dataset"],
+            row["method"],
+            kind,
+            row["protocol"],
+            dict(zip(titles[row["table"]], (row["metric1"], row["metric2"]), strict=False)),
+            row["source"],
+        )
+        for row in rows
     ]
+
+
+def gather(results: Path) -> list[Cell]:
+    """The cells of every scores.json below `results`; a broken file is named on stderr and skipped.
+
+    Without a model's part of a set if more of it was scored too, and without equal rows of one model.
+    """
+    paths = sorted(results.rglob(SCORES))
+    if not paths:
+        print(f"no {SCORES} below {results}: nothing measured", file=sys.stderr)
+    cells: list[Cell] = []
+    for path in paths:
+        try:
+            cells += measured(path, read_scores(path))
+        except UserError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+    fullest: dict[Any, int] = {}
+    for cell in cells:
+        fullest[cell.evaluated] = max(cell.images, fullest.get(cell.evaluated, 0))
+    kept = [cell for cell in cells if cell.images == fullest[cell.evaluated]]
+    return list({(cell.evaluated, *cell.scores.values()): cell for cell in kept}.values())
 
 
 def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
@@ -123,73 +168,33 @@ def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
         if all(mean is None for mean in means):
             continue
         images = min(sum(image.get(key) is not None for image in scores["images"]) for key in keys)
-        cells.append(
-            Cell(
-                dataset=_dataset(scores),
-                method=RAINY if of_rainy else _method(scores),
-                kind="measured",
-                protocol=protocol,
-                scores={
-                    metric.title.lower(): "" if mean is None else metric.text(mean)
-                    for metric, mean in zip(metrics, means, strict=True)
-                },
-                remarks=_remarks(scores, keys, images, of_rainy),
-                source=_source(path, scores),
-                images=images,
-                model="" if of_rainy else f"{scores.get('checkpoint')} {scores.get('checkpoint_step')}",
-            )
+        cell = Cell(
+            dataset=_dataset(scores),
+            method=RAINY if of_rainy else _method(scores),
+            kind="measured",
+            protocol=protocol,
+            scores={
+                metric.title.lower(): "" if mean is None else metric.text(mean)
+                for metric, mean in zip(metrics, means, strict=True)
+            },
+            source=_source(path, scores),
+            remarks=_remarks(scores, keys, images, of_rainy),
+            images=images,
+            model="" if of_rainy else f"{scores.get('checkpoint')} {scores.get('checkpoint_step')}",
+            simulated=scores["simulated"],
         )
+        cells.append(cell)
     return cells
 
 
-def gather(results: Path) -> tuple[list[Cell], list[Cell]]:
-    """The cells of every scores.json below `results`: of real benchmarks, and of simulated rain.
-
-    A broken file is named on stderr and skipped.
-    """
-    paths = sorted(results.rglob(SCORES))
-    if not paths:
-        print(f"no {SCORES} below {results}: nothing measured", file=sys.stderr)
-    benchmarks: list[Cell] = []
-    simulated: list[Cell] = []
-    for path in paths:
-        try:
-            scores = read_scores(path)
-        except UserError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-        else:
-            (simulated if scores["simulated"] else benchmarks).extend(measured(path, scores))
-    return _without_repeats(benchmarks), _without_repeats(simulated)
-
-
-def tables(results: Path, kinds: Sequence[str] = KINDS, protocol: str = "all") -> list[Table]:
-    """PSNR/SSIM (by one `protocol`, or "all") and NIQE as in the paper; then the same of simulated rain."""
-    benchmarks, simulated = gather(results) if "measured" in kinds else ([], [])
-    cells = [cell for kind in kinds if kind != "measured" for cell in from_others(kind)] + benchmarks
-
-    def table(title: str, score: str, cells: list[Cell], note: str, datasets: Sequence[str] = ()) -> Table:
-        chosen = [cell for cell in cells if score in cell.scores]
-        if score != "niqe" and protocol != "all":
-            chosen = [cell for cell in chosen if cell.protocol == protocol]
-        others = (cell.dataset for cell in chosen if cell.dataset not in datasets)
-        return Table(title, [*datasets, *dict.fromkeys(others)], chosen, [note])
-
-    found = [
-        table("PSNR (dB) / SSIM", "psnr", cells, QUALITY_NOTE, columns("psnr")),
-        table("NIQE", "niqe", cells, NIQE_NOTE, columns("niqe")),
-        table("PSNR (dB) / SSIM on SIMULATED rain, not a benchmark", "psnr", simulated, QUALITY_NOTE),
-        table("NIQE on SIMULATED rain, not a benchmark", "niqe", simulated, NIQE_NOTE),
+def published(dataset: str, method: str) -> list[str]:
+    """The published scores of a method on a dataset, one line each: 'published for PReNet: 27.640 / ...'."""
+    whose = ", with the paper's network" if method in ("SID", "SSID-KD") else ""
+    return [
+        f"published for {cell.method}{whose}: {cell} ({cell.protocol}, {cell.source})"
+        for cell in from_others("published")
+        if (cell.dataset, cell.method) == (printed(dataset), method)
     ]
-    return [each for each in found if each.cells]
-
-
-def _without_repeats(cells: list[Cell]) -> list[Cell]:
-    """Without a model's part of a set if more of it was scored too, and without equal rows of one model."""
-    fullest: dict[tuple[str, ...], int] = {}
-    for cell in cells:
-        fullest[cell.evaluated] = max(cell.images, fullest.get(cell.evaluated, 0))
-    kept = [cell for cell in cells if cell.images == fullest[cell.evaluated]]
-    return list({(cell.evaluated, *cell.scores.values()): cell for cell in kept}.values())
 
 
 def _dataset(scores: dict[str, Any]) -> str:
@@ -250,7 +255,7 @@ def as_text(table: Table, format: str) -> str:
     header = ["method", "protocol", *table.datasets]
     text = tabulate(rows, header, FORMATS[format], disable_numparse=True)
     before, after = {"plain": ("", ""), "markdown": ("### ", "- "), "latex": ("% ", "% ")}[format]
-    notes = [after + note for note in _notes(table)]
+    notes = [after + note for note in table.notes()]
     whole = "\n".join([before + table.title, "", text, "", *notes, ""])
     return whole.replace("<", "&lt;") if format == "markdown" else whole  # a name is text, not a tag
 
@@ -270,20 +275,6 @@ def write_csv(found: Sequence[Table]) -> None:
             # a spreadsheet takes a text that begins with one of these for a formula
             row = {key: f"'{text}" if text[:1] in ("=", "+", "-", "@") else text for key, text in row.items()}
             writer.writerow(row | cell.scores)
-
-
-def _notes(table: Table) -> list[str]:
-    """The sources, one line per evaluation or collection; then the table's notes."""
-    origins: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
-    for cell in table.cells:
-        source, _, place = (cell.source, "", "") if cell.kind == "measured" else cell.source.partition(", ")
-        sets, places = origins.setdefault((cell.kind, source), ({}, {}))
-        sets[cell.dataset] = places[place] = None
-    notes = [
-        f"{kind}, {', '.join(sets)}: {', '.join(filter(None, (source, *places)))}"
-        for (kind, source), (sets, places) in origins.items()
-    ]
-    return [*notes, *table.notes]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from utils import content_of, file_errors, image_size, join_names
+from utils import content_of, file_errors, image_size, in_eight_bits, in_rgb, join_names
 
 # lossless formats, which are kept; other photographs are written as PNG
 LOSSLESS = {".png": ".png", ".tif": ".tif", ".tiff": ".tif", ".bmp": ".bmp"}
@@ -30,7 +30,7 @@ ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825  # EXIF tags
 # model, software, date, artist, host computer, copyright, rating (two), and Windows' title to subject
 DESCRIPTIVE = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, 0x4746, 0x4749}
 DESCRIPTIVE |= {0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F}
-SIZES = (0xA002, 0xA003)  # EXIF tags of width and height, which change places as the picture is set upright
+SIZES = (0xA002, 0xA003)  # EXIF tags of width and height, swapped where the picture is rotated
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Picture:
     def in_eight_bits(self) -> Self:
         if self.pixels.dtype == np.uint8:
             return self
-        alpha = None if self.alpha is None else _eight_bits(self.alpha)
-        return replace(self, pixels=_eight_bits(self.pixels), alpha=alpha)
+        alpha = None if self.alpha is None else in_eight_bits(self.alpha)
+        return replace(self, pixels=in_eight_bits(self.pixels), alpha=alpha)
 
     def to_display(self) -> np.ndarray:
         """uint8 sRGB (H, W, 3), on a white background."""
@@ -80,10 +80,6 @@ class Picture:
 
 def _peak(pixels: np.ndarray) -> int:
     return int(np.iinfo(pixels.dtype).max)
-
-
-def _eight_bits(levels: np.ndarray) -> np.ndarray:
-    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _in_srgb(image: Image.Image, icc: bytes) -> Image.Image:
@@ -134,7 +130,7 @@ def read_picture(path: Path) -> Picture:
             deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if deep is None:
                 raise ValueError("truncated or corrupt")
-            pixels = _in_rgb(deep)
+            pixels = in_rgb(deep)
         else:
             has_alpha = "A" in image.getbands() or "transparency" in image.info
             pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
@@ -171,13 +167,6 @@ def _is_deep(image: Any, data: bytes) -> bool:
     if image.format == "TIFF":
         return max(image.tag_v2.get(258, [8])) > 8
     return image.format == "PNG" and data[24] > 8  # after the signature: IHDR's length, name, sides, bits
-
-
-def _in_rgb(pixels: np.ndarray) -> np.ndarray:
-    """OpenCV's grey, grey and alpha, BGR or BGRA as RGB or RGBA (H, W, 3 or 4)."""
-    pixels = np.atleast_3d(pixels)
-    order = {1: [0, 0, 0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
-    return pixels[..., order[pixels.shape[2]]]
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -81,7 +81,7 @@ def _copy(path: Path, source: Any, video: Any, result: Any, paint: Callable) -> 
     step = max(1, round(1 / rate / video.time_base))  # ticks per frame
     painted: Any = None
     broken, durations = 0, dict[int, int]()
-    start = max(0, source.start_time or 0) / av.time_base  # seconds: camcorders begin at any time
+    start = max(0, source.start_time or 0) / av.time_base  # seconds: camcorders do not start at 0
     clocks = {stream.index: Clock(stream.time_base, start) for stream in source.streams}
     clock = clocks[video.index]
     wanted = [video, *(source.streams[index] for index in others)]
@@ -194,5 +194,5 @@ def _mux(result: Any, packets: list[Any], durations: dict[int, int]) -> None:
 def _until_broken(packets: Iterator[Any], lost: list[str]) -> Iterator[Any]:
     try:
         yield from packets
-    except av.FFmpegError:  # nothing can be found after it
+    except av.FFmpegError:  # nothing after it can be read
         lost.append("its broken end")

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 import skimage.data
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import: sends nothing
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import
 
 from datasets.simulate import HEAVY, LIGHT, clean_image, rainy_image
 from machinery.checkpoints import LATEST, ROOT, SHIPPED
@@ -24,26 +23,25 @@ from photographs.pictures import encoded, read_picture
 from utils import UserError, file_errors, write_image
 
 ADDRESS = "127.0.0.1"  # the loopback: not reachable from other machines
-HOSTS = [ADDRESS, "localhost"]  # under any other name it is another site that asks (DNS rebinding)
+HOSTS = [ADDRESS, "localhost"]  # under another name the request is another site's (DNS rebinding)
 MAX_FILE = "500mb"  # of an upload
-MAX_SIDE = 4096  # pixels of the images that the page shows: the WebP that Gradio makes of them takes 16383
 
 
-def derain_file(derain: Derainer, file: Path) -> tuple[np.ndarray, np.ndarray, Path]:
-    """Before and after, as `Picture.to_display`, and the result as PNG. Raises UserError like derain.py."""
+def derain_file(derain: Derainer, file: Path) -> tuple[Path, Path, Path]:
+    """Writes before and after in sRGB, at full size, and the result, as PNG files.
+
+    Raises UserError like derain.py.
+    """
     with file_errors(file, done="derained"):
+        # in the page's own folder, removed with it; a new one, for a browser keeps what it has by its address
+        folder = Path(tempfile.mkdtemp(dir=file.parent))
+        files = [folder / f"{name}.png" for name in ("before", "after", f"{file.stem}_derained")]
         before = read_picture(file)
         after = derain.photograph(before)
-        result = file.with_name(f"{file.stem}_derained.png")  # in the page's own folder, removed with it
-        result.write_bytes(encoded(after, ".png")[0])
-        return before.to_display(), after.to_display(), result
-
-
-def reduced(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) with sides of at most MAX_SIDE."""
-    scale = min(1, MAX_SIDE / max(image.shape[:2]))
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return image if scale == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        write_image(files[0], before.to_display())
+        write_image(files[1], after.to_display())
+        files[2].write_bytes(encoded(after, ".png")[0])
+    return files[0], files[1], files[2]
 
 
 def examples(folder: Path) -> list[Path]:
@@ -95,16 +93,16 @@ def page(derain: Derainer, folder: Path, open_model: Callable[[Path], Derainer] 
         try:
             opened[model] = opened.get(model) or open_model(Path(model))
             opened[model].strength = strength
-            before, after, result = derain_file(opened[model], Path(file))
+            before, after, result = map(str, derain_file(opened[model], Path(file)))
         except UserError as error:
             raise gradio.Error(str(error), duration=None, print_exception=False) from None
-        return (reduced(before), reduced(after)), str(result)
+        return (before, after), result
 
     with gradio.Blocks(title="Derained photographs", analytics_enabled=False) as blocks:
         gradio.Markdown("## Remove rain from a photograph\nEverything runs on this machine.")
         with gradio.Row():
             given = gradio.File(label="A photograph with rain")  # gradio.Image hides why it cannot read one
-            slider = gradio.ImageSlider(label="Before and after", type="numpy", interactive=False)
+            slider = gradio.ImageSlider(label="Before and after", type="filepath", interactive=False)
         with gradio.Row():
             strength = gradio.Slider(0, 1, derain.strength, label="Strength: fraction of the rain to remove")
             model = gradio.Dropdown(
@@ -119,7 +117,7 @@ def page(derain: Derainer, folder: Path, open_model: Callable[[Path], Derainer] 
 
 def serve(derain: Derainer, port: int, open_model: Callable[[Path], Derainer]) -> None:
     """Shows the page until Ctrl-C. Raises UserError where the port is taken."""
-    # Gradio asks its own page whether it is up: not through a proxy
+    # Gradio polls its own page at the start: not through a proxy
     os.environ["no_proxy"] = ",".join([*HOSTS, urllib.request.getproxies_environment().get("no", "")])
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -72,8 +72,7 @@ def student(folder: Path, **changes: Any) -> Student:
 def evaluation(folder: Path, **changes: Any) -> Evaluation:
     """Of that teacher, on the generated test pairs."""
     paths = {"data_path": folder / "data", "logdir": folder / "teacher", "save_path": folder / "results"}
-    few = {"use_GPU": False, "workers": 0}
-    return dataclasses.replace(EVALUATIONS["Rain200H", "SID"], **{**few, **paths, **changes})
+    return dataclasses.replace(EVALUATIONS["Rain200H", "SID"], use_GPU=False, **{**paths, **changes})
 
 
 def a_run(recipe: Teacher | Student, of: type[Run] = Run) -> Run:

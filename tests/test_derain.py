@@ -1,8 +1,10 @@
 """One's own photographs, folders and videos."""
 
+import errno
 import itertools
 import re
 import shutil
+import threading
 import warnings
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import derain
+import utils
 from machinery import inference
 from machinery.backbones import AutocastModel
 from machinery.inference import CPU, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fits
@@ -76,6 +79,11 @@ def test_tiles_begin_on_multiples_of_32_overlap_and_are_no_larger_than_asked(sid
     assert all(one.stop - two.start == OVERLAP for one, two in itertools.pairwise(spans))
 
 
+def test_a_tile_that_is_too_small_is_refused():
+    with pytest.raises(UserError, match="--tile 100 is too small: 256 at least, or 0"):
+        Derainer(small_network(), tile=100)
+
+
 def test_the_tile_is_as_large_as_the_free_memory_allows(monkeypatch):
     sizes = [tile_that_fits(2000, memory) for memory in (0, 1e6, 1e9, 4e9)]
     assert sizes[:2] == [256, 256] and sizes[3] == pytest.approx(2 * sizes[2], abs=32)
@@ -92,6 +100,10 @@ def test_the_tile_is_as_large_as_the_free_memory_allows(monkeypatch):
     assert derainer.tile is None  # small images need not know
     derainer.derained(torch.rand(3, 40, 320))
     assert derainer.tile == 288
+    monkeypatch.setattr("machinery.inference.memory_to_use", lambda device: 1e15)
+    derainer.tile = None
+    derainer.derained(torch.rand(3, 40, 320))
+    assert derainer.tile == 800  # on a CPU
 
 
 def test_folders_keep_places_names_and_formats_that_lose_nothing(tmp_path, call):
@@ -238,14 +250,41 @@ def test_what_cannot_be_derained_stops_nothing_else(tmp_path, call, monkeypatch,
         call(folder)
     assert written(tmp_path) == ["in/1.png", "in/3.png"]
     told = capsys.readouterr().out.splitlines()
-    assert (
-        told[-1] == "derained 2; skipped 0; failed 3"
-        and "4.jpg cannot be derained: " in told[-2]
-        and "memory" in told[-2]
-    )
+    assert told[-1] == "derained 2; skipped 0; failed 3"
+    assert [line for line in told if "4.jpg cannot be derained: " in line and "memory" in line]
     (tmp_path / "round").symlink_to("round")
     with pytest.raises(UserError):
         call(folder / "1.jpg", "--save_path", tmp_path / "round")
+
+
+def test_a_photograph_is_written_while_the_next_is_computed_and_ctrl_c_loses_none(
+    tmp_path, call, monkeypatch, capsys
+):
+    folder = layouts.real_images(tmp_path / "in", 4)
+    derain_one, write, second = Derainer.derained, utils.write_atomically, threading.Event()
+    computed: list[str] = []
+
+    def derained(self, rainy):
+        computed.append("")
+        if len(computed) == 2:
+            second.set()
+        if len(computed) == 4:
+            raise KeyboardInterrupt
+        return derain_one(self, rainy)
+
+    def written_late(path, fill):
+        assert second.wait(60)
+        if path.name == "2.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, fill)
+
+    monkeypatch.setattr(Derainer, "derained", derained)
+    monkeypatch.setattr(utils, "write_atomically", written_late)
+    with pytest.raises(KeyboardInterrupt):
+        call(folder)
+    assert written(tmp_path) == ["in/1.png", "in/3.png"]
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1 and "2.jpg cannot be derained: No space left on device" in failed[0]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +311,6 @@ def test_what_is_no_input_is_named_before_anything_is_done(tmp_path, call, word,
     [
         ([], "or --serve"),
         (["x.png", "--serve"], "leave out x.png"),
-        (["x.png", "--tile", "100"], "too small: 256 at least"),
         (["x.png", "--tile", "1" + "0" * 400], "--tile is not a finite number below 2^63"),
         (["x.png", "--format", "gif"], "invalid choice"),
     ],

@@ -62,7 +62,7 @@ def test_one_entry_an_image_worst_first_and_the_unscored_last(page):
     entries, text = Elements(page).all("article"), Elements(page).text
     assert [entry["data-gain"] for entry in entries] == ["-1.5", "10.0", ""]
     assert [entry["data-name"] for entry in entries] == ["2", "0", "1"]  # 9, 10, a ...
-    assert "3 images; mean PSNR 24.250 (rainy 20.000); mean SSIM 0.9000 (rainy 0.5000)" in text
+    assert "3 images: PSNR 24.250 dB (rainy 20.000)  SSIM 0.9000 (rainy 0.5000)" in text
     assert "+10.000" in text and "-1.500" in text
 
 
@@ -113,7 +113,7 @@ def test_infinite_scores_are_counted_and_sort_and_equal_gains_stand_by_name(tmp_
     assert [entry["data-gain"] for entry in elements.all("article")] == ["0.0", "1.0", "Infinity", "Infinity"]
     titles = [compare.get("data-title") for compare in elements.all("div")]
     assert list(filter(None, titles)) == ["a", "b", "9", "10"]
-    assert "mean PSNR 21.000 (rainy 20.000), 3 infinite left out" in elements.text
+    assert "PSNR 21.000 dB (rainy 20.000)  (left out: infinite psnr: 3, " in elements.text
 
 
 def test_an_image_of_another_size_is_named(tmp_path):

@@ -98,7 +98,7 @@ def test_sets_that_are_evaluated_only(dataset, tmp_path, run_here):
 
 def evaluated(run_here, script: str, data: Path, model: Path, save_path: Path) -> dict:
     """What an eval script wrote: a derained image for each input, scores and a page."""
-    words = {"data_path": data, "logdir": model, "save_path": save_path, "use_GPU": False, "workers": 0}
+    words = {"data_path": data, "logdir": model, "save_path": save_path, "use_GPU": False}
     assert run_here(script, *arguments(words)) == 0
     results = read_scores(save_path / "scores.json")
     assert results["images"] and all((save_path / image["file"]).is_file() for image in results["images"])

@@ -207,7 +207,7 @@ def test_net_best_is_the_best_by_psnr_neither_the_last_nor_by_ssim(tmp_path, mon
     assert a_run(teacher(tmp_path, val_every=1, resume=True)).best == 30  # what there is to beat
     # one validation saves net_latest once
     assert [step for step, name in saved if name == LATEST] == [2, 4, 6]
-    assert a_run(teacher(tmp_path, resume=True)).state.best == 30  # what there is to beat
+    assert a_run(teacher(tmp_path, resume=True)).best == 30  # what there is to beat
 
 
 def test_a_clock_that_was_set_back_hides_nothing_in_tensorboard(tmp_path):
