@@ -4,23 +4,22 @@ A crop is a function of (seed, epoch, index), independent of the order of reques
 run can resume at any step with any number of processes. `machinery/loading.py` makes batches.
 """
 
-import abc
 import bisect
 import copy
 import itertools
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from config import REAL, Student, Training
 from datasets.layouts import (
@@ -52,96 +51,74 @@ HAZE, HAZE_LIGHT = (0.1, 0.5), (150, 240)  # weight of the haze, and its grey le
 JPEG_QUALITY = (50, 96)  # of cameras and web pages
 # unsharp mask, as cameras and web pages apply it: sigma in pixels, amount
 SHARPENING = (0.5, 1.2), (0.3, 1.5)
+LEVELS = np.arange(256)
+# options of a recipe that vary crops; without them only flips and rotations are left
+VARIATIONS = (
+    *("max_streak_rotation", "streak_zoom", "streak_strength", "streak_blur", "streak_layers"),
+    *("clear_prob", "haze_prob", "downscale", "sharpen_prob", "jpeg_prob"),
+)
 
 
-@dataclass(frozen=True)
-class RainAugmentation:
-    """Augmentation of training crops: streak layers, haze, rescaling, sharpening, JPEG.
+def streak_layer(
+    recipe: Training,
+    rainy: np.ndarray,
+    clean: np.ndarray | None,
+    size: int,
+    place: np.random.Generator,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """What rain adds to an image: a window at `place`, varied by `rng`, uint8 (size, size).
 
-    Its fields are the recipe's options. A streak layer is what rain adds to an image: uint8 (H, W).
-    Crops are uint8 RGB (P, P, 3). All random draws come from the generator that is given.
+    `rainy`, `clean`: uint8 (H, W, 3). Without `clean`, `rainy` is a layer itself, grey on black.
     """
-
-    max_streak_rotation: float = 0.0  # degrees, to either side
-    streak_zoom: float = 1.0  # largest factor, or its inverse
-    streak_strength: float = 1.0  # likewise
-    streak_blur: float = 0.0  # largest sigma of a Gaussian, in pixels
-    streak_layers: int = 1  # at most
-    augment: bool = False
-    mirror: bool = False
-    unvaried_prob: float = 0.0
-    clear_prob: float = 0.0
-    haze_prob: float = 0.0
-    downscale: float = 1.0  # largest factor
-    sharpen_prob: float = 0.0
-    jpeg_prob: float = 0.0
-
-    @classmethod
-    def of(cls, recipe: Training) -> Self:
-        return cls(**{each.name: getattr(recipe, each.name) for each in fields(cls)})
-
-    def drawn(self, rng: np.random.Generator) -> Self:
-        """These, or for a fraction `unvaried_prob` of the crops, flips and rotations alone."""
-        if rng.random() >= self.unvaried_prob:
-            return self
-        return type(self)(augment=self.augment, mirror=self.mirror)
-
-    def source_size(self, size: int, rng: np.random.Generator) -> int:
-        """Side of the window that `augment_pair` downscales to a crop of `size`."""
-        return round(size * self.downscale ** rng.uniform())
-
-    def streaks(
-        self,
-        rainy: np.ndarray,
-        clean: np.ndarray,
-        size: int,
-        place: np.random.Generator,
-        rng: np.random.Generator,
-    ) -> np.ndarray:
-        """A window of the layer between two images, (size, size), at `place`, varied by `rng`."""
-        angle = rng.triangular(-tilt, 0, tilt) if (tilt := self.max_streak_rotation) else 0.0
-        zoom, strength = (most ** rng.uniform(-1, 1) for most in (self.streak_zoom, self.streak_strength))
-        mirrored = (self.augment or self.mirror) and rng.integers(2)
-        deviation = rng.uniform(0, self.streak_blur) if self.streak_blur else 0.0
-        if angle or zoom != 1:
-            warp, window = _random_warp(rainy.shape, size, angle, zoom, place)
-            layer = _warped(_difference(rainy[window], clean[window]), warp, size)
-        else:
-            layer = _difference(*random_crop((rainy, clean), size, place))
-        if deviation:
-            layer = cv2.GaussianBlur(layer.astype(np.int16), (0, 0), deviation).astype(np.uint8)
-        if strength != 1:
-            layer = cv2.LUT(layer, np.round(np.arange(256) * strength).clip(max=255).astype(np.uint8))
-        return cv2.flip(layer, 1) if mirrored else layer
-
-    def augment_pair(
-        self, rainy: np.ndarray, clean: np.ndarray, size: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Windows to crops of `size`: no rain, haze, sharpening, JPEG, each with its own probability.
-
-        Everything but rain is applied to both sides, so the network learns to remove rain alone.
-        """
-        clear, haze, jpeg = rng.random(3) < (self.clear_prob, self.haze_prob, self.jpeg_prob)
-        sides = [clean] if clear else [rainy, clean]
-        if haze:
-            share, light = rng.uniform(*HAZE), rng.uniform(*HAZE_LIGHT)
-            levels = np.round(np.arange(256) * (1 - share) + light * share).astype(np.uint8)
-            sides = [cv2.LUT(side, levels) for side in sides]
-        if len(clean) != size:
-            sides = [cv2.resize(side, (size, size), interpolation=cv2.INTER_AREA) for side in sides]
-        if rng.random() < self.sharpen_prob:
-            deviation, amount = (rng.uniform(*bounds) for bounds in SHARPENING)
-            sides = [_sharpened(side, deviation, amount) for side in sides]
-        if jpeg:
-            quality = int(rng.integers(*JPEG_QUALITY))
-            sides = [_compressed(side, quality) for side in sides]
-        return sides[0], sides[-1]
+    angle = rng.triangular(-tilt, 0, tilt) if (tilt := recipe.max_streak_rotation) else 0.0
+    zoom, strength = (most ** rng.uniform(-1, 1) for most in (recipe.streak_zoom, recipe.streak_strength))
+    mirrored = (recipe.augment or recipe.mirror) and rng.integers(2)
+    deviation = rng.uniform(0, recipe.streak_blur) if recipe.streak_blur else 0.0
+    sides = [rainy] if clean is None else [rainy, clean]
+    if angle or zoom != 1:
+        warp, window = _random_warp(rainy.shape, size, angle, zoom, place)
+        layer = _warped(_difference(*(side[window] for side in sides)), warp, size)
+    else:
+        layer = _difference(*random_crop(sides, size, place))
+    if deviation:
+        layer = cv2.GaussianBlur(layer.astype(np.int16), (0, 0), deviation).astype(np.uint8)
+    if strength != 1:
+        layer = cv2.LUT(layer, np.round(LEVELS * strength).clip(max=255).astype(np.uint8))
+    return cv2.flip(layer, 1) if mirrored else layer
 
 
-def _difference(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+def augment_sides(
+    recipe: Training, sides: list[np.ndarray], size: int, hazy: bool, jpeg: bool, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Haze, downscaling, sharpening, JPEG: uint8 (S, S, 3) to (size, size, 3).
+
+    Each is applied to both sides alike, so the network learns to remove rain alone.
+    """
+    if hazy:
+        share, light = rng.uniform(*HAZE), rng.uniform(*HAZE_LIGHT)
+        levels = np.round(LEVELS * (1 - share) + light * share).astype(np.uint8)
+        sides = [cv2.LUT(side, levels) for side in sides]
+    if len(sides[0]) != size:
+        sides = [_downscaled(side, size) for side in sides]
+    if rng.random() < recipe.sharpen_prob:
+        deviation, amount = (rng.uniform(*bounds) for bounds in SHARPENING)
+        sides = [_sharpened(side, deviation, amount) for side in sides]
+    if jpeg:
+        quality = int(rng.integers(*JPEG_QUALITY))
+        sides = [_compressed(side, quality) for side in sides]
+    return sides
+
+
+def _difference(rainy: np.ndarray, clean: np.ndarray | None = None) -> np.ndarray:
     """One layer for all channels: the largest difference is the one that was clipped least."""
-    red, green, blue = cv2.split(cv2.subtract(rainy, clean))
+    red, green, blue = cv2.split(rainy if clean is None else cv2.subtract(rainy, clean))
     return cv2.max(cv2.max(red, green), blue)
+
+
+def _downscaled(image: np.ndarray, size: int) -> np.ndarray:
+    # as uint16: the same levels as from uint8, a fifth faster
+    return cv2.resize(image.astype(np.uint16), (size, size), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 def _sharpened(image: np.ndarray, deviation: float, amount: float) -> np.ndarray:
@@ -167,11 +144,10 @@ def random_crop(images: Sequence[np.ndarray], size: int, rng: np.random.Generato
 
 
 def _extended(image: np.ndarray, size: int) -> np.ndarray:
-    for axis in (0, 1):
-        if missing := size - image.shape[axis]:
-            widths = [(0, missing if axis == i else 0) for i in range(3)]
-            image = np.pad(image, widths, mode="reflect" if image.shape[axis] > 1 else "edge")
-    return image
+    bottom, right = (size - length for length in image.shape[:2])
+    if not (bottom or right):
+        return image
+    return cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
 
 
 def _random_warp(
@@ -227,22 +203,40 @@ class RandomStream(IntEnum):
     CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS, AUGMENTATION, SHARE, DOWNSCALE, UNVARIED = range(10)
 
 
-class Crops(Dataset, abc.ABC):
-    """Entries (epoch, index) -> {name: uint8 (3, patch, patch)}.
+class Crops(Dataset[dict[str, torch.Tensor]]):
+    """Crops of one set, an entry per pair: (epoch, index) -> {name: uint8 (3, patch, patch)}.
+
+    `number`: which of the recipe's sets this is; each has random draws of its own. `recombine`: whether its
+    streaks are added to other clean images, its own or those of `backgrounds`.
 
     `summary`: one line per source; `messages`: everything to print. `roots`: folders of the sources.
     `counts`: number of images and a checksum of their names, which a resumed run must match. `pairs`: some of
     them, to display. `held_back`: validation pairs, of which no crop is drawn.
     """
 
-    tag: RandomStream
-    roots: list[Path]
-    patch_size: int
-    pairs: Sequence[Pair]
-    summary: list[str]
-    messages: list[str]
-    counts: dict[str, list[int]]
+    tag = RandomStream.CROP
     held_back: PairSet | None = None
+
+    def __init__(
+        self,
+        found: PairSet,
+        recipe: Training,
+        cache: ImageCache,
+        *,
+        number: int = 0,
+        recombine: bool = False,
+        backgrounds: Sequence[PairSet] = (),
+    ) -> None:
+        self.roots, self.pairs, self.recipe, self.read = [found.root], found.pairs, recipe, cache
+        self.patch_size, self.seed = recipe.patch_size, recipe.seed + (number << 64)
+        self.recombine = recombine
+        self.unvaried = replace(recipe, **{name: getattr(Training, name) for name in VARIATIONS})
+        sources = [each.pairs for each in (found, *backgrounds) if each is not found or each.pairs[0].clean]
+        self.backgrounds = ConcatDataset[Pair](sources) if recombine else None  # type: ignore[arg-type]
+        self.summary = [found.describe()]
+        self.cached = cache.keep(_files(found.pairs))
+        self.messages = [*self.summary, self.cached]
+        self.counts = {"pairs": _count(found.pairs)}
 
     def larger(self, patch_size: int) -> Self:
         """The same crops, of another size."""
@@ -250,131 +244,78 @@ class Crops(Dataset, abc.ABC):
         other.patch_size = patch_size
         return other
 
-    @abc.abstractmethod
-    def __len__(self) -> int: ...
-
-    @abc.abstractmethod
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
-
-
-class SetCrops(Crops):
-    """Crops of one set, one entry per pair. `augment` flips and rotates, `mirror` flips left to right."""
-
-    def __init__(
-        self,
-        found: PairSet,
-        patch_size: int,
-        *,
-        seed: int = 0,
-        augment: bool = False,
-        mirror: bool = False,
-        cache: ImageCache | None = None,
-    ) -> None:
-        self.roots, self.pairs, self.patch_size, self.seed = [found.root], found.pairs, patch_size, seed
-        self.augment, self.mirror = augment, mirror
-        self.read = cache or ImageCache("off")
-        self.summary = [found.describe()]
-        self.cached = self.read.keep(_files(self.pairs))
-        self.messages = [*self.summary, self.cached]
-        self.counts = {"pairs": _count(self.pairs)}
-
     def __len__(self) -> int:
         return len(self.pairs)
 
     def _turn(self, rng: np.random.Generator) -> int:
+        """The recipe's flip or rotation of a crop, see `dihedral`. Swapped or real rain stays upright."""
         turn = int(rng.integers(8))  # always drawn, so that options do not shift each other's draws
-        if self.augment:
+        if self.recipe.augment and self.recombine == self.recipe.recombine:
             return turn
-        return turn // 4 * 4 if self.mirror else 0
+        return turn // 4 * 4 if self.recipe.augment or self.recipe.mirror else 0
 
 
-class PairCrops(SetCrops):
+class PairCrops(Crops):
     """Crops of pairs: {"rainy", "clean"}.
 
-    `recombine` adds the streaks of pair `index` to the clean side of another pair or of `backgrounds`. Images
-    without a clean side are streak layers. The rain must be an exact grey addition (`why_not_recombined`).
-    Only the background is rotated, so rain still falls; `augmentation` varies the layers.
+    With `recombine`, adds the streaks of pair `index` to the clean side of another pair or of `backgrounds`.
+    Images without a clean side are streak layers. The rain must be an exact grey addition
+    (`why_not_recombined`). Only the background is rotated, so rain still falls.
     """
-
-    tag = RandomStream.CROP
-
-    def __init__(
-        self,
-        found: PairSet,
-        patch_size: int,
-        *,
-        recombine: bool = False,
-        augmentation: RainAugmentation | None = None,
-        backgrounds: Sequence[PairSet] = (),
-        **common: Any,
-    ) -> None:
-        super().__init__(found, patch_size, **common)
-        self.recombine, self.augmentation = recombine, augmentation or RainAugmentation()
-        own = [] if found.pairs[0].clean is None else [self.pairs]
-        self.backgrounds = [*own, *(each.pairs for each in backgrounds)] if recombine else []
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         draw = partial(_generator, self.seed, *key)
-        index, rng = key[1], draw(RandomStream.CROP)
+        rng, augment = draw(RandomStream.CROP), draw(RandomStream.AUGMENTATION)
+        unvaried = draw(RandomStream.UNVARIED).random() < self.recipe.unvaried_prob
+        recipe = self.unvaried if unvaried else self.recipe
+        clear, hazy, jpeg = augment.random(3) < (recipe.clear_prob, recipe.haze_prob, recipe.jpeg_prob)
         turn = self._turn(rng)
-        varied = self.augmentation.drawn(draw(RandomStream.UNVARIED))
-        size = varied.source_size(self.patch_size, draw(RandomStream.DOWNSCALE))
+        size = round(self.patch_size * recipe.downscale ** draw(RandomStream.DOWNSCALE).uniform())
         if self.recombine:
             clean = dihedral(self._background(size, draw(RandomStream.PARTNER)), turn)
-            rain = self._layer(varied, index, size, rng, draw(RandomStream.LAYER))
-            more = draw(RandomStream.MORE_LAYERS)
-            for _ in range(int(more.integers(varied.streak_layers))):
-                rain = cv2.add(
-                    rain, self._layer(varied, int(more.integers(len(self.pairs))), size, more, more)
-                )
-            rainy = cv2.add(clean, cv2.merge([rain] * 3))
+            sides = [clean] if clear else [self._rained_on(recipe, clean, key[1], rng, draw), clean]
         else:
-            sides = random_crop(self._both(index), size, rng)
-            rainy, clean = (dihedral(side, turn) for side in sides)
-        rainy, clean = varied.augment_pair(rainy, clean, self.patch_size, draw(RandomStream.AUGMENTATION))
-        return {"rainy": _channels_first(rainy), "clean": _channels_first(clean)}
+            pair = [side for side in read_pair(self.pairs[key[1]], self.read) if side is not None]
+            sides = [dihedral(side, turn) for side in random_crop(pair, size, rng)]
+            sides = sides[1:] if clear else sides
+        sides = augment_sides(recipe, sides, self.patch_size, hazy, jpeg, augment)
+        return {"rainy": _channels_first(sides[0]), "clean": _channels_first(sides[-1])}
 
-    def _both(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rainy, clean = read_pair(self.pairs[index], self.read)
-        if clean is None:
-            raise UserError(f"{self.pairs[index].rainy.path} has no clean side to train with")
-        return rainy, clean
-
-    def _layer(
+    def _rained_on(
         self,
-        varied: RainAugmentation,
+        recipe: Training,
+        clean: np.ndarray,
         index: int,
-        size: int,
         place: np.random.Generator,
-        rng: np.random.Generator,
+        draw: Callable[[RandomStream], np.random.Generator],
     ) -> np.ndarray:
-        rainy, clean = read_pair(self.pairs[index], self.read)
-        dry = np.zeros_like(rainy) if clean is None else clean
-        return varied.streaks(rainy, dry, size, place, rng)
+        """`clean` with the streaks of pair `index`, and with more layers if the recipe draws any."""
+
+        def layer(index: int, place: np.random.Generator, rng: np.random.Generator) -> np.ndarray:
+            pair = read_pair(self.pairs[index], self.read)
+            return streak_layer(recipe, *pair, len(clean), place, rng)
+
+        rain, more = layer(index, place, draw(RandomStream.LAYER)), draw(RandomStream.MORE_LAYERS)
+        for _ in range(int(more.integers(recipe.streak_layers))):
+            rain = cv2.add(rain, layer(int(more.integers(len(self.pairs))), more, more))
+        return cv2.add(clean, cv2.merge([rain] * 3))
 
     def _background(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        choice = int(rng.integers(sum(map(len, self.backgrounds))))
-        for pairs in self.backgrounds:
-            if choice < len(pairs):
-                break
-            choice -= len(pairs)
-        side = pairs[choice].clean or pairs[choice].rainy
-        return random_crop((read_side(side, self.read),), size, rng)[0]
+        assert self.backgrounds
+        pair = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
+        return random_crop((read_side(pair.clean or pair.rainy, self.read),), size, rng)[0]
 
 
 class MixedCrops(Crops):
-    """Crops of several sets: an epoch has each set's entries once, or in proportion to `shares`.
+    """Crops of several sets: an epoch has each set's entries once, or in proportion to the recipe's `shares`.
 
     Raises UserError if a share is less than one entry.
     """
 
-    tag = RandomStream.CROP
-
-    def __init__(self, sets: Sequence[SetCrops], shares: Sequence[float] = (), seed: int = 0) -> None:
-        self.sets, self.pairs, self.patch_size = sets, sets[0].pairs, sets[0].patch_size
+    def __init__(self, sets: Sequence[PairCrops], recipe: Training) -> None:
+        self.sets, self.pairs, shares = sets, sets[0].pairs, recipe.shares
         self.roots = [root for each in sets for root in each.roots]
         self.summary = [line for each in sets for line in each.summary]
-        self.messages = []
         self.counts = {f"{what} {n}": c for n, each in enumerate(sets, 1) for what, c in each.counts.items()}
         entries, of_one = sum(map(len, sets)), sum(shares)
         parts = [round(entries * share / of_one) for share in shares] or list(map(len, sets))
@@ -383,7 +324,7 @@ class MixedCrops(Crops):
                 raise UserError(f"--shares leaves {crops.roots[0]} none of {entries} crops: give it more")
         self.ends = list(itertools.accumulate(parts, initial=0))
         # a share may be smaller than the set: draw from all of it, not from its first files
-        orders = (_generator(seed, number, RandomStream.SHARE) for number in range(len(sets)))
+        orders = (_generator(recipe.seed, number, RandomStream.SHARE) for number in range(len(sets)))
         self.orders = [rng.permutation(len(each)) for rng, each in zip(orders, sets, strict=True)]
 
     def larger(self, patch_size: int) -> Self:
@@ -403,13 +344,13 @@ class MixedCrops(Crops):
         return crops[round_, int(self.orders[which][place])]
 
 
-class RealCrops(SetCrops):
+class RealCrops(Crops):
     """Crops of unlabelled images: {"real_rainy"}."""
 
     tag = RandomStream.REAL
 
-    def __init__(self, found: PairSet, patch_size: int, **common: Any) -> None:
-        super().__init__(found, patch_size, **common)
+    def __init__(self, found: PairSet, recipe: Training, cache: ImageCache) -> None:
+        super().__init__(found, recipe, cache)
         self.messages = [*self.summary, *(f"note: {each}" for each in found.warnings), f"real {self.cached}"]
         self.counts = {"real images": self.counts["pairs"]}
 
@@ -419,119 +360,12 @@ class RealCrops(SetCrops):
         folders = recipe.real_path
         if folders == REAL and not any(path.exists() for path in folders):
             folders = tuple(filter(None, map(released_real_folder, recipe.data_path))) or folders
-        return cls(
-            find_images(folders),
-            recipe.patch_size,
-            seed=recipe.seed,
-            augment=recipe.augment and not recipe.recombine,  # with recombine, rain stays upright
-            mirror=recipe.mirror or recipe.augment,
-            cache=cache,
-        )
+        return cls(find_images(folders), recipe, cache)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         rng = _generator(self.seed, *key, RandomStream.REAL)
         crop = random_crop((read_side(self.pairs[key[1]].rainy, self.read),), self.patch_size, rng)[0]
         return {"real_rainy": _channels_first(dihedral(crop, self._turn(rng)))}
-
-
-class Source(NamedTuple):
-    """A set, and whether its streaks are added to other backgrounds."""
-
-    found: PairSet
-    swaps: bool
-
-
-def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
-    """Crops of a recipe's datasets, after sanity checks.
-
-    Raises UserError naming the file: layout not recognised, no pairs left, `--recombine` without exact grey
-    rain.
-    """
-    sets, swaps, warnings, why_not = [], [], [], ""
-    for path in recipe.data_path:
-        found = find_set(recipe, path, "train")
-        warnings += [f"warning: {each}" for each in check_pairs(found)]
-        if recipe.recombine and (why_not := why_not_recombined(found)):
-            warnings.append(f"note: no layers are swapped in this set: {why_not}")
-        sets.append(found)
-        swaps.append(recipe.recombine and not why_not)
-    grounds = [find_backgrounds(path) for path in recipe.backgrounds]
-    sets, grounds, held_back, held_messages = hold_back_scenes(sets, grounds, recipe.hold_back)
-    sources = [Source(found, swap) for found, swap in zip(sets, swaps, strict=True)]
-    if recipe.streaks:
-        sources.append(Source(find_layers(recipe.streaks), True))
-    if recipe.recombine and not any(source.swaps for source in sources):
-        raise UserError(why_not)
-    parts = [_part(recipe, number, sources, grounds, cache) for number in range(len(sources))]
-    crops = MixedCrops(parts, recipe.shares, recipe.seed) if len(parts) > 1 else parts[0]
-    crops.summary += [each.describe() for each in grounds]
-    kept_in_memory = [f"{each.roots[0]}: {each.cached}" for each in parts]
-    kept_in_memory += [f"{each.root}: {cache.keep(_files(each.pairs))}" for each in grounds]
-    crops.messages = [*crops.summary, *held_messages, *warnings, *kept_in_memory]
-    crops.counts |= {f"backgrounds {n}": _count(each.pairs) for n, each in enumerate(grounds, 1)}
-    crops.held_back = held_back
-    return crops
-
-
-def find_set(recipe: Training, path: Path, split: str) -> PairSet:
-    """One set of a recipe; if there are several, each is identified by its folders."""
-    if len(recipe.data_path) == 1:
-        return find_pairs(path, split, recipe.dataset, recipe.rainy_side)
-    found = find_pairs(path, split, "", recipe.rainy_side)
-    told = recognised(found)
-    return find_pairs(path, split, told, recipe.rainy_side) if told else found
-
-
-def _part(
-    recipe: Training, number: int, sources: Sequence[Source], grounds: Sequence[PairSet], cache: ImageCache
-) -> PairCrops:
-    found, swaps = sources[number]
-    others = [each.found for each in sources if each.found is not found and each.found.pairs[0].clean]
-    return PairCrops(
-        found,
-        recipe.patch_size,
-        recombine=swaps,
-        augmentation=RainAugmentation.of(recipe),
-        backgrounds=[*others, *grounds],
-        seed=recipe.seed + (number << 64),  # independent draws for each set
-        augment=recipe.augment and swaps == recipe.recombine,  # else rain would fall upwards
-        mirror=recipe.augment or recipe.mirror,
-        cache=cache,
-    )
-
-
-def hold_back_scenes(
-    sets: Sequence[PairSet], backgrounds: Sequence[PairSet], count: int
-) -> tuple[list[PairSet], list[PairSet], PairSet | None, list[str]]:
-    """Hold out `count` evenly spaced pairs of each set, with every image that shows one of their scenes.
-
-    Returns the sets and the backgrounds that are left, the held-out pairs, and messages. Lists too long to be
-    read (SPA-Data) only lose the held-out pairs themselves. Raises UserError if nothing is left of a set.
-    """
-    if not count:
-        return list(sets), list(backgrounds), None, []
-    held = [replace(each, pairs=[each.pairs[i] for i in sample(len(each.pairs), count)]) for each in sets]
-    scenes = [pair.clean for each in held for pair in each.pairs if pair.clean]
-    everything = [each for each in (*sets, *backgrounds) if not _is_long_list(each.pairs)]
-    images = [pair.clean or pair.rainy for each in everything for pair in each.pairs]
-    known = dict(zip(images, show_scene_of(images, scenes), strict=True)) | dict.fromkeys(scenes, True)
-
-    def kept(found: PairSet) -> PairSet:
-        pairs = [pair for pair in found.pairs if not known.get(pair.clean or pair.rainy, False)]
-        if not pairs:
-            raise UserError(f"--hold_back {count} leaves none of {found.root}'s {len(found.pairs)} pairs")
-        return replace(found, pairs=pairs)
-
-    left, grounds = [kept(each) for each in sets], [kept(each) for each in backgrounds]
-    pairs_gone, grounds_gone = (
-        sum(len(each.pairs) for each in before) - sum(len(each.pairs) for each in after)
-        for before, after in ((sets, left), (backgrounds, grounds))
-    )
-    message = (
-        f"held back: {len(scenes)} pairs; {pairs_gone - len(scenes)} other pairs and {grounds_gone} "
-        "backgrounds show their scenes, and are not trained on"
-    )
-    return left, grounds, merged(held), [message]
 
 
 def _generator(*key: int) -> np.random.Generator:
@@ -558,3 +392,88 @@ def _count(pairs: Sequence[Pair]) -> list[int]:
 
 def _is_long_list(pairs: Sequence[Pair]) -> bool:
     return isinstance(pairs, ListedPairs) and len(pairs) > MOST_FILES
+
+
+# ------------------------------------------------------------------------------------------ a recipe's pairs
+
+
+def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
+    """Crops of a recipe's datasets, after sanity checks.
+
+    Raises UserError naming the file: layout not recognised, no pairs left, `--recombine` without exact grey
+    rain.
+    """
+    sets, swaps, messages, why_not = [], [], [], ""
+    for path in recipe.data_path:
+        found = find_set(recipe, path, "train")
+        messages += [f"warning: {each}" for each in check_pairs(found)]
+        if recipe.recombine and (why_not := why_not_recombined(found)):
+            messages.append(f"note: no layers are swapped in this set: {why_not}")
+        sets.append(found)
+        swaps.append(recipe.recombine and not why_not)
+    grounds, held_back = [find_backgrounds(path) for path in recipe.backgrounds], None
+    if recipe.hold_back:
+        sets, grounds, held_back, message = hold_back_scenes(sets, grounds, recipe.hold_back)
+        messages.append(message)
+    if recipe.streaks:
+        sets.append(find_layers(recipe.streaks))
+        swaps.append(True)
+    if recipe.recombine and not any(swaps):
+        raise UserError(why_not)
+    parts = []
+    for number, (found, swapped) in enumerate(zip(sets, swaps, strict=True)):
+        others = [each for each in sets if each is not found and each.pairs[0].clean]
+        parts.append(
+            PairCrops(found, recipe, cache, number=number, recombine=swapped, backgrounds=[*others, *grounds])
+        )
+    crops = MixedCrops(parts, recipe) if len(parts) > 1 else parts[0]
+    crops.summary += [each.describe() for each in grounds]
+    crops.messages = [*crops.summary, *messages, *(f"{each.roots[0]}: {each.cached}" for each in parts)]
+    crops.messages += [f"{each.root}: {cache.keep(_files(each.pairs))}" for each in grounds]
+    crops.counts |= {f"backgrounds {n}": _count(each.pairs) for n, each in enumerate(grounds, 1)}
+    crops.held_back = held_back
+    return crops
+
+
+def find_set(recipe: Training, path: Path, split: str) -> PairSet:
+    """One set of a recipe; if there are several, each is identified by its folders."""
+    if len(recipe.data_path) == 1:
+        return find_pairs(path, split, recipe.dataset, recipe.rainy_side)
+    found = find_pairs(path, split, "", recipe.rainy_side)
+    told = recognised(found)
+    return find_pairs(path, split, told, recipe.rainy_side) if told else found
+
+
+def hold_back_scenes(
+    sets: Sequence[PairSet], backgrounds: Sequence[PairSet], count: int
+) -> tuple[list[PairSet], list[PairSet], PairSet, str]:
+    """Hold out `count` evenly spaced pairs of each set, with every image that shows one of their scenes.
+
+    Returns the sets and the backgrounds that are left, the held-out pairs, and a message. A list too long to
+    be read (SPA-Data) only loses the held-out pairs themselves. Raises UserError if nothing is left of a set.
+    """
+    held = [replace(each, pairs=[each.pairs[i] for i in sample(len(each.pairs), count)]) for each in sets]
+    scenes = [pair.clean for each in held for pair in each.pairs if pair.clean]
+    everything = [each for each in (*sets, *backgrounds) if not _is_long_list(each.pairs)]
+    images = [pair.clean or pair.rainy for each in everything for pair in each.pairs]
+    known = dict(zip(images, show_scene_of(images, scenes), strict=True))
+
+    def kept(found: PairSet) -> PairSet:
+        pairs = found.pairs
+        if isinstance(pairs, ListedPairs) and _is_long_list(pairs):
+            return replace(found, pairs=pairs.without(sample(len(pairs), count)))
+        left = [pair for pair in pairs if not known[pair.clean or pair.rainy]]
+        if not left:
+            raise UserError(f"--hold_back {count} leaves none of {found.root}'s {len(pairs)} pairs")
+        return replace(found, pairs=left)
+
+    left, grounds = [kept(each) for each in sets], [kept(each) for each in backgrounds]
+    pairs_gone, grounds_gone = (
+        sum(len(each.pairs) for each in before) - sum(len(each.pairs) for each in after)
+        for before, after in ((sets, left), (backgrounds, grounds))
+    )
+    message = (
+        f"held back: {len(scenes)} pairs; {pairs_gone - len(scenes)} other pairs and {grounds_gone} "
+        "backgrounds show their scenes, and are not trained on"
+    )
+    return left, grounds, merged(held), message

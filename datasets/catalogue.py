@@ -25,7 +25,6 @@ class Entry:
     tables: tuple[str, ...] = ()  # keys of the metrics in the paper's tables
     labelled: bool = True  # whether it has clean images
     simulated: bool = False  # rendered by simulate.py: scores are marked as simulated
-    additive: bool | None = None  # whether rainy = min(255, clean + one grey layer) exactly
 
     # Layout on disk
     called: str = ""  # pattern of other folder names that mean this set, lower case
@@ -54,20 +53,18 @@ class Entry:
         return any(re.search(pattern, folders.lower()) for pattern in (own, self.called) if pattern)
 
 
-# In the order of the paper's tables. `additive` was measured: True on 222 pairs of Rain200, False on samples
-# of the others. Rain1200 is JPEG, which preserves no exact addition.
+# in the order of the paper's tables
 _RAIN200 = ("rain/X2", "norain")
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("Rain200H", 1800, 200, tables=("psnr",), additive=True, sides=_RAIN200),
-        Entry("Rain200L", 1800, 200, tables=("psnr",), additive=True, sides=_RAIN200),
+        Entry("Rain200H", 1800, 200, tables=("psnr",), sides=_RAIN200),
+        Entry("Rain200L", 1800, 200, tables=("psnr",), sides=_RAIN200),
         Entry(
             "Rain800",
             700,
             100,
             tables=("psnr",),
-            additive=False,
             called=r"test_syn|(?<![a-z])test100(?![0-9])",  # Test100: in Rain13K
             rainy_half="right",
             photographs="test_nature",
@@ -77,7 +74,6 @@ CATALOGUE: dict[str, Entry] = {
             12_000,
             1_200,
             tables=("psnr",),
-            additive=False,
             called=r"(?<![a-z])did(mdn|data)?(?![a-z])|train2018new|(?<![a-z])test1200(?![0-9])",
             rainy_half="left",
             parts=("Rain_Light", "Rain_Medium", "Rain_Heavy"),
@@ -88,7 +84,6 @@ CATALOGUE: dict[str, Entry] = {
             12_600,
             1_400,
             tables=("psnr",),
-            additive=False,
             called=r"(?<![a-z])ddn(data)?(?![a-z])",
             sides=("rainy_image", "ground_truth"),
             series={"train": 14, "test": 14},
@@ -99,7 +94,6 @@ CATALOGUE: dict[str, Entry] = {
             638_492,
             1_000,
             tables=("psnr", "niqe"),
-            additive=False,
             called="real_test",
             sides=("rain", "gt"),
             list_file="real_world.txt",
@@ -109,9 +103,9 @@ CATALOGUE: dict[str, Entry] = {
         Entry("Rain100L", 200, 100),
         Entry("Rain12", 0, 12, rainy_half="left"),
         Entry("Internet", 147, labelled=False, called="real_input"),
-        Entry("Simulated200H", 24, 6, simulated=True, additive=True, sides=_RAIN200),
-        Entry("Simulated200L", 24, 6, simulated=True, additive=True, sides=_RAIN200),
-        Entry("SimulatedReal", 24, 6, simulated=True, additive=False, sides=("rain", "norain")),
+        Entry("Simulated200H", 24, 6, simulated=True, sides=_RAIN200),
+        Entry("Simulated200L", 24, 6, simulated=True, sides=_RAIN200),
+        Entry("SimulatedReal", 24, 6, simulated=True, sides=("rain", "norain")),
     )
 }
 

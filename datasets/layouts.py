@@ -1,7 +1,7 @@
 """How datasets lie on the disk: recognises the layout of a folder and pairs its rainy and clean images.
 
-`--data_path` points at a download; `find_pairs` says what it is. Nothing is merged, renamed or written.
-First the layouts and their table, then the search for a folder that has one, then unlabelled images.
+`find_pairs` takes a download as it is (--data_path), and writes nothing. First the layouts and their table,
+then the search for a folder that has one, then unlabelled images.
 """
 
 import os
@@ -41,16 +41,12 @@ OTHER_SPLIT = {"train": "test", "test": "train"}
 WHERE = "datasets/README.md says where to download the sets"
 
 
-@dataclass(frozen=True)
-class SplitQuery:
+class SplitQuery(NamedTuple):
     """What to look for: "train" or "test", the set ("": any), the rainy half ("auto", "left", "right")."""
 
     split: str
     dataset: str = ""
     rainy_side: str = "auto"
-
-    def half_of(self, entry: Entry) -> str:
-        return entry.rainy_half if self.rainy_side == "auto" else f"{self.rainy_side} as requested"
 
 
 @dataclass(frozen=True)
@@ -81,12 +77,8 @@ class Folder:
         return [there[name.lower()] for name in names if name.lower() in there]
 
 
-class MatchedPairs(NamedTuple):
-    """The pairs of a folder, and the images without a partner."""
-
-    pairs: Sequence[Pair]
-    lone_rainy: Sequence[Path] = ()
-    lone_clean: Sequence[Path] = ()
+# the pairs of a folder; the rainy images without a clean one; the clean images without a rainy one
+Gathered = tuple[Sequence[Pair], Sequence[Path], Sequence[Path]]
 
 
 class LayoutMatch(NamedTuple):
@@ -94,35 +86,30 @@ class LayoutMatch(NamedTuple):
 
     folder: Path
     layout: str
-    gather: Callable[[], MatchedPairs]
+    gather: Callable[[], Gathered]
 
 
 # ------------------------------------------------------------------------------------------------ the layouts
 
 
-def two_folders(folder: Folder, _: SplitQuery) -> LayoutMatch | None:
-    """A folder of rainy images beside one of clean images, as most sets have."""
-    rainy, clean = folder.named(rainy_folders()), folder.named(clean_folders())
-    if not rainy or not clean:
+def two_sides(folder: Folder, _: SplitQuery) -> LayoutMatch | None:
+    """Rainy and clean images, each in a folder of their own or together, as rain-N and norain-N (Rain100)."""
+    rainy, clean = _side(folder, rainy_folders(), "rain"), _side(folder, clean_folders(), "norain")
+    if not (rainy and clean):
         return None
-    deeper = (entry.sides[0].partition("/")[2] for entry in CATALOGUE.values())  # rain/X2
-    sides = [*Folder(rainy[0]).named(filter(None, deeper)), rainy[0]][0], clean[0]
-    layout = " + ".join(f"{side.relative_to(folder.path).as_posix()}/" for side in sides)
-    return LayoutMatch(folder.path, layout, lambda: _matched(folder.path, *map(_images_in, sides)))
-
-
-def two_prefixes(folder: Folder, _: SplitQuery) -> LayoutMatch | None:
-    """Rain100: norain-N with rain-N beside it, or with a folder of rainy images (PReNet's download)."""
-    rainy, clean = (
-        [path for path in folder.images if re.match(f"{prefix}[-_]", path.name.lower())]
-        for prefix in ("rain", "norain")
+    return LayoutMatch(
+        folder.path, f"{rainy[0]} + {clean[0]}", lambda: _matched(folder.path, rainy[1](), clean[1]())
     )
-    layout = "rain-N + norain-N in one folder"
-    if clean and not rainy and (beside := folder.named(rainy_folders())):
-        rainy, layout = _images_in(beside[0]), f"{beside[0].name}/ beside norain-N"
-    if not rainy or not clean:
-        return None
-    return LayoutMatch(folder.path, layout, lambda: _matched(folder.path, rainy, clean))
+
+
+def _side(folder: Folder, names: Iterable[str], prefix: str) -> tuple[str, Callable[[], list[Path]]] | None:
+    """One side's place, and how its images are listed: a sub-folder, else the images named prefix-N."""
+    if inner := folder.named(names):
+        deeper = (entry.sides[0].partition("/")[2] for entry in CATALOGUE.values())  # rain/X2
+        side = [*Folder(inner[0]).named(filter(None, deeper)), inner[0]][0]
+        return f"{side.relative_to(folder.path).as_posix()}/", lambda: _images_in(side)
+    files = [path for path in folder.images if re.match(f"{prefix}[-_]", path.name.lower())]
+    return (f"{prefix}-N", lambda: files) if files else None
 
 
 def parts_side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
@@ -133,40 +120,40 @@ def parts_side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
             return _side_by_side(
                 folder.path,
                 origin,
-                query.half_of(entry),
+                entry.rainy_half,
+                query,
                 lambda: [path for part in parts for path in _images_in(part, *Folder(part).folders)],
             )
     return None
 
 
 def side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
-    """One image a pair. The set tells the rainy half; of an unknown set it is measured."""
+    """One image a pair. Names tell the rainy half; of an unknown set it is measured."""
     if not folder.halved:
         return None
-    names = f"{folder.path.parent.name}/{folder.path.name}"
-    known = [e for e in CATALOGUE.values() if e.rainy_half and (e.claims(names) or e.name == query.dataset)]
-    known.sort(key=lambda entry: not entry.claims(names))  # the folder's own name before the requested set
-    entry = MERGED if _all_norain(folder) else [*known, Entry("unknown set")][0]
-    half = query.half_of(entry)
-    if not half:
-        swapped = looks_swapped(_halves(folder.path, folder.images, "left"))
-        half = f"{'right' if swapped else 'left'} as measured"
-    return _side_by_side(folder.path, entry.name, half, lambda: folder.images)
+    known = [*_named_halves(folder), catalogue.get_entry(query.dataset)][0]
+    origin = known.name if known.rainy_half else "unknown set"
+    return _side_by_side(folder.path, origin, known.rainy_half, query, lambda: folder.images)
 
 
 MERGED = Entry("released merged layout", rainy_half="right")  # of the released code: norain-N, clean left
 
 
-def _all_norain(folder: Folder) -> bool:
-    return bool(folder.images) and all(path.name.lower().startswith("norain") for path in folder.images)
+def _named_halves(folder: Folder) -> list[Entry]:
+    """The sets of side-by-side images that a folder's images may be, by the names of files and folders."""
+    if folder.images and all(path.name.lower().startswith("norain") for path in folder.images):
+        return [MERGED]
+    places = folder.path.absolute(), folder.path.resolve()  # of a link, its own name and its target's
+    names = " ".join(f"{place.parent.name}/{place.name}" for place in places)
+    return [entry for entry in CATALOGUE.values() if entry.rainy_half and entry.claims(names)]
 
 
 # tried in this order: what it looks like, for messages; the function that recognises it
 LAYOUTS: dict[str, Callable[[Folder, SplitQuery], LayoutMatch | None]] = {
     "rain/ or rain/X2/ + norain/, rainy_image/ + ground_truth/, rain/ + gt/, input/ + target/, "
-    "rainy/ + clean/ or groundtruth/, lq/ + gt/, degraded/ + reference/": two_folders,
+    "rainy/ + clean/ or groundtruth/, lq/ + gt/, degraded/ + reference/, "
+    "norain-N with rain-N or rainy/": two_sides,
     "Rain_{Light,Medium,Heavy}/": parts_side_by_side,
-    "norain-N with rain-N or rainy/": two_prefixes,
     "side-by-side images, or the released code's norain-N": side_by_side,
 }
 
@@ -177,11 +164,17 @@ def _recognise(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     return next(filter(None, (recognise(folder, query) for recognise in LAYOUTS.values())), None)
 
 
-def _side_by_side(folder: Path, origin: str, half: str, files: Callable[[], Sequence[Path]]) -> LayoutMatch:
-    """`half`: "left" or "right", and why."""
-    side = half.split()[0]
-    layout = f"{origin}, side by side, rainy {half}"
-    return LayoutMatch(folder, layout, lambda: MatchedPairs(_halves(folder, files(), side)))
+def _side_by_side(
+    folder: Path, origin: str, half: str, query: SplitQuery, files: Callable[[], Sequence[Path]]
+) -> LayoutMatch:
+    how = ""
+    if query.rainy_side != "auto":
+        half, how = query.rainy_side, " as requested"
+    elif not half:
+        swapped = looks_swapped(_halves(folder, files(), "left"))
+        half, how = "right" if swapped else "left", " as measured"
+    layout = f"{origin}, side by side, rainy {half}{how}"
+    return LayoutMatch(folder, layout, lambda: (_halves(folder, files(), half), (), ()))
 
 
 def _halves(root: Path, files: Sequence[Path], rainy_half: str) -> list[Pair]:
@@ -191,11 +184,11 @@ def _halves(root: Path, files: Sequence[Path], rainy_half: str) -> list[Pair]:
     ]
 
 
-def _matched(root: Path, rainy: Sequence[Path], clean: Sequence[Path]) -> MatchedPairs:
+def _matched(root: Path, rainy: Sequence[Path], clean: Sequence[Path]) -> Gathered:
     matched = match(rainy, clean)
     names = distinct_names([r for r, _ in matched.pairs], root)
     pairs = [Pair(name, ImageRef(r), ImageRef(c)) for name, (r, c) in zip(names, matched.pairs, strict=True)]
-    return MatchedPairs(pairs, matched.lone, matched.lone_clean)
+    return pairs, matched.lone, matched.lone_clean
 
 
 def _images_in(*folders: Path) -> list[Path]:
@@ -205,14 +198,16 @@ def _images_in(*folders: Path) -> list[Path]:
     return files
 
 
-def _list_in(folder: Path) -> Path | None:
-    """SPA's list of pairs, which stands in for listing its folders."""
-    lists = (folder / entry.list_file for entry in CATALOGUE.values() if entry.list_file)
+def _list_in(path: Path) -> Path | None:
+    """The list of pairs that `path` is, or that lies in it (SPA's) and stands in for listing its folders."""
+    if path.suffix == ".txt" and is_file(path):
+        return path
+    lists = (path / entry.list_file for entry in CATALOGUE.values() if entry.list_file)
     return next(filter(is_file, lists), None)
 
 
 def _listed(file: Path) -> LayoutMatch:
-    return LayoutMatch(file.parent, f"list {file.name}", lambda: MatchedPairs(ListedPairs(file)))
+    return LayoutMatch(file.parent, f"list {file.name}", lambda: (ListedPairs(file), (), ()))
 
 
 # ------------------------------------------------------------------------------------------------- the search
@@ -227,13 +222,19 @@ def find_pairs(data_path: Path, split: str, dataset: str = "", rainy_side: str =
     the set, else by measurement. Raises UserError, naming the file: nothing recognised, several sets, a rainy
     image without its clean one, an empty folder.
     """
-    found, warnings = locate(Path(data_path), SplitQuery(split, dataset, rainy_side))
+    found, lone = pairs_and_lone(Path(data_path), split, dataset, rainy_side)
+    if lone:
+        more = f" (and {len(lone) - 1} more)" if len(lone) > 1 else ""
+        raise UserError(f"{lone[0]} has no clean image of that name or number{more}: download the set again")
+    return found
+
+
+def pairs_and_lone(
+    data_path: Path, split: str, dataset: str, rainy_side: str = "auto"
+) -> tuple[PairSet, Sequence[Path]]:
+    """As `find_pairs`, but returns the rainy images without a clean one besides."""
+    found, warnings = _locate(data_path, SplitQuery(split, dataset, rainy_side))
     pairs, lone_rainy, lone_clean = found.gather()
-    if lone_rainy:
-        more = f" (and {len(lone_rainy) - 1} more)" if len(lone_rainy) > 1 else ""
-        raise UserError(
-            f"{lone_rainy[0]} has no clean image of that name or number{more}: download the set again"
-        )
     if lone_clean:
         names = join_names(path.name for path in lone_clean)
         warnings.append(f"clean images without a rainy one, not used: {names}")
@@ -242,13 +243,13 @@ def find_pairs(data_path: Path, split: str, dataset: str = "", rainy_side: str =
         warnings.append(
             f"{found.folder} holds {len(pairs):,} pairs; {dataset}'s official {split} set has {expected:,}"
         )
-    return PairSet(found.layout, found.folder, pairs, tuple(warnings), dataset)
+    return PairSet(found.layout, found.folder, pairs, tuple(warnings), dataset), lone_rainy
 
 
-def locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]:
+def _locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]:
     """The one recognised folder of a split, its images not paired yet, and warnings. Raises UserError."""
-    if data_path.suffix == ".txt" and is_file(data_path):
-        return _listed(data_path), []
+    if is_file(data_path) and (list_file := _list_in(data_path)):
+        return _listed(list_file), []
     warnings: list[str] = []
     entry, other = catalogue.get_entry(query.dataset), OTHER_SPLIT[query.split]
     named = any(entry.claims(each.name) for each in _inside_out(data_path)[:2])
@@ -330,16 +331,12 @@ def recognised(found: PairSet) -> str:
         if name := names.get(found.pairs.list_file.name):
             return name
     named = next(filter(None, map(claimed_by, _inside_out(found.root))), "")
-    sides = [side.path.parent for side in found.pairs[0][1:] if side]
-    within = [
-        side.relative_to(found.root).as_posix().lower() for side in sides if side.is_relative_to(found.root)
-    ]
     laid = [
         entry.name
         for entry in CATALOGUE.values()
         # a plain rain/ may be of any set
-        if within[:1] != ["rain"] and [side.lower() for side in entry.sides] == within and not entry.simulated
-        if density_of(Path(entry.name)) == density_of(found.root)
+        if found.layout.lower() == "{}/ + {}/".format(*entry.sides).lower() and entry.sides[0] != "rain"
+        if density_of(Path(entry.name)) == density_of(found.root) and not entry.simulated
     ]
     # rain_data_test_Heavy in a folder called Rain200L is Rain200H
     return laid[0] if len(laid) == 1 and (not named or named[:-1] == laid[0][:-1]) else named
@@ -386,21 +383,15 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     """
     if not folders:
         raise UserError(f"{option} names no folder of real images: add one; {WHERE}")
-    tops = [_list_in(path) or path for path in map(Path, folders)]
-    if len(tops) == 1 and tops[0].suffix == ".txt":
-        listed = ListedPairs(tops[0], labelled=False)
-        return PairSet(f"rainy images of {tops[0].name}", tops[0].parent, listed, (), dataset)
-    training, warnings = option == "--real_path", list[str]()
+    tops = list(map(Path, folders))
+    if len(tops) == 1 and (list_file := _list_in(tops[0])):
+        listed = ListedPairs(list_file, labelled=False)
+        return PairSet(f"rainy images of {list_file.name}", list_file.parent, listed, (), dataset)
+    warnings: list[str] = []
     refs: list[ImageRef] = []
     for top in tops:
         known = len(warnings)
-        if top.suffix == ".txt":
-            found = [pair.rainy for pair in ListedPairs(top, labelled=False)]
-        elif is_file(top):
-            half = _half_to_take(Folder(top.parent), training, warnings)
-            found = [] if half is None else [ImageRef(top, half)]
-        else:
-            found = _images_below(_existing(top, option), training, warnings)
+        found = _images_at(top if is_file(top) else _existing(top, option), option == "--real_path", warnings)
         if not found:
             why = "; ".join(warnings[known:]) or f"{option} takes folders of images; {WHERE}"
             raise UserError(f"{top} holds no images: {why}")
@@ -439,21 +430,28 @@ def _existing(folder: Path, option: str) -> Path:
     raise UserError(f"{folder} is not a folder: {option} takes a folder of images; {WHERE}")
 
 
-def _images_below(top: Path, training: bool, warnings: list[str]) -> list[ImageRef]:
-    """Every image below `top`, each folder's own before those of its sub-folders."""
+def _images_at(top: Path, training: bool, warnings: list[str]) -> list[ImageRef]:
+    """The image `top`, or every image below it, each folder's own before those of its sub-folders."""
     refs: list[ImageRef] = []
     waiting, seen = [top], set()
     while waiting:
-        folder = Folder(waiting.pop())
-        if (real := os.path.realpath(folder.path)) in seen:  # a link may lead back up
+        path = waiting.pop()
+        if (real := os.path.realpath(path)) in seen:  # a link may lead back up
             continue
         seen.add(real)
-        if list_file := _list_in(folder.path):
+        if list_file := _list_in(path):
             refs += [pair.rainy for pair in ListedPairs(list_file, labelled=False)]
             continue
-        if (half := _half_to_take(folder, training, warnings)) is None:
+        alone = is_file(path)
+        folder = Folder(path.parent if alone else path)
+        if training and (name := in_test_part_of(folder.path)):
+            warnings.append(f"{folder.path} is the test part of {name}: not used")
             continue
-        refs += [ImageRef(path, half) for path in folder.images]
+        if half := _half_by_name(folder):
+            warnings.append(f"{folder.path} holds pairs side by side: took the {half} halves, the rainy ones")
+        refs += [ImageRef(image, half) for image in ([path] if alone else folder.images)]
+        if alone:
+            continue
         clean = folder.named(clean_folders()) if folder.named(rainy_folders()) else []
         left_out = dict.fromkeys(clean, "is the clean side of pairs")
         if training and any(split_of(child) == "train" for child in folder.folders):
@@ -464,28 +462,15 @@ def _images_below(top: Path, training: bool, warnings: list[str]) -> list[ImageR
     return refs
 
 
-def _half_to_take(folder: Folder, training: bool, warnings: list[str]) -> str | None:
-    """The rainy half of a folder's images, "" for whole images; None for a test part, not trained on."""
-    if training and (name := in_test_part_of(folder.path)):
-        warnings.append(f"{folder.path} is the test part of {name}: not used")
-        return None
-    if half := _half_by_name(folder):
-        warnings.append(f"{folder.path} holds pairs side by side: took the {half} halves, the rainy ones")
-    return half
-
-
 def _half_by_name(folder: Folder) -> str:
-    """The rainy half of its images, if they are a set's pairs, side by side, by name too.
+    """The rainy half of its images, if names and pixels say that they are pairs side by side.
 
     Pixels alone do not tell: one photograph in seven has halves that look alike.
     """
-    if _all_norain(folder):
-        return MERGED.rainy_half if folder.halved else ""
-    place = folder.path.resolve()
-    if not split_of(place) or place.name in photographs():
+    known, place = _named_halves(folder), folder.path.resolve()
+    if known != [MERGED] and (not split_of(place) or place.name in photographs()):
         return ""
-    names = f"{place.parent.name}/{place.name}"
-    halves = {each.rainy_half for each in CATALOGUE.values() if each.rainy_half and each.claims(names)}
+    halves = {entry.rainy_half for entry in known}
     return halves.pop() if len(halves) == 1 and folder.halved else ""
 
 

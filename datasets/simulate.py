@@ -14,6 +14,7 @@ the code works; they say nothing about a benchmark.
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,25 +139,22 @@ def paths(made: Set, split: str, out: Path, number: int) -> tuple[Path, Path | N
 def simulate(out: Path, seed: int, sets: Sequence[Set] = SETS) -> dict[str, float]:
     """Writes the sets below `out`; returns the mean PSNR of rainy against clean by split, in dB."""
     jobs = [(made, split, i) for made in sets for split, count in made.count.items() for i in range(count)]
-    errors: dict[str, list[float]] = {}
+    psnr_of: dict[str, list[float]] = defaultdict(list)
     for made, split, i in tqdm(jobs, desc="simulated images", unit="image", leave=False):
         rng = np.random.default_rng((seed, *made.name.encode(), split == "test", i))
         photograph = getattr(skimage.data, PHOTOGRAPHS[split][i % len(PHOTOGRAPHS[split])])()
         clean = clean_image(photograph, rng)
         rainy = rainy_image(clean, made.rain, rng)
-        rainy_path, clean_path = paths(made, split, out, i + 1)
-        error = _write_pair(rainy_path, rainy, clean_path, clean)
-        errors.setdefault(f"{made.name} {split}", []).append(error)
-    return {name: float(np.mean(each)) for name, each in errors.items()}
+        psnr_of[f"{made.name} {split}"].append(_write_pair(*paths(made, split, out, i + 1), rainy, clean))
+    return {name: float(np.mean(each)) for name, each in psnr_of.items()}
 
 
-def _write_pair(rainy_path: Path, rainy: np.ndarray, clean_path: Path | None, clean: np.ndarray) -> float:
+def _write_pair(rainy_path: Path, clean_path: Path | None, rainy: np.ndarray, clean: np.ndarray) -> float:
     """Returns the PSNR of rainy against clean, in dB."""
     write_image(rainy_path, rainy)
     if clean_path:
         write_image(clean_path, clean)
-    error = np.mean((rainy.astype(np.float64) - clean) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-10)))
+    return cv2.PSNR(rainy, clean)
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,7 @@ def from_photographs(options: Simulate) -> dict[str, float]:
     rain = replace(HEAVY, tilt=tilt, cover=cover, haze=(0.0, options.haze))
     # marks the scores as simulated
     write_text(folder / SIMULATED, escape_unprintable(to_dict(options)) + "\n")
-    errors: dict[str, list[float]] = {"train": [], "test": []}
+    psnr_of: dict[str, list[float]] = defaultdict(list)
     jobs = [(part, *each) for part, of in (("train", train), ("test", test)) for each in enumerate(of, 1)]
     for part, number, photograph in tqdm(jobs, desc="rainy photographs", unit="image", leave=False):
         clean = read_side(photograph)
@@ -232,8 +230,8 @@ def from_photographs(options: Simulate) -> dict[str, float]:
             clean = cv2.resize(clean, (width, height), interpolation=cv2.INTER_AREA)
         rainy = rainy_image(clean, rain, np.random.default_rng((options.seed, part == "test", number)))
         rainy_path, clean_path = (folder / part / side / f"{number}.png" for side in ("rain", "norain"))
-        errors[part].append(_write_pair(rainy_path, rainy, clean_path, clean))
-    return {f"{part}, {len(each)} pairs": float(np.mean(each)) for part, each in errors.items()}
+        psnr_of[part].append(_write_pair(rainy_path, clean_path, rainy, clean))
+    return {f"{part}, {len(each)} pairs": float(np.mean(each)) for part, each in psnr_of.items()}
 
 
 def main() -> None:

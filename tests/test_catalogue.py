@@ -6,7 +6,7 @@ import pytest
 
 from datasets.catalogue import CATALOGUE, Entry, columns, get_entry, is_simulated, printed
 from datasets.layouts import find_images, find_pairs, released_real_folder
-from datasets.pairs import check_pairs, why_not_recombined
+from datasets.pairs import check_pairs
 from tests import layouts
 from utils import UserError
 
@@ -15,7 +15,7 @@ from utils import UserError
 def two_more(monkeypatch) -> None:
     first = {"test": 7}
     halved = Entry("Rain300M", 4, 3, "Rain-300M", ("psnr",), called="m_?300", rainy_half="left", first=first)
-    listed = Entry("Fog", 3, 2, additive=False, sides=("foggy/2x", "sharp"), list_file="fog.txt")
+    listed = Entry("Fog", 3, 2, sides=("foggy/2x", "sharp"), list_file="fog.txt")
     for entry in (halved, listed):
         monkeypatch.setitem(CATALOGUE, entry.name, entry)
 
@@ -51,7 +51,6 @@ def test_a_new_sets_own_folders_and_list_are_known(tmp_path):
     root = layouts.plain(tmp_path / "a", "Foggy/2X", "Sharp")
     found = find_pairs(root, "train", "Fog")
     assert "Foggy/2X/ + Sharp/: 3 pairs" in found.describe()
-    assert "Fog's is not, although the sampled pairs" in why_not_recombined(found)
     assert {pair.rainy.path.parent.name for pair in find_images([root]).pairs} == {"2X"}
     (root / "fog.txt").write_text("".join(f"/x/Foggy/2X/{n}.png /x/Sharp/{n}.png\n" for n in (1, 2)))
     assert "list fog.txt: 2 pairs" in find_pairs(root, "train", "Fog").describe()

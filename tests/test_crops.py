@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import DerainDataset
-from config import REAL
+from config import REAL, Training
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import PairSet, read_pair, why_not_recombined
-from DerainDataset import Crops, PairCrops, RainAugmentation, RealCrops, _random_warp, _warped, random_crop
+from DerainDataset import Crops, PairCrops, RealCrops, _random_warp, _warped, random_crop
 from machinery import loading
 from machinery.loading import Batches, BatchStream, ImageCache, loader
 from tests import layouts
@@ -37,6 +37,13 @@ def pairs(tmp_path: Path) -> PairSet:
     return find_pairs(layouts.plain(tmp_path / "set", "rain", "norain", count=5), "train")
 
 
+def pair_crops(found: PairSet, size: int, cache: str = "off", **changes: Any) -> PairCrops:
+    """Crops of one set by a recipe with `changes`, or with other `backgrounds`."""
+    backgrounds, swapped = changes.pop("backgrounds", ()), changes.get("recombine", False)
+    recipe = Training(patch_size=size, **changes)
+    return PairCrops(found, recipe, ImageCache(cache), recombine=swapped, backgrounds=backgrounds)
+
+
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
@@ -45,7 +52,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("augment", [False, True])
 def test_crops_are_a_function_of_seed_epoch_index(pairs: PairSet, augment: bool, recombine: bool) -> None:
     def crops(seed: int) -> PairCrops:
-        return PairCrops(pairs, 16, seed=seed, augment=augment, recombine=recombine)
+        return pair_crops(pairs, 16, seed=seed, augment=augment, recombine=recombine)
 
     keys = list(itertools.product(range(3), range(5)))
     one, again = crops(7), crops(7)
@@ -61,7 +68,8 @@ def test_no_two_draws_of_a_crop_have_the_same_random_numbers(
 ) -> None:
     generator = Mock(wraps=DerainDataset._generator)
     monkeypatch.setattr(DerainDataset, "_generator", generator)
-    for crops in (PairCrops(pairs, 16, recombine=True), RealCrops(pairs, 16)):
+    real = RealCrops(pairs, Training(patch_size=16), ImageCache("off"))
+    for crops in (pair_crops(pairs, 16, recombine=True), real):
         assert crops[3, 1]
     drawn = [each.args for each in generator.call_args_list]
     assert len(set(drawn)) == len(drawn) > 6
@@ -71,7 +79,7 @@ def as_uint8(crop: torch.Tensor) -> np.ndarray:
     return crop.permute(1, 2, 0).numpy()
 
 
-LAYERED = RainAugmentation(streak_strength=1.5, streak_layers=3, mirror=True, clear_prob=0.2, haze_prob=0.5)
+LAYERED = {"streak_strength": 1.5, "streak_layers": 3, "mirror": True, "clear_prob": 0.2, "haze_prob": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -79,8 +87,8 @@ LAYERED = RainAugmentation(streak_strength=1.5, streak_layers=3, mirror=True, cl
     [
         ({}, 4258596987),
         ({"augment": True}, 59012548),
-        ({"recombine": True, "augment": True}, 1973133183),
-        ({"recombine": True, "augmentation": LAYERED}, 2602705928),
+        ({"recombine": True, "augment": True}, 4195208716),
+        ({"recombine": True, **LAYERED}, 2165089628),
     ],
 )
 def test_crops_are_the_same_in_every_version(tmp_path: Path, options: dict[str, Any], checksum: int) -> None:
@@ -90,14 +98,14 @@ def test_crops_are_the_same_in_every_version(tmp_path: Path, options: dict[str, 
         write_image(tmp_path / f"set/norain/{n}.png", clean.astype(np.uint8))
         rainy = clean + (ramp[..., :1] * (3 + n) % 160).clip(min=90) - 90
         write_image(tmp_path / f"set/rain/{n}.png", rainy.astype(np.uint8))
-    crops = PairCrops(find_pairs(tmp_path / "set", "train"), 24, seed=3, **options)
+    crops = pair_crops(find_pairs(tmp_path / "set", "train"), 24, seed=3, **options)
     items = [crops[key] for key in itertools.product(range(8), range(3))]
     pixels = b"".join(as_uint8(crop).tobytes() for item in items for crop in item.values())
     assert zlib.crc32(pixels) == checksum
 
 
 def test_batches_are_those_bytes_as_float32(pairs: PairSet) -> None:
-    crops = PairCrops(pairs, 32)
+    crops = pair_crops(pairs, 32)
     crop = crops[0, 0]["rainy"]
     assert crop.dtype == torch.uint8 and crop.shape == (3, 32, 32)
     batches = Batches([crops], ALONE, range(2), batch_size=5, accumulate=1, seed=0, workers=0)
@@ -109,7 +117,7 @@ def test_batches_are_those_bytes_as_float32(pairs: PairSet) -> None:
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_crops_are_windows_of_both_sides_at_one_place(pairs: PairSet, augment: bool) -> None:
-    crops, turned = PairCrops(pairs, 20, seed=3, augment=augment), 0
+    crops, turned = pair_crops(pairs, 20, seed=3, augment=augment), 0
     for key in itertools.product(range(4), range(5)):
         both = np.dstack([image for image in read_pair(pairs.pairs[key[1]]) if image is not None])
         windows = {
@@ -129,7 +137,8 @@ def test_crops_are_windows_of_both_sides_at_one_place(pairs: PairSet, augment: b
 def test_small_images_are_reflected(tmp_path: Path, size: tuple[int, int]) -> None:
     image = layouts.clean_image(1, size)
     write_image(tmp_path / "real/1.png", image)
-    crop = as_uint8(RealCrops(find_images([tmp_path / "real"]), 24)[(0, 0)]["real_rainy"])
+    crops = RealCrops(find_images([tmp_path / "real"]), Training(patch_size=24), ImageCache("off"))
+    crop = as_uint8(crops[(0, 0)]["real_rainy"])
     expected = cv2.copyMakeBorder(image, 0, 100, 0, 100, cv2.BORDER_REFLECT_101)
     places = itertools.product(*(range(max(1, side - 23)) for side in size))
     windows = [expected[top : top + 24, left : left + 24] for top, left in places]
@@ -139,8 +148,8 @@ def test_small_images_are_reflected(tmp_path: Path, size: tuple[int, int]) -> No
 def test_cache_and_workers_change_nothing(pairs: PairSet, tmp_path: Path) -> None:
     real = find_images([layouts.real_images(tmp_path / "real")])
     for make in (
-        lambda cache: PairCrops(pairs, 16, recombine=True, backgrounds=[real], cache=ImageCache(cache)),
-        lambda cache: RealCrops(real, 16, cache=ImageCache(cache)),
+        lambda cache: pair_crops(pairs, 16, cache, recombine=True, backgrounds=[real]),
+        lambda cache: RealCrops(real, Training(patch_size=16), ImageCache(cache)),
     ):
         plain = batches(make("off"), steps=6)
         assert len(plain) == 6
@@ -150,9 +159,9 @@ def test_cache_and_workers_change_nothing(pairs: PairSet, tmp_path: Path) -> Non
 
 
 def test_the_cache_decodes_once_and_says_so(pairs: PairSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    crops = PairCrops(pairs, 16, cache=ImageCache())
+    crops = pair_crops(pairs, 16, "auto")
     assert "images are cached in memory: 0.00 GB" in crops.messages[-1]
-    assert "as asked" in PairCrops(pairs, 16, cache=ImageCache("off")).messages[-1]
+    assert "as asked" in pair_crops(pairs, 16).messages[-1]
     monkeypatch.setattr(loading, "read_image", lambda path: pytest.fail(f"{path} was decoded again"))
     assert crops[(0, 0)]["rainy"].shape == (3, 16, 16)
 
@@ -166,7 +175,7 @@ def test_one_cache_decides_for_each_set_whether_it_fits(
     def kept(mode: str = "auto", processes: str = "1") -> list[bool]:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         cache = ImageCache(mode)
-        both = (PairCrops(pairs, 16, cache=cache), RealCrops(real, 16, cache=cache))
+        both = (PairCrops(pairs, Training(), cache), RealCrops(real, Training(), cache))
         return ["are cached in memory" in each.messages[-1] for each in both]
 
     memory = SimpleNamespace(available=2 * decoded)
@@ -176,7 +185,7 @@ def test_one_cache_decides_for_each_set_whether_it_fits(
 
 
 def test_crops_survive_pickling_without_their_cache(pairs: PairSet) -> None:
-    crops = PairCrops(pairs, 16, cache=ImageCache("on"))
+    crops = pair_crops(pairs, 16, "on")
     packed = pickle.dumps(crops)
     assert len(packed) < 10_000
     assert same(pickle.loads(packed)[(1, 2)], crops[(1, 2)])
@@ -242,8 +251,8 @@ def test_recombined_crops_are_a_layer_on_another_background(pairs: PairSet, tmp_
     for n in range(5):
         write_image(backgrounds / f"{n}.png", layouts.clean_image(100 + n))
     assert "holds real images" in why_not_recombined(find_images([backgrounds]))
-    usual = PairCrops(pairs, 24)
-    crops = PairCrops(pairs, 24, recombine=True, backgrounds=[find_images([backgrounds])])
+    usual = pair_crops(pairs, 24)
+    crops = pair_crops(pairs, 24, recombine=True, backgrounds=[find_images([backgrounds])])
     other_background = 0
     for key in itertools.product(range(6), range(5)):
         true, made = ({side: as_uint8(c).astype(int) for side, c in of[key].items()} for of in (usual, crops))

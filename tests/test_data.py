@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config import Training
 from datasets import check, pairs, simulate
 from datasets.catalogue import CATALOGUE, is_simulated
 from datasets.layouts import find_images, find_pairs, recognised
@@ -214,7 +215,8 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path):
     listed = find_images([layouts.spa(tmp_path / "SPA")])
     assert len(listed.pairs) == 3
     assert listed.pairs[0].clean is None
-    assert {tuple(RealCrops(listed, 16)[(0, i)]["real_rainy"].shape) for i in range(3)} == {(3, 16, 16)}
+    crops = RealCrops(listed, Training(patch_size=16), ImageCache("off"))
+    assert {tuple(crops[(0, i)]["real_rainy"].shape) for i in range(3)} == {(3, 16, 16)}
 
 
 def test_test_parts_are_not_trained_on_unlabelled(tmp_path):
@@ -229,7 +231,7 @@ def test_test_parts_are_not_trained_on_unlabelled(tmp_path):
         evaluated = find_images([sets[name]], option="--data_path")
         assert any(pair.rainy.path.is_relative_to(sets[name] / test) for pair in evaluated.pairs)
     assert len(find_images([sets["merged"]]).pairs) == 6  # Real/ too
-    messages = RealCrops(find_images([sets["Rain800"]]), 16).messages
+    messages = RealCrops(find_images([sets["Rain800"]]), Training(), ImageCache("off")).messages
     assert f"note: {sets['Rain800'] / 'test_syn'} is the test part of a divided set: not used" in messages
     given = sets["Rain800"] / "test_syn"
     for path in (given, given / "1.jpg", sets["Rain200H"] / "rain_data_test_Heavy/rain/X2"):
@@ -278,7 +280,7 @@ def test_long_list_opens_without_listing_or_reading(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *_: pytest.fail("a folder was listed"))
     tracemalloc.start()
     found = find_pairs(root, "train", "SPA")
-    crops = PairCrops(found, 8, cache=ImageCache())
+    crops = PairCrops(found, Training(patch_size=8), ImageCache())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
@@ -471,7 +473,7 @@ def test_check_names_what_is_missing_and_changes_nothing(tmp_path, monkeypatch, 
     assert "missing: norain-7x2\n" in said
     assert f"{rainy / 'norain-5x2.png'} has no clean image" in said
     assert f"{rainy / 'norain-9x2.png'} is not an image" in said
-    assert "Rain200H train: 3 problems" in said
+    assert "Rain200H train: 4 problems" in said
     assert "Rain200H test: complete" in said
 
 

@@ -5,6 +5,7 @@ A test that only looks whether an option is accepted would pass if nothing read 
 
 import dataclasses
 import itertools
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
+import DerainDataset
 import engine
 from config import TEACHERS, Schedule
 from datasets.layouts import find_pairs
-from datasets.pairs import ImageRef, PairSet, read_pair, sample
+from datasets.pairs import ImageRef, ListedPairs, PairSet, read_pair, sample
 from datasets.scenes import show_scene_of
 from DerainDataset import Crops, RealCrops, pair_crops
 from engine import optimizer_of, training_step, with_steps
@@ -437,9 +439,20 @@ def test_a_scene_is_held_back_from_every_set_and_background(tmp_path):
         ["norain-2x2", "norain-3x2", "norain-4x2"],
         ["c"],
     ]
-    backgrounds = [[pair.name for pair in each] for each in crops.sets[0].backgrounds]
+    backgrounds = [[pair.name for pair in each] for each in crops.sets[0].backgrounds.datasets]
     assert backgrounds == [["norain-2x2", "norain-3x2", "norain-4x2"], ["c"], ["c"]]
     assert "held back: 2 pairs; 1 other pairs and 2 backgrounds show their scenes" in "".join(crops.messages)
+
+
+def test_a_long_list_only_loses_the_pairs_that_are_held_back(tmp_path, monkeypatch):
+    """It is not read: neither its scenes are compared, nor is a Python list made of it."""
+    monkeypatch.setattr(DerainDataset, "MOST_FILES", 5)
+    root = layouts.spa(tmp_path / "SPA", train=6)
+    crops = crops_of(teacher(tmp_path, dataset="SPA", data_path=(root,), hold_back=2))
+    assert crops.held_back and isinstance(crops.pairs, ListedPairs)
+    numbers = [[int(pair.rainy.path.stem) for pair in each] for each in (crops.held_back.pairs, crops.pairs)]
+    assert numbers == [[0, 5], [1, 2, 3, 4]]
+    assert list(pickle.loads(pickle.dumps(crops.pairs))) == list(crops.pairs)
 
 
 def test_plain_images_are_no_scene(tmp_path):
