@@ -300,7 +300,7 @@ def test_several_sets_are_mixed_by_size_or_by_shares(tmp_path):
     refused = dataclasses.replace(recipe, shares=(1.0,)).validate()
     assert refused == "--shares needs one number per dataset, 2, not 1"
     endless = dataclasses.replace(recipe, shares=(1e308, 1e308))  # their sum
-    assert "--shares 1e+308 must be at most" in (validate(endless) or "")
+    assert "--shares is not a finite number" in (validate(endless) or "")
     with pytest.raises(UserError, match=r"--shares leaves .*two.* none of 12 crops: give it more"):
         crops_of(dataclasses.replace(recipe, shares=(100.0, 1.0)))
     assert "--data_path is empty" in (dataclasses.replace(recipe, data_path=()).validate() or "")
