@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import filelock
 import numpy as np
+import psutil
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -344,3 +345,10 @@ def test_a_run_that_is_resumed_at_its_end_ends_as_one_never_stopped(tmp_path):
     save_checkpoint(path, content)
     trained(dataclasses.replace(recipe, resume=True))
     assert load_checkpoint(path)["training"]["optimizer"]["param_groups"] == before
+
+
+def test_the_workers_of_a_killed_training_end_with_it(tmp_path):
+    with begun("train_Rain200H.py", teacher(tmp_path, steps=10_000, workers=2)) as process:
+        workers = psutil.Process(process.pid).children()
+        process.kill()
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=30)[1]
