@@ -49,7 +49,8 @@ bench: $(READY)
 MINUTES ?= 8
 card: SHELL := bash -o pipefail
 card: $(READY)
-	@{ echo '## tests/cuda'; echo '```'; $(PY) -m pytest tests/cuda -q --tb=line -p no:cacheprovider; tests=$$?; \
+	@{ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv 2>/dev/null || true; \
+	  echo '## tests/cuda'; echo '```'; $(PY) -m pytest tests/cuda -q --tb=line -p no:cacheprovider; tests=$$?; \
 	  echo '```'; echo; echo '## benchmarks/run.py $(ARGS)'; \
 	  timeout $(MINUTES)m $(PY) benchmarks/run.py --compile $(ARGS) || [ $$? -eq 124 ] && exit $$tests; \
 	} 2>&1 | tee card.md
