@@ -240,6 +240,7 @@ def in_eight_bits(levels: np.ndarray) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels from the file's header, without decoding it. Raises as `read_image`."""
+    refuse_pipe(path)
     with file_errors(path, "fetch it again"), path.open("rb") as file:
         return _header(path, file)[2:]
 
@@ -307,7 +308,14 @@ def to_uint8(tensor: torch.Tensor) -> np.ndarray:
 def content_of(path: Path, remedy: str = "") -> bytes:
     """The bytes of a file. Raises UserError where it cannot be read."""
     with file_errors(path, remedy):
+        refuse_pipe(path)
         return path.read_bytes()
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raises UserError for a pipe: to open one would wait for a writer."""
+    if path.is_fifo():
+        raise UserError(f"{path} is a pipe: give a file")
 
 
 def digest_of(path: Path) -> str:

@@ -133,6 +133,14 @@ def test_what_cannot_be_opened_is_named(tmp_path):
 # ------------------------------------------------------------------------------------------------------ names
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_a_pipe_with_an_images_name_is_refused_at_once(tmp_path, read):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"x\.png is a pipe: give a file"):
+        read(tmp_path / "x.png")
+
+
 def test_digits_that_are_no_numbers_sort_as_letters(tmp_path):
     for name in ("10", "2", "x²", "②", "٣", "2²"):
         (tmp_path / f"{name}.png").touch()
