@@ -240,9 +240,10 @@ def in_eight_bits(levels: np.ndarray) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels from the file's header, without decoding it. Raises as `read_image`."""
-    refuse_pipe(path)
-    with file_errors(path, "fetch it again"), path.open("rb") as file:
-        return _header(path, file)[2:]
+    with file_errors(path, "fetch it again"):
+        refuse_pipe(path)
+        with path.open("rb") as file:
+            return _header(path, file)[2:]
 
 
 def _header(path: Path, file: BinaryIO) -> tuple[str, int, int, int]:
