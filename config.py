@@ -284,7 +284,7 @@ class Evaluation(Machine):
 
 def in_preset(folder: Path, dataset: str, preset: str) -> Path:
     """A model's folder in another preset: Rain200H+Real becomes Rain200H-light+Real."""
-    return folder.with_name(folder.name.replace(dataset, f"{dataset}-{preset}"))
+    return folder.parent / folder.name.replace(dataset, f"{dataset}-{preset}")
 
 
 def preset_words(preset: str) -> str:

@@ -105,3 +105,9 @@ def evaluated(run_here, script: str, data: Path, model: Path, save_path: Path) -
     assert (save_path / "index.html").is_file()
     json.dumps(results["mean"], allow_nan=False)
     return results
+
+
+@pytest.mark.parametrize("script", ["eval_Rain200H.py", "train_Rain200H.py"])
+def test_a_preset_that_there_is_not_is_refused(script, run_here, capsys):
+    assert run_here(script, "--preset", "/") == 2
+    assert "--preset" in capsys.readouterr().err.splitlines()[-1]
