@@ -4,8 +4,8 @@
     python export.py --logdir trained_model/Rain200H --save_path derain.onnx
 
 The checkpoint loads like any other (`--logdir`, `--teacher`), in float32; it lacks what `--resume` needs.
-TensorBoard's curves are written from the log; its images and texts, which show a dataset and name folders of
-a machine, are left out.
+TensorBoard's curves are copied; its images and texts, which show a dataset and name folders of a machine, are
+left out.
 
 An ONNX file maps 'rainy' (N, 3, H, W), float32 RGB in [0, 1], sides of at least 32 pixels, to 'derained', not
 clamped; it is checked against PyTorch on odd sizes. ONNX needs photographs/requirements.txt.
@@ -22,14 +22,16 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 import networks
 from machinery.checkpoints import LATEST, SHIPPED, find_checkpoint, load_checkpoint, save_checkpoint
 from machinery.inference import Derainer
 from machinery.options import Options, option, parse
-from machinery.runlog import LOG, add_points, files_of_run, logged
+from machinery.runlog import LOG, files_of_run
 from utils import UserError, file_errors, run, write_atomically
 
 KEPT = ("network", "step", "recipe", "data", "counts", "initialized_from", "released")
@@ -62,13 +64,21 @@ def main() -> None:
     small = {name: content[name] for name in KEPT if name in content}
     small["net"] = {name: value.half() for name, value in content["net"].items()}
     save_checkpoint(target, small)
-    log = path.parent / LOG
-    if log.exists():
-        with file_errors(save_path, done="written to"), SummaryWriter(str(save_path)) as board:
-            shutil.copy(log, save_path)
-            for line in logged(log):
-                add_points(board, line)
+    with file_errors(save_path, done="written to"):
+        if (path.parent / LOG).exists():
+            shutil.copy(path.parent / LOG, save_path)
+        for file in path.parent.glob("events.out.tfevents.*"):
+            copy_curves(file, save_path / file.name)
     print(f"written: {target}, {target.stat().st_size / 1e6:.1f} MB")
+
+
+def copy_curves(events: Path, target: Path) -> None:
+    """Copies TensorBoard's scalars, with the times of the run."""
+    with target.open("wb") as file:
+        writer = RecordWriter(file)
+        for record in RawEventFileLoader(str(events)).Load():
+            if all(value.HasField("simple_value") for value in Event.FromString(record).summary.value):
+                writer.write(record)
 
 
 # ------------------------------------------------------------------------------------------------- as ONNX
