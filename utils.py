@@ -8,23 +8,25 @@ import contextlib
 import errno
 import hashlib
 import io
+import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import cv2
 import numpy as np
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 cv2.setNumThreads(0)  # the loader's workers and torch already share the cores
 # what is wrong with a file is reported here, in one line
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+logging.getLogger("tifffile").disabled = True
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # progress bars are redrawn often on a terminal and once a minute in a log file
 BAR: dict[str, Any] = {"mininterval": 0.1 if sys.stderr.isatty() else 60}
@@ -205,29 +207,36 @@ Image.MAX_IMAGE_PIXELS = None  # replaced by MOST_PIXELS, with our own message
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads an image as uint8 RGB (H, W, 3): grey is repeated, alpha dropped, 16 bits scaled to 8.
+    """Reads an image as uint8 RGB (H, W, 3), upright: grey is repeated, alpha dropped, 16 bits scaled to 8.
 
     Raises UserError if the file is missing, truncated, unsupported or larger than MOST_PIXELS.
     """
     data = content_of(path, "fetch it again")
-    kind, bits, *_ = _header(path, io.BytesIO(data))
-    try:
-        if kind == "TIFF" and bits <= 8:  # OpenCV multiplies the colours by alpha
+    bits = read_header(path, io.BytesIO(data)).bits
+    with file_errors(path, "fetch it again"):
+        try:
+            refuse_wrong_checksum(data)
+            if bits > 8:  # Pillow would drop the lower byte
+                image = in_rgb(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
+                return in_eight_bits(image[..., :3])
             with Image.open(io.BytesIO(data)) as file:
-                return np.array(file.convert("RGB"))
-        with file_errors(path, "fetch it again", kinds=(cv2.error,)):
-            how = cv2.IMREAD_UNCHANGED if kind == "TIFF" else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
-    except (OSError, SyntaxError, ValueError):  # Pillow's, for a broken TIFF
-        image = None
+                return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+        except Exception as error:  # Pillow raises errors of any kind for a broken file
+            if is_out_of_memory(error):
+                raise
+            raise _no_image(path, io.BytesIO(data)) from None
+
+
+def refuse_wrong_checksum(data: bytes) -> None:
+    """Raises Pillow's error for a broken PNG, which it would decode."""
+    if data.startswith(b"\x89PNG"):
+        Image.open(io.BytesIO(data)).verify()
+
+
+def in_rgb(image: np.ndarray | None) -> np.ndarray:
+    """OpenCV's grey, grey and alpha, BGR or BGRA as RGB or RGBA (H, W, 3 or 4). ValueError for None."""
     if image is None:
-        raise _no_image(path, io.BytesIO(data))
-    image = in_rgb(image)[..., :3]
-    return in_eight_bits(image) if image.dtype == np.uint16 else image  # OpenCV would drop the lower byte
-
-
-def in_rgb(image: np.ndarray) -> np.ndarray:
-    """OpenCV's grey, grey and alpha, BGR or BGRA as RGB or RGBA (H, W, 3 or 4)."""
+        raise ValueError("truncated or corrupt")
     image = np.atleast_3d(image)
     order = {1: [0, 0, 0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
     return np.take(image, order[image.shape[2]], axis=2)
@@ -243,15 +252,26 @@ def image_size(path: Path) -> tuple[int, int]:
     with file_errors(path, "fetch it again"):
         refuse_pipe(path)
         with path.open("rb") as file:
-            return _header(path, file)[2:]
+            return read_header(path, file)[1:]
 
 
-def _header(path: Path, file: BinaryIO) -> tuple[str, int, int, int]:
-    """(format, bits per sample, height, width)"""
+class Header(NamedTuple):
+    """What an image file says about itself."""
+
+    bits: int  # per sample
+    height: int
+    width: int
+
+
+def read_header(path: Path, file: BinaryIO) -> Header:
+    """Raises UserError if it is not an image, or is unsupported or larger than MOST_PIXELS."""
     try:
         with Image.open(file, formats=_FORMATS) as image:
             kind, (width, height), tags = image.format, image.size, getattr(image, "tag_v2", {})
             bits = max(tags.get(258) or (8,))
+            if kind == "PNG":
+                file.seek(24)  # after the signature and IHDR's length, name and sides
+                bits = file.read(1)[0]
     except Exception as error:  # Pillow raises errors of any kind for a broken header
         if isinstance(error, OSError) and error.errno:
             raise
@@ -266,15 +286,15 @@ def _header(path: Path, file: BinaryIO) -> tuple[str, int, int, int]:
                 f"{path} is an unsupported TIFF (separate planes, inverted grey, premultiplied alpha or "
                 "samples other than 16-bit integers): save it as PNG or 8-bit TIFF"
             )
-    return str(kind), bits, height, width
+    return Header(bits, height, width)
 
 
 def _no_image(path: Path, file: BinaryIO) -> UserError:
     file.seek(0)
-    head, size, _ = file.read(12), file.seek(0, io.SEEK_END), file.seek(0)
-    kind = head[8:].decode("latin-1").strip().upper() if head[4:8] == b"ftyp" else ""  # HEIC, AVIF
-    if head[:3] == b"GIF":
-        kind = "GIF"
+    head, size, _ = file.read(1000), file.seek(0, io.SEEK_END), file.seek(0)
+    kind = head[8:12].decode("latin-1").strip().upper() if head[4:8] == b"ftyp" else ""  # HEIC, AVIF
+    if head[:3] == b"GIF" or b"<svg" in head:
+        kind = "GIF" if head[:3] == b"GIF" else "SVG"
     if head[:4] in (b"II*\0", b"MM\0*"):
         with contextlib.suppress(Exception), tifffile.TiffFile(file) as tiff:
             samples = tiff.pages.first.dtype

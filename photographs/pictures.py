@@ -17,7 +17,15 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from utils import content_of, file_errors, image_size, in_eight_bits, in_rgb, join_names
+from utils import (
+    content_of,
+    file_errors,
+    in_eight_bits,
+    in_rgb,
+    join_names,
+    read_header,
+    refuse_wrong_checksum,
+)
 
 # lossless formats, which are kept; other photographs are written as PNG
 LOSSLESS = {".png": ".png", ".tif": ".tif", ".tiff": ".tif", ".bmp": ".bmp"}
@@ -100,8 +108,8 @@ def read_picture(path: Path) -> Picture:
 
     Raises UserError if the file is not an image, or is truncated, corrupt, unsupported or too large.
     """
-    image_size(path)  # refuses unsupported formats and sizes
     data = content_of(path, "fetch it again")
+    deep = read_header(path, io.BytesIO(data)).bits > 8
     lost = []
     with (
         file_errors(path, "fetch it again", kinds=(Exception,)),  # Pillow raises errors of any kind
@@ -109,8 +117,7 @@ def read_picture(path: Path) -> Picture:
     ):
         image: Image.Image = file
         kind = file.format
-        if kind == "PNG":  # Pillow decodes data with wrong checksums
-            Image.open(io.BytesIO(data)).verify()
+        refuse_wrong_checksum(data)
         if getattr(file, "n_frames", 1) > 1:
             lost.append("all but its first picture")
         try:
@@ -126,11 +133,8 @@ def read_picture(path: Path) -> Picture:
             lost.append("CMYK colours, converted to sRGB")
             image, icc = _in_srgb(image, icc), b""
         grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
-        if _is_deep(file, data):
-            deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-            if deep is None:
-                raise ValueError("truncated or corrupt")
-            pixels = in_rgb(deep)
+        if deep:  # Pillow would reduce colours to 8 bits
+            pixels = in_rgb(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
         else:
             has_alpha = "A" in image.getbands() or "transparency" in image.info
             pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
@@ -160,13 +164,6 @@ def _unread(file: Any) -> list[str]:
     if abs(gamma - 1 / 2.2) > 0.01:
         lost.append(f"gamma (gAMA {gamma:g}), which browsers apply")
     return lost
-
-
-def _is_deep(image: Any, data: bytes) -> bool:
-    """More than 8 bits per sample, which Pillow would reduce to 8 in colour."""
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(258, [8])) > 8
-    return image.format == "PNG" and data[24] > 8  # after the signature: IHDR's length, name, sides, bits
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Files in and out: what a strange one gets for an answer, whole files or none, and errors in one line."""
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -78,12 +79,13 @@ def ended(child: tuple[int, int]) -> tuple[int, str]:
     [
         (png(65000, 65000), "says it is 65000x65000, more than 268,435,456 pixels: cut it up"),
         (png(16385, 16384), "more than 268,435,456 pixels"),
-        (png(1 << 28, 1), "is not an image"),  # few pixels, but wider than OpenCV takes
+        (png(1 << 28, 1), "cannot be read: out of memory"),  # wider than Pillow takes
         (png(0, 5), "is not an image"),
         (png(16000, 16000), "is not an image, or is cut short (65 bytes)"),  # within the bound, and a lie
         (b"", "is not an image, or is cut short (0 bytes): fetch it again"),
         (b"\x89PNG\r\n\x1a\n", "is not an image"),
         (b"GIF89a" + bytes(40), "is of the unsupported format GIF"),
+        (b'<?xml version="1.0"?><svg width="9"/>', "is of the unsupported format SVG"),
         (b"a,b\n1,2\n", "is not an image"),
     ],
 )
@@ -111,6 +113,17 @@ def test_cut_short_in_any_format(tmp_path, suffix):
     for length in (len(whole) // 3, len(whole) * 9 // 10):
         path.write_bytes(whole[:length])
         assert "is cut short" in refusal(path)
+
+
+@pytest.mark.parametrize(("suffix", "depth"), [(".png", np.uint8), (".png", np.uint16), (".jpg", np.uint8)])
+def test_no_library_prints_lines_of_its_own(tmp_path, capfd, suffix, depth):
+    path = tmp_path / f"1{suffix}"
+    content = bytearray(cv2.imencode(suffix, layouts.clean_image(1).astype(depth))[1].tobytes())
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):  # a JPEG has no checksum
+        read_image(path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_cannot_be_opened_is_named(tmp_path):
