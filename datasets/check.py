@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # imports work from a
 
 from datasets.catalogue import CATALOGUE
 from datasets.layouts import find_images, pairs_and_lone
-from datasets.pairs import ListedPairs, Pair, check_pairs, read_pair
+from datasets.pairs import ListedPairs, Pair, PairSet, check_pairs, read_pair
 from machinery.options import Options, option, parse
 from utils import UserError, run
 
@@ -54,12 +54,15 @@ def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
     return missing
 
 
-def check_split(dataset: str, split: str, path: Path) -> list[str]:
-    """Prints what was recognised; returns what is wrong with it. Raises UserError if nothing was."""
+def find_split(dataset: str, split: str, path: Path) -> tuple[PairSet, Sequence[Path]]:
+    """The set, and the rainy images without a clean one. Raises UserError if nothing is recognised."""
     if CATALOGUE[dataset].labelled:
-        found, lone = pairs_and_lone(path, split, dataset)
-    else:
-        found, lone = find_images([path], dataset, "the path"), ()
+        return pairs_and_lone(path, split, dataset)
+    return find_images([path], dataset, "the path"), ()
+
+
+def check_split(dataset: str, split: str, found: PairSet, lone: Sequence[Path]) -> list[str]:
+    """Prints what was recognised; returns what is wrong with it."""
     wrong = [f"{image} has no clean image" for image in lone]
     if not found.pairs:
         return [f"{found.root} holds no pairs", *wrong]
@@ -89,15 +92,21 @@ def unreadable(pairs: Sequence[Pair]) -> list[str]:
 def main() -> None:
     options = parse(Check(), __doc__)
     problems: dict[str, list[str]] = {}
-    unrecognised: list[UserError] = []
-    for split in CATALOGUE[options.dataset].counts:
+    found: dict[str, tuple[PairSet, Sequence[Path]]] = {}
+    counts = CATALOGUE[options.dataset].counts
+    for split in counts:
         try:
-            problems[split] = check_split(options.dataset, split, options.path)
+            found[split] = find_split(options.dataset, split, options.path)
         except UserError as error:
-            problems[split] = [str(error)]
-            unrecognised.append(error)
-    if len(unrecognised) == len(problems):
-        raise unrecognised[0]
+            problems[split], unrecognised = [str(error)], error
+    if not found:
+        raise unrecognised
+    if len({(each.root, each.layout) for each, _ in found.values()}) < len(found):
+        one = found["test"][0]  # one part, which no folder's name tells
+        other = max(counts, key=lambda split: abs(counts[split] - len(one.pairs)))
+        del found[other]
+        problems[other] = [f"{one.root} is not divided into train and test: {len(one.pairs):,} pairs in all"]
+    problems |= {split: check_split(options.dataset, split, *each) for split, each in found.items()}
     for split, wrong in problems.items():
         print(f"{options.dataset} {split}: {f'{len(wrong):,} problems' if wrong else 'complete'}")
         for text in wrong:

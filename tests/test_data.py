@@ -491,6 +491,17 @@ def test_check_knows_each_numbering(monkeypatch):
     assert missing("Rain12", "test", ["a", "b"]) == []
 
 
+def test_check_takes_an_undivided_folder_for_one_part(tmp_path, run_here, capsys):
+    """PReNet's Rain100H: 100 of the 100 test pairs, not 1,700 missing training pairs too."""
+    for n in range(1, 101):
+        layouts.write_pair(tmp_path / f"rainy/rain-{n:03}.png", tmp_path / f"norain-{n:03}.png", n)
+    assert run_here("datasets/check.py", "Rain100H", str(tmp_path)) == 1
+    out = capsys.readouterr().out
+    assert "Rain100H test: complete" in out
+    assert f"{tmp_path} is not divided into train and test: 100 pairs in all" in out
+    assert "missing" not in out
+
+
 def test_check_of_a_list_names_absent_files(tmp_path, monkeypatch, run_here, capsys):
     root = layouts.spa(tmp_path / "SPA")
     monkeypatch.setitem(CATALOGUE, "SPA", replace(CATALOGUE["SPA"], train=3, test=2))
