@@ -431,7 +431,7 @@ PHOTOGRAPHS = {
         dataset="photographs",
         save_path=Path("trained_model/photographs"),
         weights=Path("trained_model/Rain800-light"),  # a model that removes rain already
-        **LIGHT_TEACHER | LAYERS | MANY_RAINS | {"steps": 12_000},
+        **LIGHT_TEACHER | LAYERS | MANY_RAINS | {"steps": 8_000},
     ),
     "SSID-KD": Student(
         dataset="photographs",
