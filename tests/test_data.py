@@ -493,12 +493,13 @@ def test_check_knows_each_numbering(monkeypatch):
 
 def test_check_takes_an_undivided_folder_for_one_part(tmp_path, run_here, capsys):
     """PReNet's Rain100H: 100 of the 100 test pairs, not 1,700 missing training pairs too."""
+    root = tmp_path / "Rain100H"
     for n in range(1, 101):
-        layouts.write_pair(tmp_path / f"rainy/rain-{n:03}.png", tmp_path / f"norain-{n:03}.png", n)
-    assert run_here("datasets/check.py", "Rain100H", str(tmp_path)) == 1
+        layouts.write_pair(root / f"rainy/rain-{n:03}.png", root / f"norain-{n:03}.png", n)
+    assert run_here("datasets/check.py", "Rain100H", str(root)) == 1
     out = capsys.readouterr().out
     assert "Rain100H test: complete" in out
-    assert f"{tmp_path} is not divided into train and test: 100 pairs in all" in out
+    assert f"{root} is not divided into train and test: 100 pairs in all" in out
     assert "missing" not in out
 
 
