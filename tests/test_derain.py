@@ -7,6 +7,7 @@ import shutil
 import threading
 import warnings
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -402,6 +403,15 @@ class AsBrightAsTheImage(torch.nn.Module):
 def test_tiles_know_the_mean_of_the_whole_image():
     rainy = torch.linspace(0, 1, 3000).square().expand(3, 300, -1)
     made = Derainer(AsBrightAsTheImage(), tile=512).derained(rainy)
+    assert torch.allclose(made, rainy.mean().expand_as(made), atol=1e-4)
+
+
+def test_the_mean_of_a_large_image_is_that_of_every_second_window():
+    net = AsBrightAsTheImage()
+    rainy = torch.linspace(0, 1, 6 * 256).expand(3, 6 * 256, -1)
+    with mock.patch.object(net, "image_mean", wraps=net.image_mean) as measured:
+        made = Derainer(net, tile=256).derained(rainy)
+    assert measured.call_count == 18  # of 36
     assert torch.allclose(made, rainy.mean().expand_as(made), atol=1e-4)
 
 
