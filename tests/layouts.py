@@ -68,6 +68,12 @@ def rain100(root: Path) -> Path:
     return root
 
 
+def prenets_rain100(root: Path) -> Path:
+    for n in (1, 2):
+        write_pair(root / f"rainy/rain-{n:03}.png", root / f"norain-{n:03}.png", n)
+    return root
+
+
 def halves(root: Path, rainy_side: str, counts: dict[str, int]) -> Path:
     """Side-by-side images; `counts`: how many of each name, with {} for the number."""
     for name, count in counts.items():

@@ -124,6 +124,11 @@ def begun(script: str, recipe: Teacher | Student, *launcher: str, **how: Any) ->
             process.kill()
 
 
+def tree(folder: Path) -> dict[Path, bytes]:
+    """The content of every file below `folder`, by its relative path."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def lines(folder: Path) -> list[dict]:
     """The log without what a clock decides."""
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
