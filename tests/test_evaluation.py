@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from config import EVALUATIONS
-from datasets.layouts import find_pairs
 from DerainDataset import pair_crops
 from machinery.backbones import AutocastModel
-from machinery.checkpoints import load_checkpoint, save_checkpoint
-from machinery.evaluation import Images, page_note, read_images, score, score_images, validation_set
+from machinery.checkpoints import load_checkpoint
+from machinery.evaluation import Images, page_note, score, score_images, validation_set
 from machinery.inference import Derainer
 from machinery.loading import ImageCache
 from metrix_code import tables
@@ -29,9 +28,9 @@ from metrix_code.psnr import psnr
 from metrix_code.scores import average, average_line, read_scores, scores_line
 from networks import Derained, DerainNet
 from tests import layouts
-from tests.small import CPU, ROOT, arguments, evaluation, teacher, trained
+from tests.small import CPU, ROOT, arguments, evaluation, teacher, trained, tree
 from tests.test_golden import NETWORK, released_weights, swapped
-from utils import UserError, list_images, read_image, to_tensor, to_uint8, write_image
+from utils import UserError, list_images, read_image, to_tensor, to_uint8, write_image, write_text
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +51,18 @@ def scored(folder, tmp_path):
         return score(evaluation(folder, **changes), CPU)
 
     return scored
+
+
+@pytest.fixture
+def changed(folder, tmp_path):
+    """Writes the teacher's checkpoint with changes, to its recipe too, and gives its path."""
+
+    def changed(recipe: dict[str, Any], **changes) -> Path:
+        content = load_checkpoint(folder / "teacher/net_latest")
+        torch.save({**content, "recipe": content["recipe"] | recipe, **changes}, tmp_path / "net_latest")
+        return tmp_path / "net_latest"
+
+    return changed
 
 
 def test_images_keep_their_names_and_are_rounded_and_clamped(folder):
@@ -83,12 +94,16 @@ def test_a_score_says_what_it_is_of(folder):
     assert scores["mean"]["psnr"] == pytest.approx(np.mean([each["psnr"] for each in scores["images"]]))
 
 
-def test_the_training_set_is_named_though_a_checkpoint_records_one_folder_as_a_text(folder, tmp_path, scored):
-    content = load_checkpoint(folder / "teacher/net_latest")
-    content["recipe"] |= {"data_path": str(tmp_path), "real_path": "datasets/Real"}
-    torch.save(content, tmp_path / "net_latest")
-    labels = scored(logdir=tmp_path / "net_latest")["trained_on"]
-    assert (labels["dataset"], labels["real_path"]) == ("Rain200H", ["datasets/Real"])
+@pytest.mark.parametrize(
+    ("data_path", "dataset"),
+    [
+        ("datasets/mine", "Rain200H"),  # early checkpoints record one folder as a text
+        (["datasets/Rain800", "datasets/Rain200H"], "Rain800 + Rain200H"),
+    ],
+)
+def test_the_training_sets_are_named(changed, scored, data_path, dataset):
+    labels = scored(logdir=changed({"data_path": data_path, "real_path": "datasets/Real"}))["trained_on"]
+    assert (labels["dataset"], labels["real_path"]) == (dataset, ["datasets/Real"])
 
 
 def test_a_released_checkpoint_is_a_model_as_ours(tmp_path):
@@ -99,13 +114,6 @@ def test_a_released_checkpoint_is_a_model_as_ours(tmp_path):
         derained = derain.net(swapped(NETWORK["small_in"])).derained.flip(1).numpy()
     assert np.abs(derained - NETWORK["small_derained"]).max() < 1e-4
     assert derain.content["step"] == 78_000
-
-
-def test_a_network_kept_in_float16_loads_into_float32(folder, tmp_path):
-    content = load_checkpoint(folder / "teacher/net_latest")
-    half = {name: value.half() for name, value in content["net"].items()}
-    torch.save({"net": half}, tmp_path / "net_latest")
-    assert {p.dtype for p in Derainer.open(tmp_path).net.parameters()} == {torch.float32}
 
 
 def test_weights_of_something_else_are_named(tmp_path):
@@ -139,13 +147,6 @@ def test_the_shipped_lightnet_is_named_where_the_papers_model_is_missing(tmp_pat
     with pytest.raises(UserError, match="or give --logdir") as refused:
         score(EVALUATIONS["Rain200H", "SID"], CPU)
     assert ("--preset light for the shipped LightNet" in str(refused.value)) == shipped
-
-
-def test_a_model_of_several_sets_is_not_called_by_one_of_them(folder, tmp_path, scored):
-    content = load_checkpoint(folder / "teacher/net_latest")
-    content["recipe"]["data_path"] = ["datasets/Rain800", "datasets/Rain200H"]
-    save_checkpoint(tmp_path / "net_latest", content)
-    assert scored(logdir=tmp_path)["trained_on"]["dataset"] == "Rain800 + Rain200H"
 
 
 def test_the_page_names_what_is_published_beside_what_is_measured():
@@ -215,14 +216,6 @@ def test_a_score_is_of_the_image_as_saved_or_of_the_output_before_it_is_clamped(
     assert each.scores == pytest.approx(expected, abs=1e-3)
 
 
-def test_scores_alone_ask_for_no_others(folder):
-    keys, pairs = ("psnr", "rainy_ssim"), find_pairs(folder / "data", "test").pairs
-    derain = Derainer.open(folder / "teacher")
-    scores = [score_images(read_images(pair, derain), derain, keys).scores for pair in pairs]
-    whole = read_scores(folder / "results/scores.json")["images"]
-    assert scores == [{key: image[key] for key in keys} for image in whole]
-
-
 def test_a_set_that_is_not_divided_is_not_validated_on(tmp_path):
     for number in range(3):
         for side, image in zip(("rain", "norain"), layouts.pair(number, (60, 60)), strict=True):
@@ -285,12 +278,10 @@ def test_what_a_released_checkpoint_does_not_tell_stays_open_or_is_told(tmp_path
         (["/elsewhere/SPA"], ""),
     ],
 )
-def test_a_set_that_was_trained_on_is_warned_of_and_marked(folder, tmp_path, scored, capsys, paths, why):
+def test_a_set_that_was_trained_on_is_warned_of_and_marked(tmp_path, changed, scored, capsys, paths, why):
     data = layouts.real275(tmp_path / "Real275")
-    content = load_checkpoint(folder / "teacher/net_latest")
-    content["recipe"] |= {"stage": "SSID-KD", "real_path": [path.format(here=data) for path in paths]}
-    torch.save(content, tmp_path / "net_latest")
-    scores = scored(logdir=tmp_path, dataset="Real275", labelled=False, data_path=data, niqe=True)
+    model = changed({"stage": "SSID-KD", "real_path": [path.format(here=data) for path in paths]})
+    scores = scored(logdir=model, dataset="Real275", labelled=False, data_path=data, niqe=True)
     assert why in scores["seen"] and bool(scores["seen"]) == bool(why)
     assert ("warning: not new to this model" in capsys.readouterr().out) == bool(why)
     assert [image["niqe"] for image in scores["images"]] == [None] * 3  # too small for it, and no harm done
@@ -314,7 +305,7 @@ def test_a_self_ensemble_has_a_name_and_a_place_of_its_own(tmp_path, scored, mon
     [("SPA", 3, 2), ("Merged", 3, 2), ("SPA", 1, 0), ("Elsewhere", 2, 0), ("gone", 9, 0)],
 )
 def test_test_images_that_were_trained_on_are_found_by_content(
-    folder, tmp_path, scored, real_path, count, seen
+    tmp_path, changed, scored, real_path, count, seen
 ):
     """SPA without its list: trainings once took its test part too, which the number of images tells."""
     for number in (1, 2):
@@ -330,11 +321,9 @@ def test_test_images_that_were_trained_on_are_found_by_content(
     same_size = (tmp_path / "SPA/test/rain/1.png").read_bytes()[:-1] + b"x"
     (tmp_path / "Elsewhere/1.png").write_bytes(same_size)
     place = tmp_path / real_path
-    content = load_checkpoint(folder / "teacher/net_latest")
-    content["recipe"]["real_path"] = [str(place)]
-    content["data"] = [f"unlabelled: {count} real images from {place}"]
-    torch.save(content, tmp_path / "net_latest")
-    told = scored(logdir=tmp_path, dataset="SPA", data_path=tmp_path / "SPA/test")["seen"]
+    data = [f"unlabelled: {count} real images from {place}"]
+    model = changed({"real_path": [str(place)]}, data=data)
+    told = scored(logdir=model, dataset="SPA", data_path=tmp_path / "SPA/test")["seen"]
     assert told == (f"it was trained on {place}, which contains 2 of these 2 images" if seen else "")
 
 
@@ -377,12 +366,16 @@ def test_results_of_another_size_or_of_none_are_named(tmp_path, scored):
 # ---------------------------------------------------------------------------------------- where it goes
 
 
-@pytest.mark.parametrize("place", [".", "rain_data_test_Heavy", "rain_data_test_Heavy/rain/X2"])
-def test_results_never_go_over_or_around_their_inputs(folder, scored, place):
-    before = {path: path.read_bytes() for path in (folder / "data").rglob("*.png")}
+@pytest.mark.parametrize("place", [".", "rain_data_test_Heavy", "rain_data_test_Heavy/rain/X2", "mine"])
+def test_results_never_go_over_inputs_or_other_files(folder, scored, place):
+    write_text(folder / "data/mine/index.html", "mine")
+    before = tree(folder / "data")
     with pytest.raises(UserError, match=r"--save_path .* contains files of something else: give another"):
-        scored(save_path=folder / "data" / place)
-    assert before == {path: path.read_bytes() for path in (folder / "data").rglob("*.png")}
+        scored(save_path=folder / "data" / place, page=True)
+    assert tree(folder / "data") == before
+
+
+def test_results_never_go_around_the_derained_images_that_are_scored(folder, scored):
     with pytest.raises(UserError, match=r"--save_path .*results contains the input"):
         scored(derained=folder / "results", save_path=folder / "results", method="m")
 
@@ -406,13 +399,6 @@ def test_earlier_results_are_moved_aside_whole(tmp_path, scored, monkeypatch, ca
         assert (earlier / "index.html").exists() and (earlier / "norain-1x2.png").exists()
     assert f"the earlier results are now in {tmp_path}/results-earlier-1" in capsys.readouterr().out
     assert len(tables.tables(tmp_path, ["measured"])[0].rows()) == 6  # a row a protocol, of one model
-
-
-def test_a_folder_of_something_else_is_not_written_to(tmp_path, scored):
-    (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(UserError, match=r"--save_path .* contains files of something else"):
-        scored(save_path=tmp_path, page=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
