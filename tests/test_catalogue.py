@@ -27,7 +27,6 @@ def halves(root: Path) -> Path:
 
 
 def test_a_new_set_is_found_by_its_folders_names_counted_and_checked(tmp_path, run_here, capsys):
-    layouts.rain800(tmp_path / "Rain800")
     for name in ("Rain300M", "M_300"):
         root = halves(tmp_path / name)
         found = find_pairs(root, "train")  # no set given: recognised by its name, not measured
