@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from config import EVALUATIONS, STUDENTS, TEACHERS, Evaluation, Student, Teacher
@@ -18,6 +19,7 @@ from machinery.checkpoints import load_checkpoint
 from machinery.distributed import World
 from stages import SID, SSIDKD
 from tests import layouts
+from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -122,6 +124,14 @@ def begun(script: str, recipe: Teacher | Student, *launcher: str, **how: Any) ->
             yield process
         finally:
             process.kill()
+
+
+def refusal(act: Callable[..., object], *given: Any, **how: Any) -> str:
+    """The message, in one line, of the UserError that `act` raises."""
+    with pytest.raises(UserError) as refused:
+        act(*given, **how)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
 
 
 def tree(folder: Path) -> dict[Path, bytes]:

@@ -28,7 +28,7 @@ from metrix_code.psnr import psnr
 from metrix_code.scores import average, average_line, read_scores, scores_line
 from networks import Derained, DerainNet
 from tests import layouts
-from tests.small import CPU, ROOT, arguments, evaluation, teacher, trained, tree
+from tests.small import CPU, ROOT, arguments, evaluation, refusal, teacher, trained, tree
 from tests.test_golden import NETWORK, released_weights, swapped
 from utils import UserError, list_images, read_image, to_tensor, to_uint8, write_image, write_text
 
@@ -118,21 +118,19 @@ def test_a_released_checkpoint_is_a_model_as_ours(tmp_path):
 
 def test_weights_of_something_else_are_named(tmp_path):
     for name, says in (
-        ("encoder_decoder_1.a", r"has no head1\.weight: download it again"),
+        ("encoder_decoder_1.a", "has no head1.weight: download it again"),
         ("layer.weight", "does not hold the weights of SID or SSID-KD: layer.weight"),
     ):
         torch.save({"net": {name: torch.zeros(1)}}, tmp_path / "net_latest")
-        with pytest.raises(UserError, match=says):
-            Derainer.open(tmp_path)
+        assert says in refusal(Derainer.open, tmp_path)
 
 
 @pytest.mark.parametrize(
     "record", EVALUATIONS.values(), ids=lambda record: f"{record.dataset} {record.made_by}"
 )
 def test_the_script_that_makes_a_missing_model_is_there(record, tmp_path):
-    with pytest.raises(UserError) as refused:
-        score(dataclasses.replace(record, logdir=tmp_path), CPU)
-    named = re.search(r"train one with (\S+),", str(refused.value))
+    said = refusal(score, dataclasses.replace(record, logdir=tmp_path), CPU)
+    named = re.search(r"train one with (\S+),", said)
     assert named and (ROOT / named[1]).is_file()
 
 
@@ -144,9 +142,9 @@ def test_the_shipped_lightnet_is_named_where_the_papers_model_is_missing(tmp_pat
     if shipped:
         (tmp_path / "trained_model/Rain200H-light/pretrained").mkdir(parents=True)
         (tmp_path / "trained_model/Rain200H-light/pretrained/net_latest").touch()
-    with pytest.raises(UserError, match="or give --logdir") as refused:
-        score(EVALUATIONS["Rain200H", "SID"], CPU)
-    assert ("--preset light for the shipped LightNet" in str(refused.value)) == shipped
+    said = refusal(score, EVALUATIONS["Rain200H", "SID"], CPU)
+    assert "or give --logdir" in said
+    assert ("--preset light for the shipped LightNet" in said) == shipped
 
 
 def test_the_page_names_what_is_published_beside_what_is_measured():
@@ -163,9 +161,8 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path, scored):
     data = layouts.rain200(tmp_path / "data", test=12)
     broken = data / "rain_data_test_Heavy/rain/X2/norain-2x2.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    with pytest.raises(UserError, match=f"^1 of 12 images were not scored.*{broken}.*$") as refused:
-        scored(data_path=data, page=True)
-    assert "\n" not in str(refused.value)
+    says = f"1 of 12 images were not scored, the first: {broken} is not an image"
+    assert says in refusal(scored, data_path=data, page=True)
     scores = read_scores(tmp_path / "results/scores.json")
     assert len(scores["images"]) == 11 and scores["images_found"] == 12
     assert scores["mean"] == average(scores["images"])
@@ -194,9 +191,7 @@ def test_what_is_no_number_ends_the_evaluation_and_the_scores_so_far_are_kept(tm
         return output if len(seen) == 1 else output._replace(derained=output.derained * torch.nan)
 
     monkeypatch.setattr(AutocastModel, "forward", broken_from_the_second_on)
-    with pytest.raises(UserError, match=r"net_latest produced NaN or Inf") as refused:
-        scored()
-    assert "\n" not in str(refused.value)
+    assert "net_latest produced NaN or Inf" in refusal(scored)
     scores = read_scores(tmp_path / "results/scores.json")
     assert [image["name"] for image in scores["images"]] == ["norain-1x2"] and scores["images_found"] == 2
     assert not (tmp_path / "results/norain-2x2.png").exists()
@@ -209,9 +204,9 @@ class Bright(DerainNet):
 
 def test_a_score_is_of_the_image_as_saved_or_of_the_output_before_it_is_clamped():
     rainy, clean = (np.full((40, 40, 3), grey, np.uint8) for grey in (200, 190))
-    keys = ["psnr_float", "psnr", "psnr_input", "brightness"]
+    keys = ["psnr_float", "psnr", "rainy_psnr", "psnr_input", "brightness"]
     each = score_images(Images(rainy, clean, None), Derainer(Bright((4, 6, 8), (1, 1, 1))), keys)
-    errors = {"psnr_float": 0.5 + 10 / 255, "psnr": 65 / 255, "psnr_input": 55 / 255}  # its output: 255
+    errors = {"psnr_float": 0.5 + 10 / 255, "psnr": 65 / 255, "rainy_psnr": 10 / 255, "psnr_input": 55 / 255}
     expected = {key: -20 * np.log10(error) for key, error in errors.items()} | {"brightness": 55}
     assert each.scores == pytest.approx(expected, abs=1e-3)
 
@@ -336,8 +331,7 @@ def test_any_folder_of_results_is_scored_into_the_tables(folder, tmp_path, score
     # named as the clean images, one of them the clean image itself
     for name, image in ((one.name, read_image(one)), (two.name, half), ("77.png", half)):
         write_image(tmp_path / "out" / name, image)
-    with pytest.raises(UserError, match="name the method that made these images, --method"):
-        scored(derained=tmp_path / "out")
+    assert "name the method that made these images, --method" in refusal(scored, derained=tmp_path / "out")
     scores = scored(derained=tmp_path / "out", method="Restormer", page=True)
     assert "not scored, derained images that match no other (1): 77.png" in capsys.readouterr().err
     assert [each["psnr"] for each in scores["images"]] == [math.inf, psnr(half, read_image(two))]
@@ -351,16 +345,17 @@ def test_any_folder_of_results_is_scored_into_the_tables(folder, tmp_path, score
 def test_results_of_another_size_or_of_none_are_named(tmp_path, scored):
     for number, size in ((1, (7, 5)), (2, layouts.SIZE)):
         write_image(tmp_path / f"out/norain-{number}x2.png", np.zeros((*size, 3), np.uint8))
-    with pytest.raises(UserError, match=r"1 of 2 .*norain-1x2.png is 5x7, .*norain-1x2.png is 56x48"):
-        scored(derained=tmp_path / "out", method="m")
+    said = refusal(scored, derained=tmp_path / "out", method="m")
+    assert "1 of 2 " in said and "norain-1x2.png is 5x7, " in said and "norain-1x2.png is 56x48" in said
     assert len(read_scores(tmp_path / "results/scores.json")["images"]) == 1
     for number in (0, 1):
         write_image(tmp_path / f"shifted/{number}.png", layouts.clean_image(1))
-    with pytest.raises(UserError, match=r"0\.png and .* are left over at opposite ends of the numbering"):
-        scored(derained=tmp_path / "shifted", method="m")
     write_image(tmp_path / "real/x.png", layouts.clean_image(1))
-    with pytest.raises(UserError, match=r"no image of .*real .*matches one of"):
-        scored(derained=tmp_path / "real", method="m")
+    for name, says in (
+        ("shifted", "are left over at opposite ends of the numbering"),
+        ("real", f"no image of {tmp_path}/real (x.png, ...) matches one of"),
+    ):
+        assert says in refusal(scored, derained=tmp_path / name, method="m")
 
 
 # ---------------------------------------------------------------------------------------- where it goes
@@ -370,14 +365,16 @@ def test_results_of_another_size_or_of_none_are_named(tmp_path, scored):
 def test_results_never_go_over_inputs_or_other_files(folder, scored, place):
     write_text(folder / "data/mine/index.html", "mine")
     before = tree(folder / "data")
-    with pytest.raises(UserError, match=r"--save_path .* contains files of something else: give another"):
-        scored(save_path=folder / "data" / place, page=True)
+    path = folder / "data" / place
+    says = f"--save_path {path} contains files of something else: give another"
+    assert says in refusal(scored, save_path=path, page=True)
     assert tree(folder / "data") == before
 
 
 def test_results_never_go_around_the_derained_images_that_are_scored(folder, scored):
-    with pytest.raises(UserError, match=r"--save_path .*results contains the input"):
-        scored(derained=folder / "results", save_path=folder / "results", method="m")
+    path = folder / "results"
+    says = f"--save_path {path} contains the input {path}"
+    assert says in refusal(scored, derained=path, save_path=path, method="m")
 
 
 def test_earlier_results_are_moved_aside_whole(tmp_path, scored, monkeypatch, capsys):
@@ -390,8 +387,7 @@ def test_earlier_results_are_moved_aside_whole(tmp_path, scored, monkeypatch, ca
         raise UserError("no good")
 
     monkeypatch.setattr(Derainer, "derained", broken)
-    with pytest.raises(UserError):
-        scored(page=True)
+    assert refusal(scored, page=True).endswith("no good")
     assert not list(place.iterdir())  # which is as good as new
     for number in (1, 2):
         earlier = tmp_path / f"results-earlier-{number}"
@@ -427,8 +423,8 @@ def test_results_are_named_as_the_clean_images_on_request(tmp_path, scored):
     assert [image["file"] for image in images] == ["norain-1.png", "norain-2.png"]
     assert [image["name"] for image in images] == ["norain-1x2", "norain-2x2"]
     many = layouts.rain1400(tmp_path / "Rain1400")
-    with pytest.raises(UserError, match=r"several results would be called 901\.png"):
-        scored(data_path=many, clean_names=True)
+    says = "several results would be called 901.png"
+    assert says in refusal(scored, data_path=many, clean_names=True)
 
 
 def test_scores_in_words_are_those_that_there_are_and_what_a_mean_leaves_out_is_counted():
