@@ -306,7 +306,8 @@ def test_bad_lists(tmp_path):
 def test_listed_names_may_repeat_and_need_not_be_utf8(tmp_path):
     images = ["a/{}/1", "b/{}/1", os.fsdecode(b"b/{}/caf\xe9")]
     for image in images:
-        layouts.write_pair(*(tmp_path / f"{image.format(side)}.png" for side in ("rain", "gt")), 1)
+        rainy, clean = (tmp_path / f"{image.format(side)}.png" for side in ("rain", "gt"))
+        layouts.write_pair(rainy, clean, 1)
     lines = [f"/x/{image.format('rain')}.png /x/{image.format('gt')}.png\n" for image in images]
     (tmp_path / "pairs.txt").write_text("".join(lines), errors="surrogateescape")
     found = find_pairs(tmp_path / "pairs.txt", "test")
