@@ -122,27 +122,6 @@ def dense_stage(weights: DenseStage, x: Tensor, skips: Sequence[Tensor] = ()) ->
     return features, activated(weights.fusions[-1], torch.cat([x, *features], 1))
 
 
-# --------------------------------------------------------------------------------------------- losses
-
-
-def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """As losses.ssim: five dense 11x11 blurs instead of separable ones."""
-    channels = x.shape[1]
-    offsets = torch.arange(11, dtype=x.dtype, device=x.device) - 5
-    window = torch.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
-    window = (window / window.sum()).expand(channels, 1, 11, 11)
-
-    def blurred(image: Tensor) -> Tensor:
-        return F.conv2d(image, window, padding=5, groups=channels)
-
-    mean_x, mean_y = blurred(x), blurred(y)
-    variance_x, variance_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
-    covariance = blurred(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    above = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return (above / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))).mean()
-
-
 def dark_channel(image: Tensor, window: int) -> Tensor:
     """As losses.dark_channel: one three-dimensional pooling over channels, rows and columns."""
     half = window // 2

@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from config import EVALUATIONS, STUDENTS, TEACHERS, Evaluation, Student, Teacher
 from engine import Run
 from machinery.checkpoints import load_checkpoint
 from machinery.distributed import World
-from stages import SID, SSIDKD
+from stages import SID, SSIDKD, Stage
 from tests import layouts
 from utils import UserError
 
@@ -77,14 +78,36 @@ def evaluation(folder: Path, **changes: Any) -> Evaluation:
     return dataclasses.replace(EVALUATIONS["Rain200H", "SID"], use_GPU=False, **{**paths, **changes})
 
 
-def a_run(recipe: Teacher | Student, of: type[Run] = Run) -> Run:
-    return of(SSIDKD if isinstance(recipe, Student) else SID, recipe, ALONE)
+def a_run(recipe: Teacher | Student, of: type[Run] = Run, stage: type[Stage] | None = None) -> Run:
+    return of(stage or (SSIDKD if isinstance(recipe, Student) else SID), recipe, ALONE)
 
 
-def trained(recipe: Teacher | Student) -> Run:
-    run = a_run(recipe)
+def trained(recipe: Teacher | Student, stage: type[Stage] | None = None) -> Run:
+    run = a_run(recipe, stage=stage)
     run.run()
     return run
+
+
+class StopsAfterThree(Run):
+    def run(self) -> bool:
+        self.batches = self._interrupted(self.batches)  # type: ignore[assignment]
+        return super().run()
+
+    def _interrupted(self, batches: Iterable) -> Iterator:
+        for parts in batches:
+            if self.step == 2:
+                self.stop.on_signal(signal.SIGINT, None)
+            yield parts
+
+
+def assert_resumes_alike(recipe: Teacher | Student, stage: type[Stage] | None = None) -> None:
+    """Stopped after three steps and resumed, a run ends as one that was never stopped."""
+    trained(recipe, stage)
+    stopped = dataclasses.replace(recipe, save_path=recipe.save_path.with_name("stopped"))
+    assert not a_run(stopped, StopsAfterThree, stage).run()
+    assert load_checkpoint(stopped.save_path / "net_latest")["step"] == 3
+    trained(dataclasses.replace(stopped, resume=True), stage)
+    assert_same_runs(recipe.save_path, stopped.save_path)
 
 
 # ------------------------------------------------------------------------------- scripts, and what they leave
@@ -148,3 +171,14 @@ def lines(folder: Path) -> list[dict]:
 def assert_same_weights(one: Path, other: Path, within: float = 0) -> None:
     ours, theirs = (load_checkpoint(folder / "net_latest")["net"] for folder in (one, other))
     torch.testing.assert_close(theirs, ours, rtol=0, atol=within)
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Weights, optimizer, auxiliary networks and log are the same, to the last bit."""
+    ends = []
+    for folder in (one, other):
+        content = load_checkpoint(folder / "net_latest")
+        training = content["training"]
+        ends.append([content["net"], training["optimizer"]["state"], training["aux_networks"]])
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+    assert lines(one) == lines(other)

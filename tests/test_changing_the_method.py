@@ -11,23 +11,22 @@ import pytest
 import torch
 from torch import nn
 
-from config import TEACHERS, Student, Teacher
+from config import TEACHERS, Teacher
 from datasets import catalogue
-from engine import Run
 from losses import l1
 from machinery import backbones
 from machinery.checkpoints import load_checkpoint
 from machinery.evaluation import score
 from machinery.options import option
 from networks import Derained
-from stages import SID, SSIDKD, Average, frozen, supervised
+from stages import SID, Average, frozen, supervised
 from tests import layouts
 from tests.small import (
-    ALONE,
     CPU,
     LIGHT,
     ROOT,
     a_run,
+    assert_resumes_alike,
     assert_same_weights,
     evaluation,
     lines,
@@ -35,7 +34,6 @@ from tests.small import (
     teacher,
     trained,
 )
-from tests.test_training import StopsAfterThree
 from utils import UserError
 
 # ---------------------------------------------------------------------------------------- a new loss term
@@ -60,7 +58,7 @@ def with_edges(folder, **changes) -> WithEdges:
 
 
 def test_a_term_is_optimised_and_logged(tmp_path):
-    run = Run(Edges, with_edges(tmp_path, steps=12), ALONE)
+    run = a_run(with_edges(tmp_path, steps=12), stage=Edges)
     fresh = copy.deepcopy(run.net.net.state_dict())
     run.run()
     logged = [line["loss/edges"] for line in lines(tmp_path / "teacher")]
@@ -73,7 +71,7 @@ def test_a_term_is_optimised_and_logged(tmp_path):
 @pytest.mark.parametrize(("stage", "of"), [(Edges, teacher), (SID, with_edges)])
 def test_a_term_without_a_weight_or_a_weight_without_a_term_stops(tmp_path, stage, of):
     with pytest.raises(UserError, match="a term without a weight, or a weight without a term: edges"):
-        Run(stage, of(tmp_path), ALONE).run()
+        trained(of(tmp_path), stage)
     assert not (tmp_path / "teacher/net_latest").exists()
 
 
@@ -94,7 +92,7 @@ def test_a_dataset_is_an_entry_and_its_recipes(tmp_path, monkeypatch):
 
 
 class Tiny(nn.Module):
-    def __init__(self):
+    def __init__(self, weights=None):  # not an option of the architecture: no recipe's value comes here
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
@@ -105,12 +103,8 @@ class Tiny(nn.Module):
 
 def test_a_backbone_of_five_lines_trains_resumes_and_is_evaluated(tmp_path, monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "Tiny", Tiny)
-    straight = teacher(tmp_path, backbone="Tiny", save_path=tmp_path / "straight")
-    trained(straight)
-    stopped = dataclasses.replace(straight, save_path=tmp_path / "teacher")
-    assert not a_run(stopped, StopsAfterThree).run()
-    trained(dataclasses.replace(stopped, resume=True))
-    assert_same_weights(tmp_path / "straight", tmp_path / "teacher")
+    straight = teacher(tmp_path, backbone="Tiny")
+    assert_resumes_alike(straight)
     content = load_checkpoint(tmp_path / "teacher/net_latest")
     assert content["network"] == {"backbone": "Tiny", "arguments": {}}
     assert score(evaluation(tmp_path), CPU)["mean"]["psnr"] > 0
@@ -137,7 +131,7 @@ def test_the_documents_distillation_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where its teacher is
     trained(teacher(tmp_path, save_path=tmp_path / "trained_model/Rain200H", steps=1))
     small = teacher(tmp_path, save_path=tmp_path / "distilled", steps=2, **LIGHT)  # another backbone
-    run = Run(names["Distilled"], WithTeacher(**vars(small)), ALONE)
+    run = a_run(WithTeacher(**vars(small)), stage=names["Distilled"])
     before = copy.deepcopy(run.stage.aux_networks.state_dict())
     assert not run.stage.aux_networks["teacher"].training
     run.run()
@@ -146,35 +140,20 @@ def test_the_documents_distillation_trains(tmp_path, monkeypatch):
     torch.testing.assert_close(after, dict(before), rtol=0, atol=0)  # it is never trained
 
 
-@dataclasses.dataclass(frozen=True)
-class WithMeanTeacher(Student):
-    consistency_weight: float = option(1.0, "of L1 to the mean teacher's result on real rain")
-
-
-class MeanTeacher(SSIDKD):
+class MeanTeacher(SID):
     def make_aux_networks(self, net):
-        return {**super().make_aux_networks(net), "mean": Average(net, 0.5)}
+        return {"mean": Average(net, 0.5)}
 
     def terms(self, net, batch):
-        real = batch["real_rainy"]
-        target = self.aux_networks["mean"](real).derained
-        return {**super().terms(net, batch), "consistency": l1(net(real).derained, target)}
+        target = self.aux_networks["mean"](batch["rainy"]).derained
+        return {**super().terms(net, batch), "teacher": l1(net(batch["rainy"]).derained, target)}
 
 
 def test_a_stage_with_an_average_resumes_bit_for_bit(tmp_path):
-    trained(teacher(tmp_path))
-    given = vars(student(tmp_path))
-    straight, stopped = (WithMeanTeacher(**{**given, "save_path": tmp_path / at}) for at in "ab")
-    Run(MeanTeacher, straight, ALONE).run()
-    assert not StopsAfterThree(MeanTeacher, stopped, ALONE).run()
-    Run(MeanTeacher, dataclasses.replace(stopped, resume=True), ALONE).run()
-    assert_same_weights(tmp_path / "a", tmp_path / "b")
-    assert lines(tmp_path / "a") == lines(tmp_path / "b")
-    ends = [load_checkpoint(tmp_path / each / "net_latest") for each in "ab"]
-    means = [end["training"]["aux_networks"] for end in ends]
-    torch.testing.assert_close(means[0], means[1], rtol=0, atol=0)
-    own = ends[0]["net"]
-    assert any(not torch.equal(means[0][f"mean.module.net.{key}"], value) for key, value in own.items())
+    assert_resumes_alike(WithTeacher(**vars(teacher(tmp_path))), MeanTeacher)
+    content = load_checkpoint(tmp_path / "teacher/net_latest")
+    means = content["training"]["aux_networks"]
+    assert any(not torch.equal(means[f"mean.module.net.{key}"], own) for key, own in content["net"].items())
 
 
 # ---------------------------------------------------------------------------------- averages and parts

@@ -73,31 +73,22 @@ def test_network(case):
 
 
 @pytest.mark.parametrize(
-    ("name", "term"),
+    ("name", "term", "gradients"),
     [
-        ("ssim", lambda x: ssim(x, tensor(LOSSES["y"]))),
-        ("dark16", lambda x: dark_channel(x, 16)),
-        ("dark48", lambda x: dark_channel(x, 48)),
-        ("tv", total_variation),
+        ("ssim", lambda x: ssim(x, tensor(LOSSES["y"])), {"x": "ssim_grad"}),
+        ("dark16", lambda x: dark_channel(x, 16), {"x": "dark16_grad"}),
+        ("dark48", lambda x: dark_channel(x, 48), {"x": "dark48_grad"}),
+        ("tv", total_variation, {"x": "tv_grad"}),
+        ("kl", distillation, {"code_syn": "kl_grad_syn", "code_real": "kl_grad_real"}),
     ],
 )
-def test_losses(name, term):
-    x = tensor(LOSSES["x"]).requires_grad_()
-    value = term(x)
-    (gradient,) = torch.autograd.grad(value, x)
+def test_losses(name, term, gradients):
+    inputs = [tensor(LOSSES[each]).requires_grad_() for each in gradients]
+    value = term(*inputs)
     assert value.item() == pytest.approx(float(LOSSES[name]), rel=1e-4)
-    expected = LOSSES[f"{name}_grad"]
-    assert np.abs(gradient.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
-
-
-def test_distillation():
-    code_syn, code_real = (tensor(LOSSES[f"code_{kind}"]).requires_grad_() for kind in ("syn", "real"))
-    value = distillation(code_syn, code_real)
-    gradients = torch.autograd.grad(value, (code_syn, code_real))
-    assert value.item() == pytest.approx(float(LOSSES["kl"]), rel=1e-4)
-    for gradient, kind in zip(gradients, ("syn", "real"), strict=True):
-        expected = LOSSES[f"kl_grad_{kind}"]
-        assert np.abs(gradient.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+    for ours, gradient in zip(torch.autograd.grad(value, inputs), gradients.values(), strict=True):
+        expected = LOSSES[gradient]
+        assert np.abs(ours.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_teacher_steps():

@@ -10,7 +10,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from machinery.backbones import AutocastModel
-from networks import DenseFeatures, DenseStage, DerainNet
+from networks import DerainNet
 from tests.test_lightnet import small_lightnet
 
 OPERATIONS = 3178  # of its step, as counted; 3924 while fusions activated and added in place on views
@@ -35,28 +35,6 @@ def test_any_size(make, side_of_code, size):
     assert list(output.code.shape) == [2, 8, *map(side_of_code, size)]
 
 
-def test_lightnet_mirrors_sides_that_are_no_multiple():
-    net, rainy = small_lightnet(), torch.rand(1, 3, 30, 26)
-    by_hand = net(F.pad(rainy, (0, 2, 0, 2), mode="reflect")).derained
-    torch.testing.assert_close(net(rainy).derained, by_hand[..., :30, :26])
-
-
-def test_a_stage_ties_its_unit():
-    assert len([m for m in small_network().modules() if isinstance(m, DenseFeatures)]) == 9
-    stage = DenseStage(4, 3)
-    assert sum(name.startswith("unit.1.") for name, _ in stage.named_parameters()) == 10  # five convolutions
-    features, _ = stage(torch.rand(1, 4, 32, 32))
-    assert len(features) == 3 and len(stage.fusions) == 3
-
-
-@pytest.mark.parametrize("make", [small_network, small_lightnet])
-def test_images_of_a_batch_do_not_meet_whatever_their_layout_in_memory(make):
-    net, rainy = make(), torch.rand(2, 3, 37, 51)
-    both, alone = net(rainy).derained, torch.cat([net(image[None]).derained for image in rainy])
-    last = net(rainy.contiguous(memory_format=torch.channels_last)).derained
-    assert torch.allclose(both, alone, atol=1e-6) and torch.allclose(both, last, atol=1e-6)
-
-
 def test_outside_training_a_skip_is_freed_once_it_is_read():
     net = DerainNet((4, 6, 8), (3, 1, 1))
     features: list[weakref.ref] = []
@@ -72,22 +50,20 @@ def test_outside_training_a_skip_is_freed_once_it_is_read():
 
 def test_nearest_upsampling_is_kept_from_autocast(monkeypatch):
     # CUDA's would have it in float32: twice the bytes, and a copy before and after
-    asked = []
-    interpolate = F.interpolate
+    interpolate, autocasts = F.interpolate, []
 
-    def watched(x, *size, **how):
+    def noted(x, *size, **how):
         if not how:
-            asked.append((x.dtype, torch.is_autocast_enabled(x.device.type)))
+            autocasts.append(torch.is_autocast_enabled(x.device.type))
         return interpolate(x, *size, **how)
 
-    monkeypatch.setattr(F, "interpolate", watched)
+    monkeypatch.setattr(F, "interpolate", noted)
     AutocastModel(small_network(), "bfloat16")(torch.rand(1, 3, 32, 32))
-    assert len(asked) == 6 * UNITS
-    assert set(asked) == {(torch.bfloat16, False)}
+    assert autocasts == [False] * 6 * UNITS
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is called, forward and backward, and is more than another view of what there is."""
+    """Counts the operations, forward and backward, that are not mere views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,18 +96,14 @@ def test_units_compile_to_one_graph_a_resolution_and_train_to_the_same_weights()
 
     compiled, eager = AutocastModel(small_network()), AutocastModel(small_network())
     compiled.net.compile_units(backend)
-    for step in range(3):
-        torch.manual_seed(step)
+    optimizers = [torch.optim.SGD(net.parameters(), 0.1) for net in (compiled, eager)]
+    for _ in range(3):
         rainy = torch.rand(1, 3, 40, 48)
-        for net in (compiled, eager):
-            net.zero_grad()
+        for net, optimizer in zip((compiled, eager), optimizers, strict=True):
+            optimizer.zero_grad()
             output = net(rainy)
             (output.derained.square().mean() + output.code.square().mean()).backward()
-            with torch.no_grad():
-                for p in net.parameters():
-                    assert p.grad is not None
-                    p.sub_(0.1 * p.grad)
+            optimizer.step()
     assert len(graphs) == 3
     assert not any(isinstance(each, torch.SymInt) for inputs in graphs for each in inputs)
-    for ours, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(compiled.state_dict(), eager.state_dict(), rtol=1e-5, atol=1e-7)

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import cv2
-import filelock
 import numpy as np
 import psutil
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine
@@ -24,12 +24,13 @@ from machinery.checkpoints import LATEST, load_checkpoint, save_checkpoint
 from machinery.runlog import RunLog
 from tests import layouts
 from tests.small import (
+    StopsAfterThree,
     a_run,
-    assert_same_weights,
+    assert_resumes_alike,
+    assert_same_runs,
     begun,
     command,
     lines,
-    run_script,
     student,
     teacher,
     trained,
@@ -80,34 +81,10 @@ def test_an_earlier_run_is_set_aside_with_the_checkpoints_that_were_kept(tmp_pat
 # ------------------------------------------------------------------------------------ stopping, resuming
 
 
-class StopsAfterThree(Run):
-    def run(self):
-        self.batches = self._interrupted(self.batches)
-        return super().run()
-
-    def _interrupted(self, batches):
-        for parts in batches:
-            if self.step == 2:
-                self.stop.on_signal(signal.SIGINT, None)
-            yield parts
-
-
-def a_run_stopped_after_three(recipe):
-    assert not a_run(recipe, StopsAfterThree).run()
-
-
 @pytest.mark.parametrize("stage", [teacher, student])
 def test_a_resumed_run_ends_at_the_same_weights(tmp_path, stage):
-    if stage is student:
-        trained(teacher(tmp_path))
-    straight = stage(tmp_path, save_path=tmp_path / "straight", augment=True)
-    trained(straight)
-    stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
-    a_run_stopped_after_three(stopped)
-    assert load_checkpoint(tmp_path / "stopped" / "net_latest")["step"] == 3
-    trained(dataclasses.replace(stopped, resume=True))
-    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
-    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
+    trained(teacher(tmp_path))
+    assert_resumes_alike(stage(tmp_path, save_path=tmp_path / "straight", augment=True))
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
@@ -117,8 +94,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] < 40
     trained(dataclasses.replace(recipe, resume=True, workers=0))
     trained(dataclasses.replace(recipe, save_path=tmp_path / "straight"))
-    assert_same_weights(tmp_path / "straight", tmp_path / "killed")
-    assert lines(tmp_path / "straight") == lines(tmp_path / "killed")
+    assert_same_runs(tmp_path / "straight", tmp_path / "killed")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
@@ -131,84 +107,50 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, when):
-    straight = teacher(tmp_path, val_every=1, save_path=tmp_path / "straight")  # validates at steps 2, 4, 6
+@pytest.mark.parametrize("stopped_before", [False, True])  # at step 3, which it then begins with
+@pytest.mark.parametrize("killed_in", ["mean_scores", "save"])
+def test_a_validation_cut_short_is_made_up(tmp_path, monkeypatch, stopped_before, killed_in):
+    straight = teacher(tmp_path, val_every=1.5, save_path=tmp_path / "straight")  # validates at steps 3 and 6
     trained(straight)
     cut = dataclasses.replace(straight, save_path=tmp_path / "cut")
-    run, true_scores, true_save = a_run(cut), engine.mean_scores, Run._save
+    if stopped_before:
+        assert not a_run(cut, StopsAfterThree).run()
+        assert load_checkpoint(tmp_path / "cut/net_latest")["training"]["validated"] == 0
+    run = a_run(dataclasses.replace(cut, resume=stopped_before))
+    save = run._save
 
-    def scores(*arguments):
-        if when == "before" and run.step == 4:
-            raise ConnectionAbortedError
-        return true_scores(*arguments)
+    def killed(*_):
+        raise ConnectionAbortedError
 
-    def save(self, name):  # its line is logged and net_best written, but net_latest is of an earlier step
-        if when == "after" and name == LATEST and self.validated == 4:
-            raise ConnectionAbortedError
-        true_save(self, name)
+    def saves(name):  # the scores are logged and net_best is written, but net_latest is of an earlier step
+        if name == LATEST and run.step == 3:
+            killed()
+        save(name)
 
+    moments = {"mean_scores": (engine, "mean_scores", killed), "save": (run, "_save", saves)}
     with monkeypatch.context() as patched, pytest.raises(ConnectionAbortedError):
-        patched.setattr(engine, "mean_scores", scores)
-        patched.setattr(Run, "_save", save)
+        patched.setattr(*moments[killed_in])
         run.run()
     trained(dataclasses.replace(cut, resume=True))
-    assert lines(straight.save_path) == lines(cut.save_path)
-    assert sum("validation/psnr" in line for line in lines(cut.save_path)) == 3
+    assert_same_runs(straight.save_path, cut.save_path)
     board = EventAccumulator(str(cut.save_path)).Reload()
-    assert [each.step for each in board.Scalars("PSNR/validation")] == [2, 4, 6]
+    assert [each.step for each in board.Scalars("PSNR/validation")] == [3, 6]
+    assert [each.step for each in board.Images("pairs/norain-1x2")] == [3, 6]
     assert [each.step for each in board.Scalars("loss/total")] == [1, 2, 3, 4, 5, 6]
     best = [load_checkpoint(folder / "net_best") for folder in (straight.save_path, cut.save_path)]
     assert best[0]["step"] == best[1]["step"] and best[0]["training"]["best"] == best[1]["training"]["best"]
     torch.testing.assert_close(best[1]["net"], best[0]["net"], rtol=0, atol=0)
 
 
-def test_a_run_stopped_at_a_validation_begins_with_it(tmp_path, monkeypatch):
-    """It saves at once and validates when it is resumed; here it is killed before it has saved that."""
-    straight = teacher(tmp_path, val_every=1.5, save_path=tmp_path / "straight")  # at steps 3 and 6
-    trained(straight)
-    stopped = dataclasses.replace(straight, save_path=tmp_path / "stopped")
-    a_run_stopped_after_three(stopped)
-    assert load_checkpoint(tmp_path / "stopped/net_latest")["training"]["validated"] == 0
-    save = Run._save
-
-    def killed(self, name):
-        if name == LATEST:
-            raise ConnectionAbortedError
-        save(self, name)
-
-    with monkeypatch.context() as patched, pytest.raises(ConnectionAbortedError):
-        patched.setattr(Run, "_save", killed)
-        trained(dataclasses.replace(stopped, resume=True))
-    trained(dataclasses.replace(stopped, resume=True))
-    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
-    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
-    board = EventAccumulator(str(tmp_path / "stopped")).Reload()
-    assert [each.step for each in board.Scalars("PSNR/validation")] == [3, 6]
-    assert [each.step for each in board.Images("pairs/norain-1x2")] == [3, 6]
-    assert [each.step for each in board.Scalars("loss/total")] == [1, 2, 3, 4, 5, 6]
-
-
 @pytest.mark.parametrize("best", [0, 1, 2])
 def test_net_best_is_the_best_by_psnr_neither_the_last_nor_by_ssim(tmp_path, monkeypatch, best):
-    scores = iter(
-        {"psnr": 20.0 + 10 * (n == best), "ssim": 0.5 + 0.1 * (n == (best + 1) % 3)} for n in range(3)
-    )
-    monkeypatch.setattr(engine, "mean_scores", lambda *_: (next(scores), ""))
-    saved, save = [], Run._save
-
-    def noted(run, name):
-        saved.append((run.step, name))
-        save(run, name)
-
-    monkeypatch.setattr(Run, "_save", noted)
-    run = trained(teacher(tmp_path, val_every=1, save_every=100))
+    scores = [{"psnr": 20.0, "ssim": 0.5} for _ in range(3)]
+    scores[best]["psnr"], scores[best - 1]["ssim"] = 30.0, 0.6
+    monkeypatch.setattr(engine, "mean_scores", lambda *_: (scores.pop(0), ""))
+    run = trained(teacher(tmp_path, val_every=1))
     content = load_checkpoint(tmp_path / "teacher/net_best")
     assert content["step"] == 2 * (best + 1) and content["training"]["best"] == run.best == 30
     assert a_run(teacher(tmp_path, val_every=1, resume=True)).best == 30  # what there is to beat
-    # one validation saves net_latest once
-    assert [step for step, name in saved if name == LATEST] == [2, 4, 6]
-    assert a_run(teacher(tmp_path, resume=True)).best == 30  # what there is to beat
 
 
 def test_a_clock_that_was_set_back_hides_nothing_in_tensorboard(tmp_path):
@@ -221,28 +163,25 @@ def test_a_clock_that_was_set_back_hides_nothing_in_tensorboard(tmp_path):
     assert [each.step for each in board.Scalars("loss/total")] == [1, 2, 3, 4]
 
 
-def test_a_resumed_run_reads_its_checkpoint_once_the_folder_is_its_own(
-    tmp_path, run_here, monkeypatch, capsys
-):
-    """Else the log of the run that is still at work there would be cut."""
-    recipe = teacher(tmp_path, steps=1)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_belongs_to_one_training_at_a_time(tmp_path, run_here, monkeypatch, capsys, resume):
+    recipe = teacher(tmp_path)
+    words, lock = command("train_Rain200H.py", recipe, resume=resume)[1:], recipe.save_path / ".lock"
     trained(recipe)
-    monkeypatch.setattr(engine, "load_checkpoint", lambda path: pytest.fail("read before it is locked"))
     monkeypatch.setattr(runlog, "PATIENCE", 0.1)
-    words = command("train_Rain200H.py", dataclasses.replace(recipe, steps=2))[1:]
-    with filelock.FileLock(recipe.save_path / ".lock"):
-        assert run_here(*words, "--resume") == 2
+    with monkeypatch.context() as patched, FileLock(lock):
+        patched.setattr(engine, "load_checkpoint", lambda path: pytest.fail("read before it is locked"))
+        assert run_here(*words) == 2
     assert "another training is running in" in capsys.readouterr().err
-
-
-def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
-    recipe = teacher(tmp_path, steps=100_000)
-    with begun("train_Rain200H.py", recipe, stderr=subprocess.DEVNULL):
-        second = run_script("train_Rain200H.py", dataclasses.replace(recipe, steps=1))
-    assert second.returncode == 2
-    assert "another training is running in" in second.stderr.splitlines()[-1]
     assert not list(recipe.save_path.glob("earlier-*"))
-    trained(dataclasses.replace(recipe, steps=1))  # a dead process holds no lock
+
+    def at_work(run):
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
+        return True
+
+    monkeypatch.setattr(Run, "run", at_work)
+    assert run_here(*words) == 0
 
 
 def test_a_picture_is_rainy_derained_streaks_and_clean_with_captions(tmp_path):
@@ -254,15 +193,14 @@ def test_a_picture_is_rainy_derained_streaks_and_clean_with_captions(tmp_path):
     strips = {"pairs/1": [90, 40, 250, 30], "pairs/2": [90, 70, 13 * 20, 30], "photographs/1": [90, 90, 0]}
     captions = {}
     for name, greys in strips.items():
-        encoded = board.Images(name)[0].encoded_image_string
-        picture: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-        row = picture[-4, :, 0]
-        assert [int(grey) for grey in row[100::324]] == [min(255, grey) for grey in greys]
-        assert len(row) == 324 * len(greys)
-        captions[name] = [picture[:-8, 324 * n : 324 * n + 324] for n in range(len(greys))]
-        assert all((each.min(axis=(1, 2)) < 128).sum() >= 6 for each in captions[name])  # black letters
-        assert len({each.tobytes() for each in captions[name]}) == len(greys)
-    same = [np.array_equal(*each) for each in zip(captions["pairs/1"], captions["pairs/2"], strict=True)]
+        encoded = np.frombuffer(board.Images(name)[0].encoded_image_string, np.uint8)
+        picture: Any = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+        panels = np.split(picture, len(greys), axis=1)
+        assert [panel[-4, 100] for panel in panels] == [min(255, grey) for grey in greys]
+        assert all(panel[:-8].min() < 128 for panel in panels)  # black letters
+        captions[name] = [panel[:-8].tobytes() for panel in panels]
+        assert len(set(captions[name])) == len(greys)
+    same = [one == other for one, other in zip(captions["pairs/1"], captions["pairs/2"], strict=True)]
     assert same == [True, True, False, True]  # the streaks' gain differs
 
 
@@ -332,19 +270,6 @@ def test_equal_runs_leave_equal_files(tmp_path):
         trained(teacher(tmp_path, steps=2, ema=0.9, save_path=tmp_path / "run"))
         (tmp_path / "run/net_latest").rename(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
-
-
-def test_a_run_that_is_resumed_at_its_end_ends_as_one_never_stopped(tmp_path):
-    """Killed in its last validation: no step is left, and the optimizer's rate is the last step's."""
-    recipe, path = teacher(tmp_path, steps=4, milestone=(2, 3), epochs=4), tmp_path / "teacher/net_latest"
-    trained(recipe)
-    content = load_checkpoint(path)
-    before = content["training"]["optimizer"]["param_groups"]
-    assert before[0]["lr"] == recipe.lr / 4
-    content["training"]["validated"] = 0  # as of a run that was killed there
-    save_checkpoint(path, content)
-    trained(dataclasses.replace(recipe, resume=True))
-    assert load_checkpoint(path)["training"]["optimizer"]["param_groups"] == before
 
 
 def test_the_workers_of_a_killed_training_end_with_it(tmp_path):
