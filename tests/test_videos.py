@@ -22,17 +22,32 @@ def frame(number, size=SIZE):
 
 
 def clip(
-    path, frames=12, rotation=0, codec="libx264", sound="aac", pace=PACE, times=None, size=SIZE, more=None
+    path,
+    frames=12,
+    rotation=0,
+    codec="libx264",
+    sound="aac",
+    pace=PACE,
+    times=None,
+    size=SIZE,
+    more=None,
+    kind="yuv420p",
+    **settings,
 ):
-    """A video with sound; `times` places its frames, in ticks of its clock; `more`: options of its codec."""
+    """A video with sound; `times` places its frames, in ticks of its clock.
+
+    `more`: options of its codec; `settings`: of its codec's context.
+    """
     pytest.importorskip("av", reason="needs PyAV: pip install -r photographs/requirements.txt")
-    av, kind = videos.av, "bgr0" if codec in ("ffv1", "libx264rgb") else "yuv420p"
+    av, kind = videos.av, "bgr0" if codec in ("ffv1", "libx264rgb") else kind
     with av.open(str(path), "w") as container:
         picture = container.add_stream(codec, rate=pace, options=more or {})
         (picture.height, picture.width), picture.pix_fmt = size, kind
         picture.codec_context.time_base = 1 / pace if times is None else Fraction(1, 1000)
         if kind == "yuv420p":
-            picture.codec_context.colorspace = picture.codec_context.color_primaries = 1  # BT.709
+            settings |= {"colorspace": 1, "color_primaries": 1}  # BT.709
+        for name, value in settings.items():
+            setattr(picture.codec_context, name, value)
         if rotation:
             picture.set_display_rotation(rotation)
         track = container.add_stream(sound, rate=48000)
@@ -127,9 +142,8 @@ def test_the_network_sees_and_makes_every_frame_upright(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.mkv", "x.ts", "x.avi"])
 def test_a_broken_end_is_told_and_what_is_before_it_kept(tmp_path, name):
-    path = clip(
-        tmp_path / name, frames=120, **({"codec": "mpeg4", "sound": "mp3"} if name == "x.avi" else {})
-    )
+    how = {"codec": "mpeg4", "sound": "mp3"} if name == "x.avi" else {}
+    path = clip(tmp_path / name, frames=120, **how)
     data = path.read_bytes()
     (tmp_path / f"cut{path.suffix}").write_bytes(data[: len(data) // 3])
     whole, lost = rewrite(path, tmp_path)
@@ -238,19 +252,8 @@ def test_what_the_result_does_not_hold_of_the_frames_is_named(tmp_path):
 
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_the_pixel_aspect_and_the_colour_range_stay(tmp_path, rotation):
-    pytest.importorskip("av", reason="needs PyAV")
-    path = tmp_path / "x.mp4"
-    with videos.av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-        stream.codec_context.color_range = 2  # full
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for _ in range(3):
-            image = videos.av.VideoFrame.from_ndarray(np.full((64, 96, 3), 99, np.uint8), "rgb24")
-            container.mux(stream.encode(image.reformat(format="yuvj420p")))
-        container.mux(stream.encode(None))
+    how = {"kind": "yuvj420p", "sample_aspect_ratio": Fraction(4, 3), "color_range": 2}  # full
+    path = clip(tmp_path / "x.mp4", rotation=rotation, **how)
     target, _ = rewrite(path, tmp_path)
     with videos.av.open(str(target)) as result:
         first = next(result.decode(video=0))

@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -81,9 +82,10 @@ def test_the_page_is_for_this_machine_alone(model, monkeypatch, tmp_path):
             lines = iter(process.stdout.readline, "")
             address = next(found[0] for line in lines if (found := re.search(r"http://[^\s]+", line)))
             assert address.startswith("http://127.0.0.1:")
-            with urllib.request.urlopen(f"{address.rstrip('/')}/config") as answer:
+            here = address.rstrip("/")
+            with urllib.request.urlopen(f"{here}/config") as answer:
                 told = json.load(answer)
-            upload, here = f"{address.rstrip('/')}/gradio_api/upload", address.rstrip("/")
+            upload = f"{here}/gradio_api/upload"
             assert status(upload) == status(upload, Origin=here) == 200
             assert status(upload, Origin="http://example.org") == status(upload, Origin="null") == 403
             assert status(upload, Host="example.org") == 400
@@ -98,11 +100,21 @@ def test_the_page_is_for_this_machine_alone(model, monkeypatch, tmp_path):
     }
 
 
-def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tmp_path, model):
+@pytest.fixture
+def page(tmp_path, model):
+    """The page, and what it does with (file, strength, model); `how`: as of `web.page`."""
     pytest.importorskip("gradio", reason="needs photographs/requirements.txt")
-    derain = Derainer.open(model)
-    page, used = web.page(derain, tmp_path), str(derain.path)
-    (show,) = (each.fn for each in page.fns.values() if each.fn and each.fn.__name__ == "show")
+
+    def page(**how):
+        blocks = web.page(Derainer.open(model), tmp_path, **how)
+        (show,) = (each.fn for each in blocks.fns.values() if each.fn and each.fn.__name__ == "show")
+        return show
+
+    return page
+
+
+def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tmp_path, model, page):
+    show, used = page(), str(model / "net_latest")
     (tmp_path / "text.png").write_bytes(b"text")
     with pytest.raises(Exception, match=r"text\.png is not an image, or is cut short") as told:
         show(str(tmp_path / "text.png"), 1, used)
@@ -113,8 +125,9 @@ def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tm
         assert np.array_equal(read_image(Path(each)), noise((3, 17000, 3)))
 
 
-def test_the_page_offers_the_models_of_trained_model_and_opens_the_chosen_one(tmp_path, model, monkeypatch):
-    pytest.importorskip("gradio", reason="needs photographs/requirements.txt")
+def test_the_page_offers_the_models_of_trained_model_and_opens_the_chosen_one(
+    tmp_path, model, page, monkeypatch
+):
     monkeypatch.setattr(web, "ROOT", tmp_path)
     shutil.copytree(model, tmp_path / "trained_model/trained")
     shutil.copytree(model, tmp_path / "trained_model/shipped/pretrained")
@@ -122,14 +135,8 @@ def test_the_page_offers_the_models_of_trained_model_and_opens_the_chosen_one(tm
     offered = web.other_models(model)
     assert [Path(each).name for each in offered] == ["shipped", "trained"]
     assert web.other_models(tmp_path / "trained_model/shipped/pretrained/net_latest") == offered[1:]
-    opened: list[Path] = []
-
-    def open_model(path: Path) -> Derainer:
-        opened.append(path)
-        return Derainer.open(path)
-
-    page = web.page(Derainer.open(model), tmp_path, open_model)
-    (show,) = (each.fn for each in page.fns.values() if each.fn and each.fn.__name__ == "show")
+    open_model = Mock(wraps=Derainer.open)
+    show = page(open_model=open_model)
     for _ in range(2):
         assert show(str(photograph(tmp_path / "x.jpg")), 1, offered[0])[1]
-    assert opened == [Path(offered[0])]
+    open_model.assert_called_once_with(Path(offered[0]))
