@@ -1,15 +1,11 @@
 """One process or several: the same result, and what a killed process leaves."""
 
-import contextlib
 import dataclasses
 import gc
-import io
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,18 +14,16 @@ from unittest.mock import Mock, call
 import psutil
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.nn.parallel import DistributedDataParallel
 
-from config import STUDENTS, TEACHERS, Student, Teacher
-from engine import train
+from config import Student, Teacher
 from machinery import distributed
 from machinery.checkpoints import load_checkpoint
 from machinery.options import Machine
-from stages import SID, SSIDKD
 from tests import layouts, small
+from tests.attack.scripts import begun_together
 from tests.small import LIGHT, ROOT, begun, command, lines, student, teacher, trained, wait_for
 from utils import UserError, one_line
 
@@ -37,34 +31,25 @@ TORCHRUN = ("-m", "torch.distributed.run")
 ROUNDING = 5e-5  # of a weight, after a few of Adam's steps, which are 1e-4 or 5e-4 long
 
 
-def as_one_of(rank: int, size: int, port: int, recipe: Teacher | Student, changes: dict, folder: Path):
-    """A script as torchrun starts it. Writes its exit code, who holds the group at the end, its error."""
-    report = folder / str(rank)
-    report.mkdir(parents=True)
+def join(rank: int, size: int, port: int) -> None:
+    """As torchrun. Fails where a process that still holds its group leaves it: torch may wait for ever."""
     small.as_torchrun_does(rank, size, port)
-    torch.set_num_threads(1)  # the processes share the cores out
-    held, real_collect = [0], gc.collect
+    leave = distributed.dist.destroy_process_group
 
-    def collect(generation: int = 2) -> int:
-        found = real_collect(generation)
-        held[0] = sum(type(each) is DistributedDataParallel for each in gc.get_objects())
-        return found
+    def checked() -> None:
+        assert not [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
+        leave()
 
-    distributed.gc.collect = collect
-    end, stage, usual = ("_real", SSIDKD, STUDENTS) if isinstance(recipe, Student) else ("", SID, TEACHERS)
-    sys.argv = command(f"train_Rain200H{end}.py", recipe, **changes)[1:]
-    with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as left:
-        train(stage, usual["Rain200H"])
-    (report / "ended").write_text(json.dumps([left.value.code or 0, *held, said.getvalue()]))
+    distributed.dist.destroy_process_group = checked
 
 
 def in_processes(size: int, recipe: Teacher | Student, folder: Path, **changes: Any) -> list[tuple]:
-    """Trains in `size` processes on this machine; returns what each has written."""
-    # forked from a process that has imported everything and run nothing
-    mp.set_forkserver_preload(["tests.small"])
-    given = (size, small.free_port(), recipe, changes, folder)
-    mp.start_processes(as_one_of, given, size, start_method="forkserver")
-    return [json.loads((folder / f"{rank}/ended").read_text()) for rank in range(size)]
+    """Trains in `size` processes on this machine: exit code and standard error of each."""
+    script = "train_Rain200H_real.py" if isinstance(recipe, Student) else "train_Rain200H.py"
+    running = begun_together(folder, " ".join(command(script, recipe, **changes)[1:]), size, join)
+    for process in running:
+        process.join()
+    return [(each.exitcode, (folder / str(rank) / "err").read_text()) for rank, each in enumerate(running)]
 
 
 # ------------------------------------------------------------------------------------------- one result
@@ -91,8 +76,8 @@ def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path, make, opt
     one = make(data, save_path=tmp_path / "one", steps=3, val_every=1, **options)
     trained(one)
     two = dataclasses.replace(one, save_path=tmp_path / "two")
-    # a group is left by nobody who still holds it: else torch may wait for ever
-    assert [ended[:2] for ended in in_processes(2, two, tmp_path / "ranks", **options)] == [[0, 0], [0, 0]]
+    ends = in_processes(2, two, tmp_path / "ranks", **options)
+    assert [code for code, _ in ends] == [0, 0], ends
     logs = lines(one.save_path), lines(two.save_path)
     assert len(logs[0]) == len(logs[1]) == 5  # three steps, two validations
     for ours, theirs in zip(*logs, strict=True):
@@ -157,7 +142,7 @@ def test_an_uneven_batch_is_refused_and_touches_nothing(data: Path, tmp_path: Pa
     before = sorted((data / "teacher").glob("[!.]*"))
     ends = in_processes(2, teacher(data, batchSize=3), tmp_path / "ranks")
     refusal = "a batch of 3 does not split over 2 processes or accumulation steps: give multiples of 2 as"
-    assert [(code, f": {refusal} --batchSize" in text) for code, _, text in ends] == [(2, True)] * 2
+    assert [(code, f": {refusal} --batchSize" in text) for code, text in ends] == [(2, True)] * 2
     assert sorted((data / "teacher").glob("[!.]*")) == before
 
 

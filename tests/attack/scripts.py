@@ -11,6 +11,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 
 from machinery.backbones import BACKBONES
 from networks import Derained
-from tests.small import ROOT, SMALL, arguments
+from tests.small import ROOT, SMALL, arguments, as_torchrun_does, free_port
 
 IMPORTED = ["tests.small", "derain", "export", "metrix_code.folders", "metrix_code.tables"]
 IMPORTED += ["torch._dynamo", "torch.distributed.tensor"]  # which an optimizer would import
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(IMPORTED)
+Process = multiprocessing.context.ForkServerProcess
 
 
 class OneConvolution(nn.Module):
@@ -58,6 +60,9 @@ PSNR += " --gt_path {here}/data/rain_data_test_Heavy/norain"
 EXPORT = "export.py --logdir {here}/teacher --save_path {here}/out/small"
 
 
+Join = Callable[[int, int, int], None]  # rank, number of processes, port
+
+
 class Ended(NamedTuple):
     """How a script ended: its exit code, and what it said."""
 
@@ -73,15 +78,19 @@ class Ended(NamedTuple):
         return said[0].partition(": ")[2]
 
 
-def begun(
-    report: Path, command: str, before: Callable[[], None] | None = None
-) -> multiprocessing.context.ForkServerProcess:
+def begun(report: Path, command: str, before: Callable[[], None] | None = None) -> Process:
     """Begins `command`, a script and its words. `before` is called in its process, before the script."""
     report.mkdir(parents=True, exist_ok=True)
     script, *words = shlex.split(command)
     process = context.Process(target=_as_script, args=(report, script, words, before))
     process.start()
     return process
+
+
+def begun_together(report: Path, command: str, size: int, join: Join = as_torchrun_does) -> list[Process]:
+    """`command` in `size` processes, as torchrun begins them; what each says is in a folder of its rank."""
+    port = free_port()
+    return [begun(report / str(rank), command, partial(join, rank, size, port)) for rank in range(size)]
 
 
 def called(report: Path, command: str, before: Callable[[], None] | None = None) -> Ended:

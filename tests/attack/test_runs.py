@@ -23,8 +23,19 @@ from DerainDataset import PairCrops
 from machinery.checkpoints import load_checkpoint
 from metrix_code.scores import read_scores
 from tests.attack.conftest import Budget
-from tests.attack.scripts import DERAIN, EXPORT, PAGE, RESUME, STUDENT, TINY, TRAIN, begun, called
-from tests.small import as_torchrun_does, command, free_port, lines, student, teacher
+from tests.attack.scripts import (
+    DERAIN,
+    EXPORT,
+    PAGE,
+    RESUME,
+    STUDENT,
+    TINY,
+    TRAIN,
+    begun,
+    begun_together,
+    called,
+)
+from tests.small import command, lines, student, teacher
 from utils import read_image
 
 SCRIPTS = {teacher: "train_Rain200H.py", student: "train_Rain200H_real.py"}
@@ -34,8 +45,7 @@ KINDS = [(stage, workers, size) for size in (1, 2) for workers in (0, 2) for sta
 
 def killed(said: Path, line: str, size: int, moment: Callable[[], bool]) -> bool:
     """Trains in `size` processes until `moment` has come, and kills them; False: they ended before."""
-    join = [partial(as_torchrun_does, rank, size, port) for port in [free_port()] for rank in range(size)]
-    running = [begun(said / str(n), line, each if size > 1 else None) for n, each in enumerate(join)]
+    running = begun_together(said, line, size) if size > 1 else [begun(said / "0", line)]
     while any(process.is_alive() for process in running):
         if moment():
             for process in running:
