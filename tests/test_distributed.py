@@ -36,9 +36,9 @@ def join(rank: int, size: int, port: int) -> None:
     small.as_torchrun_does(rank, size, port)
     leave = distributed.dist.destroy_process_group
 
-    def checked() -> None:
+    def checked(group: Any = None) -> None:
         assert not [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
-        leave()
+        leave(group)
 
     distributed.dist.destroy_process_group = checked
 

@@ -60,9 +60,6 @@ PSNR += " --gt_path {here}/data/rain_data_test_Heavy/norain"
 EXPORT = "export.py --logdir {here}/teacher --save_path {here}/out/small"
 
 
-Join = Callable[[int, int, int], None]  # rank, number of processes, port
-
-
 class Ended(NamedTuple):
     """How a script ended: its exit code, and what it said."""
 
@@ -87,10 +84,13 @@ def begun(report: Path, command: str, before: Callable[[], None] | None = None) 
     return process
 
 
-def begun_together(report: Path, command: str, size: int, join: Join = as_torchrun_does) -> list[Process]:
-    """`command` in `size` processes, as torchrun begins them; what each says is in a folder of its rank."""
+def begun_together(
+    report: Path, command: str, size: int, join: Callable[[int, int, int], None] = as_torchrun_does
+) -> list[Process]:
+    """`command` in `size` processes, by torchrun's rules if several; what each says is in its own folder."""
     port = free_port()
-    return [begun(report / str(rank), command, partial(join, rank, size, port)) for rank in range(size)]
+    before = [partial(join, rank, size, port) if size > 1 else None for rank in range(size)]
+    return [begun(report / str(rank), command, each) for rank, each in enumerate(before)]
 
 
 def called(report: Path, command: str, before: Callable[[], None] | None = None) -> Ended:

@@ -23,18 +23,7 @@ from DerainDataset import PairCrops
 from machinery.checkpoints import load_checkpoint
 from metrix_code.scores import read_scores
 from tests.attack.conftest import Budget
-from tests.attack.scripts import (
-    DERAIN,
-    EXPORT,
-    PAGE,
-    RESUME,
-    STUDENT,
-    TINY,
-    TRAIN,
-    begun,
-    begun_together,
-    called,
-)
+from tests.attack.scripts import DERAIN, EXPORT, PAGE, RESUME, STUDENT, TINY, TRAIN, begun_together, called
 from tests.small import command, lines, student, teacher
 from utils import read_image
 
@@ -45,7 +34,7 @@ KINDS = [(stage, workers, size) for size in (1, 2) for workers in (0, 2) for sta
 
 def killed(said: Path, line: str, size: int, moment: Callable[[], bool]) -> bool:
     """Trains in `size` processes until `moment` has come, and kills them; False: they ended before."""
-    running = begun_together(said, line, size) if size > 1 else [begun(said / "0", line)]
+    running = begun_together(said, line, size)
     while any(process.is_alive() for process in running):
         if moment():
             for process in running:
