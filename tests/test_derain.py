@@ -119,11 +119,8 @@ def test_what_a_picture_is_stays(tmp_path, call, model):
     call(tmp_path / "deep.png", "--precision", "float32")
     made = read_picture(tmp_path / "out/deep.png")
     assert np.array_equal(made.pixels, Derainer.open(model).photograph(deep).pixels)
-    assert (
-        made.icc == SRGB
-        and made.alpha is not None
-        and np.array_equal(made.alpha, noise((20, 30), np.uint16, 1))
-    )
+    assert made.icc == SRGB and made.alpha is not None
+    assert np.array_equal(made.alpha, noise((20, 30), np.uint16, 1))
 
 
 def test_what_is_there_is_skipped_until_it_is_asked_for_again(tmp_path, call, capsys):
