@@ -5,6 +5,7 @@ bit. On a full disk a line names a file, and what was whole before stays so.
 """
 
 import contextlib
+import math
 import os
 import random
 import resource
@@ -32,11 +33,17 @@ SCRIPTS = {teacher: "train_Rain200H.py", student: "train_Rain200H_real.py"}
 KINDS = [(stage, workers, size) for size in (1, 2) for workers in (0, 2) for stage in (teacher, student)]
 
 
-def killed(said: Path, line: str, size: int, moment: Callable[[], bool]) -> bool:
-    """Trains in `size` processes until `moment` has come, and kills them; False: they ended before."""
-    running = begun_together(said, line, size)
+def killed(said: Path, line: str, size: int, folder: Path, changes: float, delay: float) -> bool:
+    """Trains in `size` processes, and kills them `delay` seconds after so many changes of the run's folder.
+
+    False: they ended before.
+    """
+    running, before = begun_together(said, line, size), stamps(folder)
     while any(process.is_alive() for process in running):
-        if moment():
+        if (now := stamps(folder)) != before:
+            before, changes = now, changes - 1
+        if changes <= 0:
+            time.sleep(delay)
             for process in running:
                 process.kill()
         time.sleep(0.002)
@@ -47,20 +54,12 @@ def killed(said: Path, line: str, size: int, moment: Callable[[], bool]) -> bool
     return False
 
 
-def moments(rng: random.Random, folder: Path, seconds: float) -> Callable[[], bool]:
-    """When to kill: after a time, or when a file is written or has been written after that time."""
-    at = time.monotonic() + rng.uniform(0, seconds)
-    name = rng.choice(["", "", ".unfinished-*", ".unfinished-*", "net_latest", "net_best", "log.jsonl"])
-
-    def stamps() -> list[tuple[str, int]]:
-        found = []
-        for path in folder.glob(name):
-            with contextlib.suppress(FileNotFoundError):
-                found.append((path.name, path.stat().st_mtime_ns))
-        return found
-
-    before = stamps() if name else []
-    return lambda: time.monotonic() >= at and (not name or stamps() != before)
+def stamps(folder: Path) -> list[tuple[str, int]]:
+    found = []
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.name, path.stat().st_mtime_ns))
+    return sorted(found)
 
 
 def assert_alike(straight: Path, other: Path, about: object) -> None:
@@ -90,13 +89,17 @@ def test_killed_runs_end_as_if_they_had_never_been(budget: Budget, whole: Path, 
         }
         script = partial(command, SCRIPTS[stage], stage(whole, **TINY), backbone="OneConvolution", **changes)
         straight, line = (" ".join(script(save_path=folder / name)[1:]) for name in ("straight", "killed"))
-        began = time.monotonic()
-        assert not killed(folder / "said", straight, size, lambda: False)
-        took, resume = time.monotonic() - began, ""
-        for _ in range(rng.randint(1, 6)):
-            killed(folder / "said", line + resume, size, moments(rng, folder / "killed", took))
-            resume = " --resume" * (folder / "killed/net_latest").exists()
-        assert not killed(folder / "said", line + resume, size, lambda: False)
+        assert not killed(folder / "said", straight, size, folder / "straight", math.inf, 0)
+        resume, kills = "", 3
+        while killed(
+            folder / "said",
+            line + resume,
+            size,
+            folder / "killed",
+            changes=rng.randint(0, 10) if kills else math.inf,
+            delay=rng.choice([0, rng.uniform(0, 0.1)]),
+        ):
+            resume, kills = " --resume" * (folder / "killed/net_latest").exists(), kills - 1
         assert_alike(folder / "straight", folder / "killed", line)
 
 
