@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -129,6 +131,18 @@ def run_script(
 ) -> subprocess.CompletedProcess:
     line = command(script, recipe, *launcher, **changes)
     return subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def as_torchrun_does(rank: int, size: int, port: int) -> None:
+    """Makes this process one of `size` on this machine."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:

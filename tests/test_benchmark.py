@@ -12,7 +12,6 @@ from benchmarks.run import macs
 from machinery.inference import Derainer
 from networks import DerainNet, Fusion
 from tests import layouts, small
-from tests.plain import plain
 
 
 class PReNetsConvolutions(nn.Module):
@@ -48,22 +47,6 @@ def test_macs_of_a_convolution_and_of_a_fusion_are_those_counted_by_hand():
 
     # a same-sized map is added in place, a smaller one meets its slice at its own size
     assert macs(Fused(), (16, 20)) == (2 * 16 * 20 + 8 * 10) * 3 * 5
-
-
-def test_the_plain_formulation_of_the_papers_network_has_the_macs_that_its_layers_have():
-    net = plain(DerainNet((4, 6, 8), (2, 1, 1)))
-    counted = []
-    original = torch.nn.functional.conv2d
-
-    def conv2d(x, weight, *more, **named):
-        output = original(x, weight, *more, **named)
-        counted.append(output[0].numel() * weight[0].numel())
-        return output
-
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(torch.nn.functional, "conv2d", conv2d)
-        net(torch.rand(1, 3, 32, 48))
-    assert macs(net, (32, 48)) == sum(counted) > 0
 
 
 SMALL = ["--size", "48,64", "--batch", "2", "--patch_size", "32", "--rounds", "3", "--use_GPU", "False"]

@@ -23,7 +23,6 @@ from networks import Derained, DerainNet
 from photographs.pictures import Picture, encoded, read_picture
 from tests import layouts
 from tests.small import evaluation, teacher, trained
-from tests.test_networks import small_network
 from tests.test_pictures import SRGB, noise, photograph
 from utils import UserError, read_image, write_image
 
@@ -80,16 +79,11 @@ def test_tiles_begin_on_multiples_of_32_overlap_and_are_no_larger_than_asked(sid
     assert all(one.stop - two.start == OVERLAP for one, two in itertools.pairwise(spans))
 
 
-def test_a_tile_that_is_too_small_is_refused():
-    with pytest.raises(UserError, match="--tile 100 is too small: 256 at least, or 0"):
-        Derainer(small_network(), tile=100)
-
-
 def test_the_tile_is_as_large_as_the_free_memory_allows(monkeypatch):
     sizes = [tile_that_fits(2000, memory) for memory in (0, 1e6, 1e9, 4e9)]
     assert sizes[:2] == [256, 256] and sizes[3] == pytest.approx(2 * sizes[2], abs=32)
     assert SLACK * 2000 * sizes[2] ** 2 <= 1e9
-    net = small_network()
+    net = DerainNet((4, 6, 8), (2, 1, 1))
     smaller, larger = (bytes_a_pixel(DerainNet((c, c, c), (1, 1, 1)), CPU) for c in (4, 8))
     assert 1.5 * smaller < larger < 3 * smaller
     monkeypatch.setattr(
@@ -120,16 +114,13 @@ def test_folders_keep_places_names_and_formats_that_lose_nothing(tmp_path, call)
 
 
 def test_what_a_picture_is_stays(tmp_path, call, model):
-    path = photograph(tmp_path / "x.jpg", orientation=6)
-    deep = Picture(noise((20, 30, 3), np.uint16), noise((20, 30), np.uint16, 1))
+    deep = Picture(noise((20, 30, 3), np.uint16), noise((20, 30), np.uint16, 1), icc=SRGB)
     (tmp_path / "deep.png").write_bytes(encoded(deep, ".png")[0])
-    call(path, tmp_path / "deep.png", "--precision", "float32")
-    picture = read_picture(tmp_path / "out/x.png")
-    assert picture.pixels.shape == (64, 40, 3) and picture.icc == SRGB and len(picture.exif)
-    again = read_picture(tmp_path / "out/deep.png")
-    derained = Derainer.open(model).derained(deep.tensor())
-    assert np.array_equal(again.pixels, deep.with_pixels(derained).pixels)
-    assert again.alpha is not None and np.array_equal(again.alpha, noise((20, 30), np.uint16, 1))
+    call(tmp_path / "deep.png", "--precision", "float32")
+    made = read_picture(tmp_path / "out/deep.png")
+    assert np.array_equal(made.pixels, Derainer.open(model).photograph(deep).pixels)
+    assert made.icc == SRGB and made.alpha is not None
+    assert np.array_equal(made.alpha, noise((20, 30), np.uint16, 1))
 
 
 def test_what_is_there_is_skipped_until_it_is_asked_for_again(tmp_path, call, capsys):
@@ -156,6 +147,9 @@ def test_two_inputs_never_become_one_result(tmp_path, call):
     write_image(tmp_path / "other/in/11.jpg", layouts.pair(1)[0])
     with pytest.raises(UserError, match="several inputs would become"):
         call(tmp_path / "in", tmp_path / "other/in")
+    write_image(tmp_path / "in/11_compare.jpg", layouts.pair(2)[0])
+    with pytest.raises(UserError, match="several inputs would become"):
+        call(tmp_path / "in", "--compare", "--again")
 
 
 def test_results_never_lie_among_the_inputs_however_they_are_spelt(tmp_path, call, monkeypatch):
@@ -177,7 +171,7 @@ def test_results_never_lie_among_the_inputs_however_they_are_spelt(tmp_path, cal
         call(tmp_path / "a", out / "a/b")
 
 
-def test_what_lies_beside_a_result_is_not_written_over_and_the_page_stays_whole(tmp_path, call):
+def test_what_lies_beside_a_result_stays_and_the_page_is_whole(tmp_path, call):
     folder = layouts.real_images(tmp_path / "in", 2)
     (tmp_path / "out/in").mkdir(parents=True)
     (tmp_path / "out/in/1_compare.png").write_bytes(b"somebody's own")
@@ -186,13 +180,6 @@ def test_what_lies_beside_a_result_is_not_written_over_and_the_page_stays_whole(
     layouts.real_images(tmp_path / "in", 3)
     call(folder, "--compare")
     assert (tmp_path / "out/index.html").read_text().count("<article") == 3
-    (tmp_path / "out/index.html").write_text("mine")  # beside a folder page/
-    with pytest.raises(UserError, match="is not a page of ours"):
-        call(folder, "--compare")
-    write_image(tmp_path / "twice/p.png", layouts.pair(1)[0])
-    write_image(tmp_path / "twice/p_compare.png", layouts.pair(2)[0])
-    with pytest.raises(UserError, match="several inputs would become"):
-        call(tmp_path / "twice", "--compare", "--again")
 
 
 def test_an_array_of_another_kind_is_refused_and_one_that_may_not_be_written_is_not(model):
@@ -253,9 +240,6 @@ def test_what_cannot_be_derained_stops_nothing_else(tmp_path, call, monkeypatch,
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == "derained 2; skipped 0; failed 3"
     assert [line for line in told if "4.jpg cannot be derained: " in line and "memory" in line]
-    (tmp_path / "round").symlink_to("round")
-    with pytest.raises(UserError):
-        call(folder / "1.jpg", "--save_path", tmp_path / "round")
 
 
 def test_a_photograph_is_written_while_the_next_is_computed_and_ctrl_c_loses_none(
@@ -289,37 +273,24 @@ def test_a_photograph_is_written_while_the_next_is_computed_and_ctrl_c_loses_non
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
-    [
-        ("nothing.jpg", "nothing.jpg does not exist"),
-        ("notes.txt", r"notes\.txt is of an unsupported format: save it as JPEG"),
-        ("empty", "has no photographs"),
-        ("IMG_1.HEIC", r"IMG_1\.HEIC is of an unsupported format: save it as JPEG"),
-    ],
-)
-def test_what_is_no_input_is_named_before_anything_is_done(tmp_path, call, word, says):
-    for name in ("notes.txt", "IMG_1.HEIC"):
-        (tmp_path / name).write_text("text")
-    (tmp_path / "empty").mkdir()
-    write_image(tmp_path / "good.png", layouts.pair(1)[0])
-    with pytest.raises(UserError, match=says):
-        call(tmp_path / "good.png", tmp_path / word)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["good.png", "nothing.jpg"], "nothing.jpg does not exist"),
+        (["good.png", "IMG_1.HEIC"], r"IMG_1\.HEIC is of an unsupported format: save it as JPEG"),
+        (["good.png", "empty"], "has no photographs"),
         ([], "or --serve"),
-        (["x.png", "--serve"], "leave out x.png"),
-        (["x.png", "--tile", "1" + "0" * 400], "--tile is not a finite number below 2^63"),
-        (["x.png", "--format", "gif"], "invalid choice"),
+        (["good.png", "--serve"], "leave out good.png"),
+        (["good.png", "--tile", "100"], "--tile 100 is too small: 256 at least, or 0"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(call, capsys, words, says):
-    with pytest.raises((SystemExit, UserError)) as refused:
+def test_what_cannot_be_done_is_refused_before_anything_is(tmp_path, call, monkeypatch, words, says):
+    (tmp_path / "IMG_1.HEIC").touch()
+    (tmp_path / "empty").mkdir()
+    write_image(tmp_path / "good.png", layouts.pair(1)[0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says):
         call(*words)
-    assert says in str(refused.value) + capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_folder_walk_leaves_out_is_named(tmp_path, call, capsys):
@@ -383,10 +354,9 @@ def test_bytes_a_pixel_do_not_count_autocast_copies_of_the_weights():
 
 
 def test_no_map_of_a_tile_has_more_than_2_to_the_31_elements():
-    side = tile_that_fits(bytes_a_pixel(Identity((4, 6, 8), (1, 1, 1)), CPU), 1e15)
+    assert tile_that_fits(bytes_a_pixel(Identity((4, 6, 8), (1, 1, 1)), CPU), 1e15) > 4096
     for pixel in (200, 2300):  # no map can have more elements than half of the bytes
         assert 2**30 < tile_that_fits(pixel, 1e15) ** 2 * pixel / 2 <= 2**31
-    assert side > 4096
 
 
 class AsBrightAsTheImage(torch.nn.Module):
@@ -413,15 +383,3 @@ def test_the_mean_of_a_large_image_is_that_of_every_second_window():
         made = Derainer(net, tile=256).derained(rainy)
     assert measured.call_count == 18  # of 36
     assert torch.allclose(made, rainy.mean().expand_as(made), atol=1e-4)
-
-
-def test_lightnets_tiles_with_context_give_nearly_what_the_whole_image_gives():
-    torch.manual_seed(0)
-    net = LightNet((4, 6, 8), (1, 1, 1), context=True)
-    for each in (net.tail, net.context):
-        torch.nn.init.normal_(each.weight, std=0.3)  # type: ignore[union-attr]
-    rainy = torch.rand(3, 300, 700) * torch.linspace(0, 1, 700)  # a tile's own mean is another
-    whole, tiles = (Derainer(net, tile=tile).derained(rainy) for tile in (0, 256))
-    net.image_mean = lambda _: None  # type: ignore[assignment]
-    alone = Derainer(net, tile=256).derained(rainy)
-    assert 0 < 4 * (tiles - whole).abs().mean() < (alone - whole).abs().mean()

@@ -1,15 +1,11 @@
 """One process or several: the same result, and what a killed process leaves."""
 
-import contextlib
 import dataclasses
 import gc
-import io
-import json
 import os
+import re
 import signal
-import socket
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,18 +14,16 @@ from unittest.mock import Mock, call
 import psutil
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.nn.parallel import DistributedDataParallel
 
-from config import STUDENTS, TEACHERS, Student, Teacher
-from engine import train
+from config import Student, Teacher
 from machinery import distributed
 from machinery.checkpoints import load_checkpoint
 from machinery.options import Machine
-from stages import SID, SSIDKD
 from tests import layouts, small
+from tests.attack.scripts import begun_together
 from tests.small import LIGHT, ROOT, begun, command, lines, student, teacher, trained, wait_for
 from utils import UserError, one_line
 
@@ -37,41 +31,25 @@ TORCHRUN = ("-m", "torch.distributed.run")
 ROUNDING = 5e-5  # of a weight, after a few of Adam's steps, which are 1e-4 or 5e-4 long
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def join(rank: int, size: int, port: int) -> None:
+    """As torchrun. Fails where a process that still holds its group leaves it: torch may wait for ever."""
+    small.as_torchrun_does(rank, size, port)
+    leave = distributed.dist.destroy_process_group
 
+    def checked(group: Any = None) -> None:
+        assert not [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
+        leave(group)
 
-def as_one_of(rank: int, size: int, port: int, recipe: Teacher | Student, changes: dict, folder: Path):
-    """A script as torchrun starts it. Writes its exit code, who holds the group at the end, its error."""
-    report = folder / str(rank)
-    report.mkdir(parents=True)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)  # the processes share the cores out
-    held, real_collect = [0], gc.collect
-
-    def collect(generation: int = 2) -> int:
-        found = real_collect(generation)
-        held[0] = sum(type(each) is DistributedDataParallel for each in gc.get_objects())
-        return found
-
-    distributed.gc.collect = collect
-    end, stage, usual = ("_real", SSIDKD, STUDENTS) if isinstance(recipe, Student) else ("", SID, TEACHERS)
-    sys.argv = command(f"train_Rain200H{end}.py", recipe, **changes)[1:]
-    with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as left:
-        train(stage, usual["Rain200H"])
-    (report / "ended").write_text(json.dumps([left.value.code or 0, *held, said.getvalue()]))
+    distributed.dist.destroy_process_group = checked
 
 
 def in_processes(size: int, recipe: Teacher | Student, folder: Path, **changes: Any) -> list[tuple]:
-    """Trains in `size` processes on this machine; returns what each has written."""
-    # forked from a process that has imported everything and run nothing
-    mp.set_forkserver_preload(["tests.small"])
-    given = (size, free_port(), recipe, changes, folder)
-    mp.start_processes(as_one_of, given, size, start_method="forkserver")
-    return [json.loads((folder / f"{rank}/ended").read_text()) for rank in range(size)]
+    """Trains in `size` processes on this machine: exit code and standard error of each."""
+    script = "train_Rain200H_real.py" if isinstance(recipe, Student) else "train_Rain200H.py"
+    running = begun_together(folder, " ".join(command(script, recipe, **changes)[1:]), size, join)
+    for process in running:
+        process.join()
+    return [(each.exitcode, (folder / str(rank) / "err").read_text()) for rank, each in enumerate(running)]
 
 
 # ------------------------------------------------------------------------------------------- one result
@@ -89,20 +67,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # heavier than released: as they are, the sums over the batch are too small to show in the gradient
 HEAVY = {f"{term}_weight": 1e-3 for term in ("dark_syn", "dark_real", "tv_syn", "tv_real")}
 HEAVY["kl_weight"] = 1.0
-OURS = {**LIGHT, "ema": 0.9, "clip": 1.0, "cosine": True}
-MUON = {**OURS, "optimizer": "muon", "context": True, "late_start": 0.4, "late_patch_size": 40}
+OURS = {**LIGHT, "ema": 0.9, "clip": 1.0, "cosine": True, "optimizer": "muon", "context": True}
+OURS |= {"late_start": 0.4, "late_patch_size": 40}
 
 
-CASES = [(teacher, {}), (student, HEAVY), (teacher, OURS), (teacher, MUON)]
-
-
-@pytest.mark.parametrize(("make", "weights"), CASES)
-def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path, make, weights) -> None:
-    one = make(data, save_path=tmp_path / "one", steps=3, val_every=1, **weights)
+@pytest.mark.parametrize(("make", "options"), [(teacher, {}), (student, HEAVY), (teacher, OURS)])
+def test_two_processes_give_what_one_gives(data: Path, tmp_path: Path, make, options) -> None:
+    one = make(data, save_path=tmp_path / "one", steps=3, val_every=1, **options)
     trained(one)
     two = dataclasses.replace(one, save_path=tmp_path / "two")
-    # a group is left by nobody who still holds it: else torch may wait for ever
-    assert [ended[:2] for ended in in_processes(2, two, tmp_path / "ranks", **weights)] == [[0, 0], [0, 0]]
+    ends = in_processes(2, two, tmp_path / "ranks", **options)
+    assert [code for code, _ in ends] == [0, 0], ends
     logs = lines(one.save_path), lines(two.save_path)
     assert len(logs[0]) == len(logs[1]) == 5  # three steps, two validations
     for ours, theirs in zip(*logs, strict=True):
@@ -123,7 +98,12 @@ def momenta(folder: Path) -> list[torch.Tensor]:
 
 def test_a_run_on_two_nodes_ends_with_a_killed_process_and_resumes_in_one(data: Path, tmp_path: Path) -> None:
     recipe = teacher(data, save_path=tmp_path / "killed", batchSize=4, steps=100_000, lr_factor=1.0)
-    where = ("--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
+    where = (
+        "--nnodes=2",
+        "--nproc_per_node=2",
+        "--master_addr=127.0.0.1",
+        f"--master_port={small.free_port()}",
+    )
     how = (*TORCHRUN, *where)
     words = (command("train_Rain200H.py", recipe, *how, f"--node_rank={n}", lr_factor=1.0) for n in (0, 1))
     nodes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT) for line in words]
@@ -162,7 +142,7 @@ def test_an_uneven_batch_is_refused_and_touches_nothing(data: Path, tmp_path: Pa
     before = sorted((data / "teacher").glob("[!.]*"))
     ends = in_processes(2, teacher(data, batchSize=3), tmp_path / "ranks")
     refusal = "a batch of 3 does not split over 2 processes or accumulation steps: give multiples of 2 as"
-    assert [(code, f": {refusal} --batchSize" in text) for code, _, text in ends] == [(2, True)] * 2
+    assert [(code, f": {refusal} --batchSize" in text) for code, text in ends] == [(2, True)] * 2
     assert sorted((data / "teacher").glob("[!.]*")) == before
 
 
@@ -173,6 +153,10 @@ def test_only_a_lost_connection_is_taken_for_one() -> None:
 
 
 # ------------------------------------------------------------------------------------------- launching
+
+
+WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+WHOLE |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(small.free_port())}
 
 
 @pytest.fixture
@@ -216,8 +200,7 @@ def test_each_process_has_its_card_and_a_missing_one_is_named(two_cards, monkeyp
     assert distributed.devices(Machine(gpu_id=(1,))) == [torch.device("cuda", 1)]
     with pytest.raises(UserError, match="--gpu_id 7: this machine has CUDA devices 0 to 1"):
         distributed.devices(Machine(gpu_id=(7,)))
-    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", WHOLE | {"WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "2"})
     with pytest.raises(UserError, match="process 3 of this machine has no card: --gpu_id lists 2"):
         distributed.start(Machine(gpu_id=(0, 1)))
 
@@ -242,10 +225,7 @@ def test_processes_wait_for_each_other_so_long_and_know_their_card(two_cards, mo
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr("torch.distributed.init_process_group", asked)
     monkeypatch.setattr(distributed, "rendezvous", lambda *_, **how: iter([("store", how["timeout"])]))
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(os, "environ", WHOLE | {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"})
     card = torch.device("cuda", 1)
     assert distributed.start(Machine(gpu_id=(0, 1))) == distributed.World(3, 4, card)
     assert distributed.start(Machine(use_GPU=False)).device.type == "cpu"
@@ -253,13 +233,21 @@ def test_processes_wait_for_each_other_so_long_and_know_their_card(two_cards, mo
     assert asked.mock_calls == [call("cpu:gloo,cuda:nccl", device_id=card, **how), call("gloo", **how)]
 
 
-def test_a_process_that_does_not_come_is_reported(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"WORLD_SIZE": None}, "KeyError('WORLD_SIZE')"),
+        ({"RANK": "3"}, "RANK is 3 and WORLD_SIZE is 2"),
+        ({"MASTER_PORT": "x"}, "invalid literal for int() with base 10: 'x'"),
+        ({"MASTER_ADDR": "no.such.host.invalid"}, "MASTER_ADDR no.such.host.invalid: "),
+        ({}, "127.0.0.1:{MASTER_PORT}: not all 2 processes have connected"),
+    ],
+)
+def test_what_is_wrong_with_torchruns_environment_is_told(monkeypatch, changes, says) -> None:
     monkeypatch.setattr(distributed, "STARTUP", timedelta(seconds=2))
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+: not all 2 processes have connected"):
+    environment = {name: value for name, value in (WHOLE | changes).items() if value}
+    monkeypatch.setattr(os, "environ", environment)
+    with pytest.raises(UserError, match=re.escape(says.format_map(environment))):
         distributed.start(Machine(use_GPU=False))
 
 

@@ -127,13 +127,9 @@ def test_sorting_is_offered_where_there_is_a_gain(tmp_path, scores):
     assert ("hidden" in label) == (len(scores) < 2)
 
 
-def test_an_empty_page_is_a_page(tmp_path):
-    assert shown(tmp_path, {}).all("article") == []
-
-
 def test_an_index_that_is_not_a_page_is_not_overwritten(tmp_path):
-    shown(tmp_path / "ours", {})
-    assert shown(tmp_path / "ours", {}).all("article") == []  # our own may be
+    for _ in range(2):
+        assert shown(tmp_path / "ours", {}).all("article") == []  # our own may be
     (tmp_path / "index.html").write_text("mine")
     with pytest.raises(UserError, match=r"index\.html is not a page of ours: give another --save_path"):
         PageWriter(tmp_path, "t")

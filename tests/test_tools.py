@@ -1,4 +1,4 @@
-"""Export to a small checkpoint or ONNX, and the demo."""
+"""The help of the tools, and the demo's picture."""
 
 import numpy as np
 import pytest

@@ -21,18 +21,22 @@ def frame(number, size=SIZE):
     return rgb
 
 
-def clip(
-    path, frames=12, rotation=0, codec="libx264", sound="aac", pace=PACE, times=None, size=SIZE, more=None
-):
-    """A video with sound; `times` places its frames, in ticks of its clock; `more`: options of its codec."""
+CODECS = {".webm": ("libvpx-vp9", "libopus"), ".avi": ("mpeg4", "mp3"), ".mkv": ("libx264", "flac")}
+
+
+def clip(path, frames=12, codec="", times=None, pace=PACE, size=SIZE, rotation=0, kind="yuv420p", **settings):
+    """A video with sound. `times` places its frames, in milliseconds; `settings` are of its codec."""
     pytest.importorskip("av", reason="needs PyAV: pip install -r photographs/requirements.txt")
-    av, kind = videos.av, "bgr0" if codec in ("ffv1", "libx264rgb") else "yuv420p"
+    usual, sound = CODECS.get(path.suffix, ("libx264", "aac"))
+    av, kind = videos.av, "bgr0" if codec in ("ffv1", "libx264rgb") else kind
     with av.open(str(path), "w") as container:
-        picture = container.add_stream(codec, rate=pace, options=more or {})
+        picture = container.add_stream(codec or usual, rate=pace)
         (picture.height, picture.width), picture.pix_fmt = size, kind
         picture.codec_context.time_base = 1 / pace if times is None else Fraction(1, 1000)
         if kind == "yuv420p":
-            picture.codec_context.colorspace = picture.codec_context.color_primaries = 1  # BT.709
+            settings |= {"colorspace": 1, "color_primaries": 1}  # BT.709
+        for name, value in settings.items():
+            setattr(picture.codec_context, name, value)
         if rotation:
             picture.set_display_rotation(rotation)
         track = container.add_stream(sound, rate=48000)
@@ -71,12 +75,12 @@ def rewrite(path, tmp_path, paint=lambda rgb: rgb):
     [
         ("x.mp4", {}),
         ("x.mov", {}),
-        ("x.mkv", {"sound": "flac"}),
-        ("x.webm", {"codec": "libvpx-vp9", "sound": "libopus"}),
-        ("x.avi", {"codec": "mpeg4", "sound": "mp3"}),
+        ("x.mkv", {}),
+        ("x.webm", {}),
+        ("x.avi", {}),
         ("x.ts", {}),
-        ("x.mkv", {"codec": "ffv1", "sound": "flac", "size": (35, 41)}),  # odd sides
-        ("x.mkv", {"frames": len(UNEVEN), "times": UNEVEN, "sound": "flac", "pace": Fraction(25)}),
+        ("x.mkv", {"codec": "ffv1", "size": (35, 41)}),  # odd sides
+        ("x.mkv", {"frames": len(UNEVEN), "times": UNEVEN, "pace": Fraction(25)}),
     ],
 )
 def test_frames_their_times_and_the_sound_stay(tmp_path, name, how):
@@ -99,7 +103,7 @@ def test_frames_their_times_and_the_sound_stay(tmp_path, name, how):
 
 def test_the_brightness_of_frames_stays(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    target, _ = rewrite(clip(tmp_path / "x.avi", codec="mpeg4", sound="mp3"), tmp_path, lambda rgb: noise)
+    target, _ = rewrite(clip(tmp_path / "x.avi"), tmp_path, lambda rgb: noise)
     seen = []
 
     def look(rgb):
@@ -127,9 +131,7 @@ def test_the_network_sees_and_makes_every_frame_upright(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.mkv", "x.ts", "x.avi"])
 def test_a_broken_end_is_told_and_what_is_before_it_kept(tmp_path, name):
-    path = clip(
-        tmp_path / name, frames=120, **({"codec": "mpeg4", "sound": "mp3"} if name == "x.avi" else {})
-    )
+    path = clip(tmp_path / name, frames=120)
     data = path.read_bytes()
     (tmp_path / f"cut{path.suffix}").write_bytes(data[: len(data) // 3])
     whole, lost = rewrite(path, tmp_path)
@@ -225,32 +227,21 @@ def test_a_codec_that_is_unknown_and_frames_that_are_too_large_are_refused(tmp_p
 
 
 def test_what_the_result_does_not_hold_of_the_frames_is_named(tmp_path):
-    path = clip(tmp_path / "x.mkv", codec="libx264rgb", sound="flac")
+    path = clip(tmp_path / "x.mkv", codec="libx264rgb")
     with videos.av.open(str(path)) as source:
         assert int(next(source.decode(video=0)).colorspace) == 0  # RGB
     target, lost = rewrite(path, tmp_path)
     assert lost == ["full colour resolution (now 4:2:0)"]
     with videos.av.open(str(target)) as result:
         assert int(next(result.decode(video=0)).colorspace) == 1  # which H.264 forbids for 4:2:0
-    path = clip(tmp_path / "x.mp4", more={"x264-params": "tff=1"})
+    path = clip(tmp_path / "x.mp4", options={"x264-params": "tff=1"})
     assert rewrite(path, tmp_path)[1] == ["interlacing"]
 
 
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_the_pixel_aspect_and_the_colour_range_stay(tmp_path, rotation):
-    pytest.importorskip("av", reason="needs PyAV")
-    path = tmp_path / "x.mp4"
-    with videos.av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-        stream.codec_context.color_range = 2  # full
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for _ in range(3):
-            image = videos.av.VideoFrame.from_ndarray(np.full((64, 96, 3), 99, np.uint8), "rgb24")
-            container.mux(stream.encode(image.reformat(format="yuvj420p")))
-        container.mux(stream.encode(None))
+    how = {"kind": "yuvj420p", "sample_aspect_ratio": Fraction(4, 3), "color_range": 2}  # full
+    path = clip(tmp_path / "x.mp4", rotation=rotation, **how)
     target, _ = rewrite(path, tmp_path)
     with videos.av.open(str(target)) as result:
         first = next(result.decode(video=0))

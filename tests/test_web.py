@@ -1,13 +1,11 @@
 """The page of `derain.py --serve`. What needs Gradio, an extra, is passed over without it."""
 
-import json
 import re
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from photographs import web
 from photographs.pictures import read_picture
 from tests.small import ROOT, teacher, trained
 from tests.test_pictures import SRGB, noise, photograph
-from utils import UserError, read_image
+from utils import read_image
 
 
 def test_the_examples_are_rainy_photographs(tmp_path):
@@ -47,20 +45,6 @@ def test_a_photograph_comes_back_derained_with_all_that_it_is(tmp_path, model):
     assert np.array_equal(read_image(after), made.to_display())
     derain.strength = 0.5
     assert not {before, after, result} & {*web.derain_file(derain, path)}  # at addresses of their own
-    (tmp_path / "no.jpg").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"no\.jpg is not an image"):
-        web.derain_file(derain, tmp_path / "no.jpg")
-
-
-def status(address: str, **headers: str) -> int:
-    """Of a POST that uploads a file."""
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\na\r\n--x--\r\n'
-    headers = {"Content-Type": "multipart/form-data; boundary=x", **headers}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, body, headers)) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def test_the_page_is_for_this_machine_alone(model, monkeypatch, tmp_path):
@@ -68,10 +52,13 @@ def test_the_page_is_for_this_machine_alone(model, monkeypatch, tmp_path):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setenv("no_proxy", "example.org")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(
-        urllib.request, "_opener", urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    )
     pytest.importorskip("gradio", reason="needs photographs/requirements.txt")
+    httpx = pytest.importorskip("httpx")  # Gradio's own
+
+    def status(**headers: str) -> int:
+        upload = {"files": ("a.txt", b"a")}
+        return client.post("gradio_api/upload", files=upload, headers=headers).status_code
+
     words = ["derain.py", "--serve", "--port", "0", "--logdir", str(model), "--use_GPU", "False"]
     with subprocess.Popen(
         [sys.executable, "-u", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -79,30 +66,38 @@ def test_the_page_is_for_this_machine_alone(model, monkeypatch, tmp_path):
         try:
             assert process.stdout
             lines = iter(process.stdout.readline, "")
-            address = next(found[0] for line in lines if (found := re.search(r"http://[^\s]+", line)))
+            address = next(found[0] for line in lines if (found := re.search(r"http://[^\s/]+", line)))
             assert address.startswith("http://127.0.0.1:")
-            with urllib.request.urlopen(f"{address.rstrip('/')}/config") as answer:
-                told = json.load(answer)
-            upload, here = f"{address.rstrip('/')}/gradio_api/upload", address.rstrip("/")
-            assert status(upload) == status(upload, Origin=here) == 200
-            assert status(upload, Origin="http://example.org") == status(upload, Origin="null") == 403
-            assert status(upload, Host="example.org") == 400
+            with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:  # by no proxy
+                told = client.get("config").json()
+                assert status() == status(Origin=address) == 200
+                assert status(Origin="http://example.org") == status(Origin="null") == 403
+                assert status(Host="example.org") == 400
             (private,) = (path for path in tmp_path.iterdir() if [*path.rglob("a.txt")])
             assert private.stat().st_mode & 0o077 == 0
         finally:
             process.terminate()
     assert told["analytics_enabled"] is False
     assert told["max_file_size"] == 500 << 20
-    assert {"imageslider", "file", "dataset", "slider", "dropdown"} <= {
-        each["type"] for each in told["components"]
-    }
+    types = {each["type"] for each in told["components"]}
+    assert {"imageslider", "file", "dataset", "slider", "dropdown"} <= types
 
 
-def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tmp_path, model):
+@pytest.fixture
+def page(tmp_path, model):
+    """The page, and what it does with (file, strength, model); `how`: as of `web.page`."""
     pytest.importorskip("gradio", reason="needs photographs/requirements.txt")
-    derain = Derainer.open(model)
-    page, used = web.page(derain, tmp_path), str(derain.path)
-    (show,) = (each.fn for each in page.fns.values() if each.fn and each.fn.__name__ == "show")
+
+    def page(**how):
+        blocks = web.page(Derainer.open(model), tmp_path, **how)
+        (show,) = (each.fn for each in blocks.fns.values() if each.fn and each.fn.__name__ == "show")
+        return show
+
+    return page
+
+
+def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tmp_path, model, page):
+    show, used = page(), str(model / "net_latest")
     (tmp_path / "text.png").write_bytes(b"text")
     with pytest.raises(Exception, match=r"text\.png is not an image, or is cut short") as told:
         show(str(tmp_path / "text.png"), 1, used)
@@ -113,8 +108,9 @@ def test_what_cannot_be_read_says_why_in_the_page_and_a_long_picture_is_shown(tm
         assert np.array_equal(read_image(Path(each)), noise((3, 17000, 3)))
 
 
-def test_the_page_offers_the_models_of_trained_model_and_opens_the_chosen_one(tmp_path, model, monkeypatch):
-    pytest.importorskip("gradio", reason="needs photographs/requirements.txt")
+def test_the_page_offers_the_models_of_trained_model_and_opens_the_chosen_one(
+    tmp_path, model, page, monkeypatch
+):
     monkeypatch.setattr(web, "ROOT", tmp_path)
     shutil.copytree(model, tmp_path / "trained_model/trained")
     shutil.copytree(model, tmp_path / "trained_model/shipped/pretrained")
@@ -122,14 +118,8 @@ def test_the_page_offers_the_models_of_trained_model_and_opens_the_chosen_one(tm
     offered = web.other_models(model)
     assert [Path(each).name for each in offered] == ["shipped", "trained"]
     assert web.other_models(tmp_path / "trained_model/shipped/pretrained/net_latest") == offered[1:]
-    opened: list[Path] = []
-
-    def open_model(path: Path) -> Derainer:
-        opened.append(path)
-        return Derainer.open(path)
-
-    page = web.page(Derainer.open(model), tmp_path, open_model)
-    (show,) = (each.fn for each in page.fns.values() if each.fn and each.fn.__name__ == "show")
+    open_model = Mock(wraps=Derainer.open)
+    show = page(open_model=open_model)
     for _ in range(2):
         assert show(str(photograph(tmp_path / "x.jpg")), 1, offered[0])[1]
-    assert opened == [Path(offered[0])]
+    open_model.assert_called_once_with(Path(offered[0]))

@@ -11,6 +11,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,15 +20,13 @@ from torch import Tensor, nn
 
 from machinery.backbones import BACKBONES
 from networks import Derained
-from tests.small import ROOT, SMALL
+from tests.small import ROOT, SMALL, arguments, as_torchrun_does, free_port
 
 IMPORTED = ["tests.small", "derain", "export", "metrix_code.folders", "metrix_code.tables"]
 IMPORTED += ["torch._dynamo", "torch.distributed.tensor"]  # which an optimizer would import
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(IMPORTED)
-
-# A progress bar's own lines; a worker may be killed by the kernel, which torch's child says too
-BAR = re.compile(r"[^\n]*\d+%\|[^\n]*\|[^\n]*")
+Process = multiprocessing.context.ForkServerProcess
 
 
 class OneConvolution(nn.Module):
@@ -46,6 +45,20 @@ class OneConvolution(nn.Module):
 BACKBONES["OneConvolution"] = OneConvolution  # here, and in every process that is forked from here
 TINY = SMALL | {"backbone": "OneConvolution", "channels": (2, 3, 4), "steps": 2, "save_every": 1}
 
+# Command lines on the place `here` of conftest.py. All but RESUME write to {here}/out.
+TRAIN = "train_Rain200H.py --data_path {here}/data --save_path {here}/out " + " ".join(arguments(TINY))
+STUDENT = TRAIN.replace("train_Rain200H.py", "train_Rain200H_real.py --teacher {here}/teacher")
+STUDENT += " --real_path {here}/real"
+RESUME = TRAIN.replace("{here}/out", "{here}/teacher") + " --resume --steps 3"
+PAGE = "eval_Rain200H.py --data_path {here}/data --logdir {here}/teacher --save_path {here}/out"
+PAGE += " --use_GPU False"
+EVAL = PAGE + " --page False"
+DERAIN = "derain.py {here}/data/rain_data_test_Heavy/rain/X2 --logdir {here}/teacher --save_path {here}/out"
+DERAIN += " --use_GPU False"
+PSNR = "metrix_code/psnr.py --res_path {here}/data/rain_data_test_Heavy/rain/X2"
+PSNR += " --gt_path {here}/data/rain_data_test_Heavy/norain"
+EXPORT = "export.py --logdir {here}/teacher --save_path {here}/out/small"
+
 
 class Ended(NamedTuple):
     """How a script ended: its exit code, and what it said."""
@@ -62,9 +75,7 @@ class Ended(NamedTuple):
         return said[0].partition(": ")[2]
 
 
-def begun(
-    report: Path, command: str, before: Callable[[], None] | None = None
-) -> multiprocessing.context.ForkServerProcess:
+def begun(report: Path, command: str, before: Callable[[], None] | None = None) -> Process:
     """Begins `command`, a script and its words. `before` is called in its process, before the script."""
     report.mkdir(parents=True, exist_ok=True)
     script, *words = shlex.split(command)
@@ -73,18 +84,25 @@ def begun(
     return process
 
 
-def called(
-    report: Path, command: str, before: Callable[[], None] | None = None, seconds: float = 120
-) -> Ended:
+def begun_together(
+    report: Path, command: str, size: int, join: Callable[[int, int, int], None] = as_torchrun_does
+) -> list[Process]:
+    """`command` in `size` processes, by torchrun's rules if several; what each says is in its own folder."""
+    port = free_port()
+    before = [partial(join, rank, size, port) if size > 1 else None for rank in range(size)]
+    return [begun(report / str(rank), command, each) for rank, each in enumerate(before)]
+
+
+def called(report: Path, command: str, before: Callable[[], None] | None = None) -> Ended:
     """Runs `command` to its end; what it said is in the folder `report`."""
     process = begun(report, command, before)
-    process.join(seconds)
+    process.join(120)
     if process.exitcode is None:
         process.kill()
-        process.join()
-        raise AssertionError(f"{command} did not end within {seconds} s")
+        raise AssertionError(f"{command} did not end within two minutes")
     out, err = ((report / name).read_text(errors="surrogateescape") for name in ("out", "err"))
-    return Ended(process.exitcode, out, BAR.sub("", err.replace("\r", "\n")))
+    # without the lines of a progress bar
+    return Ended(process.exitcode, out, re.sub(r"[^\n]*\d+%\|[^\n]*\|[^\n]*", "", err.replace("\r", "\n")))
 
 
 def _as_script(report: Path, script: str, words: list[str], before: Callable[[], None] | None) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import io
 import math
 import os
@@ -11,6 +10,7 @@ import shutil
 import time
 import zlib
 from collections import Counter
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ from machinery.loading import BatchStream
 from machinery.options import Machine, parse, to_dict, validate
 from tests import layouts
 from tests.attack.conftest import Budget
-from tests.small import ROOT
 from utils import (
     MOST_PIXELS,
     UserError,
@@ -47,53 +46,33 @@ from utils import (
     join_names,
     natural_key,
     read_image,
-    write_atomically,
 )
 
 SMALL = layouts.clean_image(3, (13, 17))
-# (what happens, where from the start or the end, how much of it)
-CHANGES = st.tuples(
-    st.sampled_from(["flip", "random", "cut", "remove", "repeat", "insert", "number", "other"]),
-    st.one_of(st.integers(0, 80), st.integers(-40, -1), st.integers(0, 1 << 20)),
-    st.integers(1, 64),
-)
-
-
-@functools.cache
-def pictures() -> list[tuple[str, bytes]]:
-    """(suffix, content): every kind that OpenCV writes of a small image, and real ones where they are."""
-    kinds = [
+PICTURES = [
+    (suffix, cv2.imencode(suffix, image, how)[1].tobytes())
+    for suffix, image, how in (
         *((suffix, SMALL, []) for suffix in (".png", ".bmp", ".jpg", ".tif", ".webp")),
         *((suffix, SMALL.astype(np.uint16) * 257, []) for suffix in (".png", ".tif")),
         *((suffix, SMALL[..., 0], []) for suffix in (".png", ".jpg")),
         (".png", np.dstack((SMALL, SMALL[..., :1])), []),
         (".png", SMALL[..., 0] // 128 * 255, [cv2.IMWRITE_PNG_BILEVEL, 1]),
         (".jpg", SMALL, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
-    ]
-    made = [(suffix, cv2.imencode(suffix, image, how)[1].tobytes()) for suffix, image, how in kinds]
-    shared = (ROOT.parent / "shared/data").rglob("*")
-    real = [path for path in shared if path.suffix in (".jpg", ".png")]
-    real.sort(key=lambda path: (path.stat().st_size, path.name))
-    return made + [(path.suffix, path.read_bytes()) for path in real[:6]]
+    )
+]
+# (where, from the start or the end; how many bytes go, None: as many as come; those that come)
+CHANGES = st.tuples(
+    st.one_of(st.integers(0, 80), st.integers(-40, -1), st.integers(0, 1 << 20)),
+    st.none() | st.integers(0, 64) | st.just(1 << 20),
+    st.binary(max_size=64)
+    | st.sampled_from([0xFFFFFFFF, 0x7FFFFFFF, 0, 65000]).map(lambda size: size.to_bytes(4)),  # no true sizes
+)
 
 
-def changed(content: bytes, change: tuple[str, int, int], seed: int) -> bytes:
-    what, where, much = change
+def changed(content: bytes, change: tuple[int, int | None, bytes]) -> bytes:
+    where, gone, new = change
     at = where % max(1, len(content))
-    rng = np.random.default_rng((seed, at))
-    head, part, tail = content[:at], content[at : at + much], content[at + much :]
-    others = pictures()
-    new = {
-        "cut": b"",
-        "flip": bytes([part[0] ^ (1 << (much % 8))]) + part[1:] if part else b"",
-        "random": rng.bytes(len(part)),
-        "remove": b"",
-        "repeat": part + part,
-        "insert": rng.bytes(much) + part,
-        "number": rng.choice([0xFFFFFFFF, 0x7FFFFFFF, 0, 65000]).item().to_bytes(4),  # that no size can be
-        "other": others[int(rng.integers(len(others)))][1][at:],
-    }
-    return head + new[what] + (b"" if what in ("cut", "other") else tail)
+    return content[:at] + new + content[at + (len(new) if gone is None else gone) :]
 
 
 def checksum_mended(content: bytes) -> bytes:
@@ -104,10 +83,9 @@ def checksum_mended(content: bytes) -> bytes:
 
 
 def test_whatever_is_done_to_a_picture_it_is_read_or_named(budget: Budget, tmp_path: Path) -> None:
-    def check(which: int, suffix: str, changes: list[tuple[str, int, int]], seed: int, mend: bool) -> None:
-        own, content = pictures()[which % len(pictures())]
-        for change in changes:
-            content = changed(content, change, seed)
+    def check(picture: tuple[str, bytes], suffix: str, changes: list[Any], mend: bool) -> None:
+        own, content = picture
+        content = reduce(changed, changes, content)
         content = checksum_mended(content) if mend else content
         path = tmp_path / f"picture{suffix or own}"
         path.write_bytes(content)
@@ -123,9 +101,9 @@ def test_whatever_is_done_to_a_picture_it_is_read_or_named(budget: Budget, tmp_p
             assert 0 < size[0] * size[1] <= MOST_PIXELS
         assert time.monotonic() - began < 30
 
-    few, seeds = st.lists(CHANGES, max_size=4), st.integers(0, 1000)
-    suffixes = st.sampled_from(["", "", "", ".png", ".jpg", ".tif"])
-    budget.draw(60, check, which=seeds, suffix=suffixes, changes=few, seed=seeds, mend=st.booleans())
+    few, suffixes = st.lists(CHANGES, max_size=4), st.sampled_from(["", "", "", ".png", ".jpg", ".tif"])
+    pictures = st.sampled_from(PICTURES)
+    budget.draw(60, check, picture=pictures, suffix=suffixes, changes=few, mend=st.booleans())
 
 
 # ----------------------------------------------------------------------------------------------------- names
@@ -144,7 +122,7 @@ SUFFIXES = st.sampled_from([".png", ".jpg", ".PNG", ".tif"])
 NAMES = st.builds(str.__add__, STEMS, SUFFIXES).filter(lambda name: not re.search(r"^\.|[/\0]", name))
 
 
-def test_matching_gives_each_image_at_most_one_partner(budget: Budget) -> None:
+def test_names_are_matched_ordered_told_apart_and_printed(budget: Budget) -> None:
     def check(rainy: list[str], clean: list[str]) -> None:
         images, others = [Path("r", name) for name in rainy], [Path("c", name) for name in clean]
         pairs, lone, lone_clean = match(images, others)
@@ -157,51 +135,15 @@ def test_matching_gives_each_image_at_most_one_partner(budget: Budget) -> None:
         assert all(one.stem == other.stem for one, other in pairs if one.stem in alone)
         assert sorted(match(images[::-1], others[::-1]).pairs) == sorted(pairs)
 
-    names = st.lists(NAMES, max_size=8, unique=True)
-    budget.draw(100, check, rainy=names, clean=names)
-
-
-def test_outputs_are_told_apart_and_names_are_ordered(budget: Budget) -> None:
-    def check(names: list[tuple[str, str]]) -> None:
-        files = list(dict.fromkeys(Path("set", folder, name) for folder, name in names))
+        files = [*(Path("set", path) for path in images), *(Path("set/b/c", path) for path in others)]
         outputs = distinct_names(files, Path("set"))
         assert len(set(outputs)) == len(files) and all(outputs)
         assert sorted(map(natural_key, files)) == sorted(map(natural_key, files[::-1]))
         line = escape_unprintable(join_names(files))
-        assert line.isprintable()
-        line.encode()
+        assert line.isprintable() and (line.encode() or not files)
 
-    folders = st.sampled_from(["", "a", "b/c", "1"])
-    budget.draw(100, check, names=st.lists(st.tuples(folders, NAMES), max_size=8))
-
-
-def test_a_file_of_any_name_is_written_whole_or_told(budget: Budget, tmp_path: Path) -> None:
-    def check(name: bytes, there: bool, fails: bool) -> None:
-        path = Path(os.fsdecode(bytes(tmp_path) + b"/" + name))
-
-        def write(temporary: Path) -> None:
-            temporary.write_text("new")
-            if fails:
-                raise OSError(28, "No space left on device")
-
-        try:
-            if there:
-                path.write_text("old")
-            write_atomically(path, write)
-        except UserError as error:
-            assert str(error).startswith(f"{escape_unprintable(path)} cannot be written")
-            assert fails or len(name) > 255
-            assert not there or path.read_text() == "old"
-        except OSError:
-            assert there and len(name) > 255  # no such file can be
-        else:
-            assert path.read_text() == "new"
-        assert [each for each in tmp_path.iterdir() if each != path] == []
-        path.unlink(missing_ok=True) if len(name) < 256 else None
-
-    names = st.binary(min_size=1, max_size=12) | st.integers(1, 300).map(lambda n: b"n" * n + b".png")
-    good = names.filter(lambda name: not set(name) & set(b"/\0") and name not in (b".", b".."))
-    budget.draw(50, check, name=good, there=st.booleans(), fails=st.booleans())
+    names = st.lists(NAMES, max_size=8, unique=True)
+    budget.draw(100, check, rainy=names, clean=names)
 
 
 # ---------------------------------------------------------------------------------------------- folder trees
@@ -216,9 +158,6 @@ FOLDERS = st.sampled_from([
 ODD = ["norain-1.png", "norain-1x2.png", "rain-1.png", "1gt.png", "1_1.jpg", "1_2.jpg", "1.JPG"]
 FILES = st.integers(0, 4).map("{}.png".format) | st.sampled_from(ODD) | st.just("real_world.txt") | NAMES
 PLACES = st.tuples(st.lists(FOLDERS, max_size=4), FILES).map(lambda place: Path(*place[0], place[1]))
-THINGS = st.sampled_from([
-    *["whole"] * 4, "both", "both", "odd", "broken", "empty", "folder", "pipe", "up", "gone",
-])
 # One half of the trees begins as a true layout
 STARTS = st.sampled_from([
     None, *layouts.OFFICIAL_LAYOUT.values(), layouts.merged, layouts.rain100, layouts.rain12,
@@ -227,27 +166,22 @@ STARTS = st.sampled_from([
 LISTS = st.lists(st.one_of(PLACES.map(os.fsencode), st.binary(max_size=9)), max_size=5)
 
 
-@functools.cache
-def content(what: str) -> bytes:
-    clean = layouts.clean_image(1, (6, 8))
-    rainy = np.maximum(clean, np.eye(6, 8, dtype=np.uint8)[..., None] * 255)
-    images = {"whole": rainy, "both": np.hstack((rainy, clean)), "odd": np.hstack((rainy, clean[:, :-1]))}
-    whole = cv2.imencode(".png", images.get(what, clean))[1].tobytes()
-    return {"broken": whole[:30], "empty": b""}.get(what, whole)
+CLEAN = layouts.clean_image(1, (6, 8))
+RAINY = np.maximum(CLEAN, np.eye(6, 8, dtype=np.uint8)[..., None] * 255)
+ONE, BOTH, ODD_SIDES = (
+    cv2.imencode(".png", image)[1].tobytes()
+    for image in (RAINY, np.hstack((RAINY, CLEAN)), np.hstack((RAINY, CLEAN[:, :-1])))
+)
+LINKS = [partial(Path.symlink_to, target=target) for target in (".", "nowhere")]
+THINGS = st.sampled_from([*[ONE] * 4, BOTH, BOTH, ODD_SIDES, ONE[:30], b"", Path.mkdir, os.mkfifo, *LINKS])
 
 
-def put(path: Path, what: str) -> None:
-    """`what` at `path`, unless something else is there, or in the way."""
+def put(path: Path, thing: Any) -> None:
+    """`thing` at `path`, unless something else is there, or in the way."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if what == "folder":
-            path.mkdir()
-        elif what == "pipe":
-            os.mkfifo(path)
-        elif what in ("up", "gone"):
-            path.symlink_to("." if what == "up" else "nowhere")
-        elif not os.path.lexists(path):
-            path.write_bytes(content(what))
+        if not os.path.lexists(path):
+            thing(path) if callable(thing) else path.write_bytes(thing)
 
 
 def assert_sound(found: PairSet) -> None:
@@ -271,8 +205,8 @@ def test_any_tree_is_read_or_told_and_left_as_it_is(budget: Budget, tmp_path: Pa
         root.mkdir()
         if start:
             start(root)
-        for path, what in things:
-            put(root / path, what)
+        for path, thing in things:
+            put(root / path, thing)
         for path in list(root.rglob("real_world.txt")):
             if listed and path.is_file() and path.stat().st_size < 2000:
                 path.write_bytes(b" ".join(listed) + b"\n")
@@ -342,8 +276,7 @@ def numbers_in(value: Any) -> list[float]:
 
 
 def test_options_are_sound_or_refused_by_name(budget: Budget) -> None:
-    def check(which: int, given: list[tuple[int, list[str]]]) -> None:
-        record = RECORDS[which % len(RECORDS)]
+    def check(record: Machine, given: list[tuple[int, list[str]]]) -> None:
         names = [options_of(record)[at % len(options_of(record))] for at, _ in given]
         line = [word for name, (_, words) in zip(names, given, strict=True) for word in (f"--{name}", *words)]
         if isinstance(record, Derain):
@@ -371,5 +304,5 @@ def test_options_are_sound_or_refused_by_name(budget: Budget) -> None:
             stream = BatchStream(1800, made.batchSize, seed=made.seed, steps=range(schedule.steps))
             assert len(stream) == schedule.steps and len(next(iter(stream))) == made.batchSize
 
-    any_of, words = st.integers(0, 99), st.lists(WORDS, min_size=1, max_size=2)
-    budget.draw(150, check, which=any_of, given=st.lists(st.tuples(any_of, words), max_size=4))
+    given = st.tuples(st.integers(0, 99), st.lists(WORDS, min_size=1, max_size=2))
+    budget.draw(150, check, record=st.sampled_from(RECORDS), given=st.lists(given, max_size=4))
