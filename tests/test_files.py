@@ -339,7 +339,6 @@ for _ in range(60):
     LISTS = [LISTS] * 2  # a few bytes, and without end where it is printed or walked through
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("content", "says"),
     [
