@@ -6,6 +6,7 @@ scikit-image, so none of the scores is a benchmark's.
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,8 +26,8 @@ from utils import UserError, list_images, read_image, run, write_image
 
 DATA, MODELS, RESULTS = Path("datasets/simulated"), Path("trained_model/demo"), Path("results/demo")
 SHIPPED_MODELS = {  # LightNet
-    "shipped teacher": Path("trained_model/Rain200H-light") / SHIPPED / LATEST,
     "shipped student": Path("trained_model/Rain200H-light+Real") / SHIPPED / LATEST,
+    "derain.py's": Path("trained_model/photographs") / SHIPPED / LATEST,
 }
 SETS = {"pairs": DATA / "Simulated200H", "real": DATA / "SimulatedReal"}
 TEST = {"pairs": "rain_data_test_Heavy/rain/X2", "real": "test/rain"}
@@ -71,16 +72,15 @@ def main() -> None:
     call(f"metrix_code/tables.py --results {RESULTS} --kinds measured")
     gains = [psnr(data, "student") - psnr(data, "teacher") for data in SETS]
     print(REMARK.format(*gains))
-    students = [name for name in models if "student" in name]
     path = RESULTS / "demo.png"
-    write_image(path, picture(students))
+    write_image(path, picture([name for name in models if name != "teacher"]))
     print(f"to look at: {path}, and index.html in each folder of {RESULTS}")
     print(f"to browse: tensorboard --logdir {MODELS}")
     print(f"{time.perf_counter() - began:.0f} s")
 
 
 def place(data: str, name: str) -> Path:
-    return RESULTS / data / name.replace(" ", "_")
+    return RESULTS / data / re.sub(r"\W", "_", name)
 
 
 def call(command: str) -> None:
@@ -97,18 +97,18 @@ def psnr(data: str, name: str) -> float:
     return read_scores(place(data, name) / SCORES)["mean"]["psnr"]
 
 
-def picture(students: list[str], height: int = 160) -> np.ndarray:
-    """uint8 RGB: a row for each test photograph, with columns rainy, derained by each student, clean."""
+def picture(shown: list[str], height: int = 160) -> np.ndarray:
+    """uint8 RGB: a row for each test photograph, with columns rainy, derained by each model, clean."""
     rows: list[np.ndarray] = []
     for data in SETS:
         rainy = list_images(SETS[data] / TEST[data])
         for path, clean in match(rainy, list_images(SETS[data] / CLEAN[data])).pairs:
-            derained = [place(data, name) / f"{path.stem}.png" for name in students]
+            derained = [place(data, name) / f"{path.stem}.png" for name in shown]
             images = [read_image(each) for each in (path, *derained, clean)]
             width = round(images[0].shape[1] * height / images[0].shape[0])
             row = np.concatenate([cv2.resize(image, (width, height)) for image in images], axis=1)
             if not rows:
-                for number, caption in enumerate(("rainy", *students, "clean")):
+                for number, caption in enumerate(("rainy", *shown, "clean")):
                     at, font = (number * width + 5, 20), cv2.FONT_HERSHEY_SIMPLEX
                     cv2.putText(row, caption, at, font, 0.6, (255, 255, 0), 2)
             rows.append(row)
