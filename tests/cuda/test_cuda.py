@@ -26,6 +26,7 @@ from networks import Conv, DerainNet
 from stages import SID, SSIDKD
 from tests import plain
 from tests.small import LIGHT, assert_same_weights, run_script, student, teacher
+from utils import read_image, write_image
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 CARD = torch.device("cuda")
@@ -183,6 +184,14 @@ def test_a_shipped_model_scores_as_on_a_cpu(precision):
         for device, how in ((CARD, precision), (torch.device("cpu"), "float32"))
     )
     assert psnr(ours, exact) > (60 if precision == "float32" else 45)
+
+
+def test_derain_py_gives_what_it_gives_on_a_cpu(tmp_path, run_here):
+    write_image(tmp_path / "1.png", skimage.data.astronaut())
+    for name in ("True", "False"):
+        words = "--save_path", str(tmp_path / name), "--use_GPU", name, "--precision", "float32"
+        assert run_here("derain.py", str(tmp_path / "1.png"), *words) == 0
+    assert psnr(*(read_image(tmp_path / name / "1.png") for name in ("True", "False"))) > 50
 
 
 def scripts(recipe, name, **changes):
