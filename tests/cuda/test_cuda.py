@@ -191,7 +191,8 @@ def test_derain_py_gives_what_it_gives_on_a_cpu(tmp_path, run_here):
     for name in ("True", "False"):
         words = "--save_path", str(tmp_path / name), "--use_GPU", name, "--precision", "float32"
         assert run_here("derain.py", str(tmp_path / "1.png"), *words) == 0
-    assert psnr(*(read_image(tmp_path / name / "1.png") for name in ("True", "False"))) > 50
+    ours, exact = (read_image(tmp_path / name / "1.png") for name in ("True", "False"))
+    assert psnr(ours, exact) > 50
 
 
 def scripts(recipe, name, **changes):
