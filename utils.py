@@ -293,8 +293,7 @@ def _no_image(path: Path, file: BinaryIO) -> UserError:
     file.seek(0)
     head, size, _ = file.read(1000), file.seek(0, io.SEEK_END), file.seek(0)
     kind = head[8:12].decode("latin-1").strip().upper() if head[4:8] == b"ftyp" else ""  # HEIC, AVIF
-    if head[:3] == b"GIF" or b"<svg" in head:
-        kind = "GIF" if head[:3] == b"GIF" else "SVG"
+    kind = "GIF" if head[:3] == b"GIF" else "SVG" if b"<svg" in head else kind
     if head[:4] in (b"II*\0", b"MM\0*"):
         with contextlib.suppress(Exception), tifffile.TiffFile(file) as tiff:
             samples = tiff.pages.first.dtype
