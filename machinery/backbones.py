@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from machinery.checkpoints import load_weights
-from machinery.lightnet import LightNet
+from machinery.lightnet import Encoded, LightNet
 from networks import Derained, DerainNet
 from utils import UserError, file_errors
 
@@ -29,18 +29,18 @@ class AutocastModel(nn.Module):
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = precision
 
-    def forward(self, rainy: Tensor, **context: Tensor) -> Derained:
+    def forward(self, rainy: Tensor, **context: Any) -> Derained:
         """`context`: further inputs of a backbone, such as LightNet's `image_mean`."""
         with self._autocast(rainy):
             output = self.net(rainy.contiguous(memory_format=torch.channels_last), **context)
         return Derained(*(each.float() for each in output))
 
-    def image_mean(self, rainy: Tensor) -> Tensor | None:
-        """What tiles need to know of their whole image (N, 3, H, W); None: nothing."""
-        if not hasattr(self.net, "image_mean"):
+    def encoded(self, rainy: Tensor) -> Encoded | None:
+        """See LightNet; None for a backbone that needs nothing of the whole image."""
+        if getattr(self.net, "context", None) is None:
             return None
         with self._autocast(rainy):
-            return self.net.image_mean(rainy.contiguous(memory_format=torch.channels_last))
+            return self.net.encoded(rainy.contiguous(memory_format=torch.channels_last))
 
     def _autocast(self, rainy: Tensor) -> torch.autocast:
         return torch.autocast(rainy.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

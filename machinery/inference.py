@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from machinery.backbones import AutocastModel, network_from
 from machinery.checkpoints import find_checkpoint, load_checkpoint
+from machinery.lightnet import Encoded
 from utils import UserError, to_tensor, to_uint8
 
 if TYPE_CHECKING:  # no training imports it
@@ -26,13 +27,15 @@ if TYPE_CHECKING:  # no training imports it
 CPU = torch.device("cpu")
 DEFAULT_MODEL = Path("trained_model/photographs")  # of photographs and tools
 OVERLAP = 64  # of two tiles, in pixels
-WINDOW, MANY = 512, 24  # of the mean over an image: side in pixels; more windows than this are sampled
+KEPT = 9e8  # bytes of tiles' features, kept from the mean over their image until the tiles are derained
 # Limits of a tile on a CPU, its maps in bytes and its side in pixels: a 3840x2160 photograph then takes less
 # than 2.5 GB with torch itself. The maps of larger tiles leave the cache: 1,536 takes 15 % longer than 800.
 MOST_MEMORY, CPU_SIDE = 1.3e9, 800
 # Limit of a tile's maps anywhere: at two bytes an element, no map then has more than 2^31 elements.
 MOST_MAPS = 2**32
 SLACK = 2.5  # process growth / size of the maps: allocator fragmentation, workspace of the convolutions
+
+Grid = dict[tuple[int, int], tuple[Any, slice, slice]]  # (row, column) of a tile: its pixels
 
 
 class Derainer:
@@ -111,7 +114,7 @@ class Derainer:
             derained = self._in_tiles(rainy, 0, 1)
         return derained if self.strength == 1 else torch.lerp(rainy, derained, self.strength)
 
-    def _network(self, rainy: Tensor, **context: Tensor) -> Tensor:
+    def _network(self, rainy: Tensor, **context: Any) -> Tensor:
         derained = self.net(rainy[None].to(self.device), **context).derained[0].cpu()
         if not torch.isfinite(derained).all():  # finite weights may overflow, above all in bfloat16
             raise UserError(
@@ -119,25 +122,27 @@ class Derainer:
             )
         return derained
 
-    def _context(self, rainy: Tensor) -> dict[str, Tensor]:
-        """Keyword arguments for a tile: the mean over the whole image (3, H, W), if the backbone uses one.
+    def _look(self, rainy: Tensor, grid: Grid) -> tuple[Tensor | None, dict[tuple[int, int], Encoded]]:
+        """What tiles need of their whole image (3, H, W): its mean, or None; and what is encoded already.
 
-        Averaged over windows at full resolution; of many windows every second one, as on a chessboard, at a
-        quarter of the cost of deraining the image. On two photographs of 7 and 9 megapixels this changed the
-        result by 0.3 levels on average. A reduced image has other features: three levels.
+        The encoder's features are kept, so the mean costs nothing. If they do not fit in KEPT, every second
+        tile is looked at, as on a chessboard: on photographs of 7 and 9 megapixels that changed the result by
+        0.3 levels on average. A reduced image has other features: three levels.
         """
-        assert self.tile
-        side = min(self.tile, WINDOW)
-        bands = [band.split(side, 2) for band in rainy.split(side, 1)]
-        few = len(bands) * len(bands[0]) <= MANY
-        total, pixels = torch.zeros(()), 0
-        for i, band in enumerate(bands):
-            for window in band if few else band[i % 2 :: 2]:
-                mean = self.net.image_mean(window[None].to(self.device))
-                if mean is None:
-                    return {}
-                total, pixels = total.to(mean) + mean * window[0].numel(), pixels + window[0].numel()
-        return {"image_mean": total / pixels}
+        known: dict[tuple[int, int], Encoded] = {}
+        total, pixels, size = torch.zeros(()), 0, 0
+        for place in sorted(grid, key=lambda place: sum(place) % 2):
+            if size > KEPT and sum(place) % 2:
+                break
+            tile = rainy[grid[place]]
+            if (encoded := self.net.encoded(tile[None].to(self.device))) is None:
+                return None, {}
+            mean = encoded.deepest.mean((2, 3), keepdim=True)
+            total, pixels = total.to(mean) + mean * tile[0].numel(), pixels + tile[0].numel()
+            if size <= KEPT:
+                known[place] = encoded
+                size += sum(each.nbytes for each in (encoded.deepest, *encoded.skips))
+        return total / pixels, known
 
     def _in_tiles(self, rainy: Tensor, begun: float, share: float) -> Tensor:
         """Cuts a large image into overlapping tiles and blends them by linear ramps.
@@ -153,15 +158,17 @@ class Derainer:
             image = self._network(rainy)
             self.progress(begun + share)
             return image
-        context = self._context(rainy)
+        spans = enumerate(self._spans(height)), enumerate(self._spans(width))
+        grid: Grid = {(i, j): (..., rows, columns) for (i, rows), (j, columns) in itertools.product(*spans)}
+        mean, known = self._look(rainy, grid)
         total, weights = torch.zeros_like(rainy), torch.zeros_like(rainy[:1])
-        spots = [(top, left) for top in self._spans(height) for left in self._spans(width)]
-        for number, (rows, columns) in enumerate(spots, 1):
-            part = rainy[:, rows, columns]
-            weight = _ramp(part.shape[-2])[:, None] * _ramp(part.shape[-1])
-            total[:, rows, columns] += weight * self._network(part, **context)
-            weights[:, rows, columns] += weight
-            self.progress(begun + share * number / len(spots))
+        for number, (place, spot) in enumerate(grid.items(), 1):
+            tile = rainy[spot]
+            weight = _ramp(tile.shape[-2])[:, None] * _ramp(tile.shape[-1])
+            context = {} if mean is None else {"image_mean": mean, "encoded": known.pop(place, None)}
+            total[spot] += weight * self._network(tile, **context)
+            weights[spot] += weight
+            self.progress(begun + share * number / len(grid))
         return total.div_(weights)
 
     def _spans(self, side: int) -> list[slice]:

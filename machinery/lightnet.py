@@ -14,6 +14,7 @@ tone of the whole. The deepest level's features are the code.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from networks import SLOPE, Derained
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of an image (N, 3, H, W), padded to a multiple of 16."""
+
+    deepest: Tensor  # input of the deepest level, (N, channels[-1], H / 16, W / 16)
+    skips: tuple[Tensor, ...]  # the other levels' features, from full resolution down
 
 
 class Block(nn.Module):
@@ -81,31 +89,33 @@ class LightNet(nn.Module):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, rainy: Tensor, image_mean: Tensor | None = None) -> Derained:
-        """`image_mean`: that of the whole image where `rainy` is a tile of it; default: that of `rainy`."""
+    def forward(
+        self, rainy: Tensor, image_mean: Tensor | None = None, encoded: Encoded | None = None
+    ) -> Derained:
+        """`image_mean`: that of the whole image where `rainy` is a tile of it; default: that of `rainy`.
+
+        `encoded`: `self.encoded(rainy)`, if it is known already.
+        """
         height, width = rainy.shape[-2:]
-        x, skips = self._encoded(rainy)
+        x, skips = encoded or self.encoded(rainy)
         if self.context is not None:
             x = x + self.context(x.mean((2, 3), keepdim=True) if image_mean is None else image_mean)
         code = x = self.encode[-1](x)  # (N, C5, H / 16, W / 16)
-        for decode, up in zip(reversed(self.decode), reversed(self.up), strict=True):
+        upwards = zip(reversed(self.decode), reversed(self.up), reversed(skips), strict=True)
+        for decode, up, skip in upwards:
             # the skip first: the sum takes its layout, channels last; pixel_shuffle on CUDA returns NCHW
-            x = decode(skips.pop() + F.pixel_shuffle(up(x), 2))
+            x = decode(skip + F.pixel_shuffle(up(x), 2))
         streaks = self.tail(x)[..., :height, :width]
         return Derained(rainy - streaks, streaks, code)
 
-    def _encoded(self, rainy: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The input of the deepest level, (N, C5, H / 16, W / 16), and the skips from the others."""
+    def encoded(self, rainy: Tensor) -> Encoded:
+        """The first half of `forward`; the mean of `deepest` over an image is its `image_mean`."""
         x = self.head(pad_to_multiple(rainy, 2 ** len(self.down)))  # (N, C1, H, W), padded
         skips = []
         for encode, down in zip(self.encode, self.down, strict=False):
             skips.append(encode(x))
             x = down(skips[-1])
-        return x, skips
-
-    def image_mean(self, rainy: Tensor) -> Tensor | None:
-        """The input of `context`, (N, C5, 1, 1); None for a network without it."""
-        return None if self.context is None else self._encoded(rainy)[0].mean((2, 3), keepdim=True)
+        return Encoded(x, tuple(skips))
 
     def recompute_units(self) -> None:
         """Recompute each block's activations in the backward pass: slower, less memory."""

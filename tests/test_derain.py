@@ -18,7 +18,7 @@ import utils
 from machinery import inference
 from machinery.backbones import AutocastModel
 from machinery.inference import CPU, OVERLAP, SLACK, Derainer, bytes_a_pixel, tile_that_fits
-from machinery.lightnet import LightNet
+from machinery.lightnet import Encoded, LightNet
 from networks import Derained, DerainNet
 from photographs.pictures import Picture, encoded, read_picture
 from tests import layouts
@@ -362,24 +362,23 @@ def test_no_map_of_a_tile_has_more_than_2_to_the_31_elements():
 class AsBrightAsTheImage(torch.nn.Module):
     """A network that needs the mean of the whole image."""
 
-    def image_mean(self, rainy):
-        return rainy.mean((2, 3), keepdim=True)
+    context = True
 
-    def forward(self, rainy, image_mean=None):
+    def encoded(self, rainy):
+        return Encoded(rainy, ())
+
+    def forward(self, rainy, image_mean=None, encoded=None):
         mean = rainy.mean() if image_mean is None else image_mean
+        assert encoded is None or torch.equal(encoded.deepest, rainy)
         return Derained(mean.expand_as(rainy), rainy, rainy)
 
 
-def test_tiles_know_the_mean_of_the_whole_image():
-    rainy = torch.linspace(0, 1, 3000).square().expand(3, 300, -1)
-    made = Derainer(AsBrightAsTheImage(), tile=512).derained(rainy)
-    assert torch.allclose(made, rainy.mean().expand_as(made), atol=1e-4)
-
-
-def test_the_mean_of_a_large_image_is_that_of_every_second_window():
+@pytest.mark.parametrize("kept, looked_at", [(1e9, 30), (1e6, 15), (0, 15)])
+def test_tiles_know_the_mean_of_the_whole_image(monkeypatch, kept, looked_at):
+    monkeypatch.setattr(inference, "KEPT", kept)
     net = AsBrightAsTheImage()
-    rainy = torch.linspace(0, 1, 6 * 256).expand(3, 6 * 256, -1)
-    with mock.patch.object(net, "image_mean", wraps=net.image_mean) as measured:
-        made = Derainer(net, tile=256).derained(rainy)
-    assert measured.call_count == 18  # of 36
-    assert torch.allclose(made, rainy.mean().expand_as(made), atol=1e-4)
+    rainy = torch.linspace(0, 1, 6 * 256).expand(3, 6 * 192, -1)
+    with mock.patch.object(net, "encoded", wraps=net.encoded) as measured:
+        made = Derainer(net, tile=320).derained(rainy)
+    assert measured.call_count == looked_at
+    assert torch.allclose(made, rainy.mean().expand_as(made), atol=0.03)
