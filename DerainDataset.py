@@ -200,7 +200,8 @@ def _channels_first(image: np.ndarray) -> torch.Tensor:
 class RandomStream(IntEnum):
     """What a random draw is for: no two draws have one (seed, epoch, index)."""
 
-    CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS, AUGMENTATION, SHARE, DOWNSCALE, UNVARIED = range(10)
+    CROP, PARTNER, REAL, LAYER, ORDER, MORE_LAYERS = range(6)
+    AUGMENTATION, SHARE, DOWNSCALE, UNVARIED, RECOMBINE = range(6, 11)
 
 
 class Crops(Dataset[dict[str, torch.Tensor]]):
@@ -247,10 +248,10 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def _turn(self, rng: np.random.Generator) -> int:
-        """The recipe's flip or rotation of a crop, see `dihedral`. Swapped or real rain stays upright."""
+    def _turn(self, rng: np.random.Generator, recombined: bool = False) -> int:
+        """The recipe's flip or rotation of a crop, see `dihedral`. With recombination, rain stays upright."""
         turn = int(rng.integers(8))  # always drawn, so that options do not shift each other's draws
-        if self.recipe.augment and self.recombine == self.recipe.recombine:
+        if self.recipe.augment and recombined == self.recipe.recombine:
             return turn
         return turn // 4 * 4 if self.recipe.augment or self.recipe.mirror else 0
 
@@ -258,8 +259,8 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
 class PairCrops(Crops):
     """Crops of pairs: {"rainy", "clean"}.
 
-    With `recombine`, adds the streaks of pair `index` to the clean side of another pair or of `backgrounds`.
-    Images without a clean side are streak layers. The rain must be an exact grey addition
+    With `recombine`, adds the streaks of pair `index` to the clean side of another pair or of `backgrounds`,
+    in the recipe's fraction of the crops. Images without a clean side are streak layers. The rain must be an exact grey addition
     (`why_not_recombined`). Only the background is rotated, so rain still falls.
     """
 
@@ -269,9 +270,12 @@ class PairCrops(Crops):
         unvaried = draw(RandomStream.UNVARIED).random() < self.recipe.unvaried_prob
         recipe = self.unvaried if unvaried else self.recipe
         clear, hazy, jpeg = augment.random(3) < (recipe.clear_prob, recipe.haze_prob, recipe.jpeg_prob)
-        turn = self._turn(rng)
+        recombined = self.recombine and (
+            self.pairs[key[1]].clean is None or draw(RandomStream.RECOMBINE).random() < recipe.recombine_prob
+        )
+        turn = self._turn(rng, recombined)
         size = round(self.patch_size * recipe.downscale ** draw(RandomStream.DOWNSCALE).uniform())
-        if self.recombine:
+        if recombined:
             clean = dihedral(self._background(size, draw(RandomStream.PARTNER)), turn)
             sides = [clean] if clear else [self._rained_on(recipe, clean, key[1], rng, draw), clean]
         else:

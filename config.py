@@ -88,6 +88,7 @@ class Training(Machine):
     recombine: bool = extra(
         False, "swap streak layers between images; needs rain that is an exact grey addition"
     )
+    recombine_prob: float = probability(1.0, "fraction of crops that --recombine applies to")
     max_streak_rotation: float = layers(
         0.0, "largest rotation of a layer, in degrees", min=0, max=90, also="slant"
     )
@@ -401,6 +402,7 @@ LAYERS: dict[str, Any] = {
     "augment": True,
     "mirror": False,
     "recombine": True,
+    "recombine_prob": 0.5,  # a set's own pairs have no varied layers, and none that another image clipped
     "max_streak_rotation": 12.0,
     "streak_zoom": 1.3,
     "streak_strength": 1.1,
@@ -412,6 +414,7 @@ MANY_RAINS: dict[str, Any] = {
     "data_path": tuple(Path("datasets") / name for name in ("Rain800", "Rain200H", "Rain200L")),
     "streaks": (Path("datasets/Streaks"),),  # rendered light streaks, as Garg's
     "shares": (0.25, 0.3, 0.25, 0.2),
+    "recombine_prob": 1.0,
     "max_streak_rotation": 45.0,
     "streak_zoom": 2.0,
     "streak_strength": 1.5,

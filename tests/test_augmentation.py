@@ -118,6 +118,15 @@ def test_layers_are_mirrored_and_never_turned_while_backgrounds_are(tmp_path):
     assert 0.4 < mirrored.mean() < 0.6
 
 
+@pytest.mark.parametrize("prob, own", [(1.0, 0.1), (0.5, 0.55), (0.0, 1.0)])
+def test_part_of_the_crops_keep_their_own_background_and_their_rain_upright(tmp_path, prob, own):
+    recipe = recombined(tmp_path, data_path=(flat(tmp_path / "ten", 40, 10, 90),), patch_size=60)
+    rainy, clean = sides(recipe, 200, 3, recombine_prob=prob, augment=True)
+    assert abs((clean == 43).all(axis=(1, 2, 3)).mean() - own) < 0.1
+    layer = rainy - clean
+    assert layer.max() == 90 and (layer == layer[:, :1]).all()
+
+
 def test_real_rain_stays_upright_beside_recombined_pairs(tmp_path):
     ramp = np.arange(0, 200, 2, dtype=np.uint8)[:, None, None].repeat(100, 1).repeat(3, 2)
     write_image(tmp_path / "real/1.png", ramp)
