@@ -260,8 +260,8 @@ class PairCrops(Crops):
     """Crops of pairs: {"rainy", "clean"}.
 
     With `recombine`, adds the streaks of pair `index` to the clean side of another pair or of `backgrounds`,
-    in the recipe's fraction of the crops. Images without a clean side are streak layers. The rain must be an exact grey addition
-    (`why_not_recombined`). Only the background is rotated, so rain still falls.
+    in the recipe's fraction of the crops. Images without a clean side are streak layers. The rain must be an
+    exact grey addition (`why_not_recombined`). Only the background is rotated, so rain still falls.
     """
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
