@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
@@ -43,8 +44,9 @@ from engine import optimizer_of, training_step
 from machinery import distributed
 from machinery.backbones import BACKBONES, AutocastModel, network_from
 from machinery.checkpoints import find_checkpoint, load_checkpoint
-from machinery.inference import Derainer, best_precision, hardware
-from machinery.loading import BatchStream, ImageCache, loader
+from machinery.inference import CPU, Derainer, best_precision, hardware
+from machinery.distributed import World
+from machinery.loading import Batches, ImageCache
 from machinery.options import Machine, option, parse
 from networks import DerainNet
 from stages import SID, SSIDKD
@@ -247,8 +249,9 @@ def measure_loader(options: Benchmark) -> None:
         for number in range(options.rounds):
             steps = range(number * count, (number + 1) * count)
             began = time.process_time()
-            stream = BatchStream(len(crops), recipe.batchSize, tag=crops.tag, steps=steps)
-            drawn = sum(len(batch["rainy"]) for batch in loader(crops, stream))
+            batches = Batches([crops], World(0, 1, CPU), steps, batch_size=recipe.batchSize)
+            loader: DataLoader = DataLoader(crops, batch_sampler=batches.keys(len(crops), crops.tag))
+            drawn = sum(len(batch["rainy"]) for batch in loader)
             paces.append(drawn / (time.process_time() - began))
         _print_row(name, f"{recipe.patch_size}x{recipe.patch_size}", _spread(paces))
 

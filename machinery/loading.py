@@ -15,12 +15,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 from tqdm import tqdm
 
@@ -78,63 +78,6 @@ class ImageCache:
         return self._images[path] if path in self._images else read_image(path)
 
 
-class IndexedDataset(Protocol):
-    """What a loader draws from: entries by (epoch, index). `tag` keeps its order apart from another's."""
-
-    @property
-    def tag(self) -> int: ...
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]: ...
-
-
-class BatchStream(Sampler[list[tuple[int, int]]]):
-    """The batches of `steps`, as lists of (epoch, index).
-
-    Step s draws the positions from `offset` + s * batch_size of an endless stream; position q is entry
-    q % count of the permutation of epoch q // count. A set smaller than a batch repeats with another epoch's
-    crops. A batch is split into `parts` of equal size; this process takes `mine`, in order.
-    Raises UserError if the batch does not split.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        tag: int = 0,
-        steps: range = range(0),
-        parts: int = 1,
-        mine: range = range(1),
-        offset: int = 0,
-    ) -> None:
-        if batch_size % parts:
-            raise UserError(
-                f"a batch of {batch_size} does not split over {parts} processes or accumulation steps: give "
-                f"multiples of {parts} as --batchSize and --late_batchSize"
-            )
-        self.count, self.batch_size, self.seed, self.tag = count, batch_size, seed, tag
-        self.steps, self.mine, self.share, self.offset = steps, mine, batch_size // parts, offset
-        self._shuffled = -1, np.empty(0, int)  # an epoch, and the order of its entries
-
-    def __len__(self) -> int:
-        return len(self.steps) * len(self.mine)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self.steps:
-            for part in self.mine:
-                first = self.offset + step * self.batch_size + part * self.share
-                positions = (divmod(position, self.count) for position in range(first, first + self.share))
-                yield [(epoch, int(self._order(epoch)[entry])) for epoch, entry in positions]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch != self._shuffled[0]:
-            rng = np.random.default_rng((self.seed, epoch, self.tag, ORDER))
-            self._shuffled = epoch, rng.permutation(self.count)
-        return self._shuffled[1]
-
-
 @atexit.register  # after multiprocessing's own, so it runs before
 def _kill_workers() -> None:
     """Workers ignore SIGTERM, and the interpreter would wait for them."""
@@ -155,61 +98,77 @@ def begin_worker(_: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def loader(
-    source: IndexedDataset, stream: BatchStream, *, workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
-    """The batches of `stream` out of `source`, read ahead by `workers` processes."""
-    return DataLoader(
-        source,  # type: ignore[arg-type]
-        batch_sampler=stream,
-        num_workers=workers,
-        worker_init_fn=begin_worker,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # the loader's own: torch's global one is left to the training
-        # forked workers share the cache; elsewhere they are spawned, and decode for themselves
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-    )
-
-
 class Batches:
     """The batches of `steps`: `accumulate` micro-batches a step, each with every source's crops by name.
 
-    Each process of the `world` loads its own part of a batch. Crops travel to its device as bytes, and become
-    float32 (N, 3, P, P) in [0, 1] there. `offset`: see BatchStream. Raises UserError if it does not split.
+    `sources`: crops by (epoch, index); a `tag` each keeps its order apart from another's. Each process of the
+    `world` loads its own part of a batch. Crops travel to its device as bytes, and become float32
+    (N, 3, P, P) in [0, 1] there. Raises UserError if a batch does not split evenly.
     """
 
     def __init__(
         self,
-        sources: Sequence[IndexedDataset],
+        sources: Sequence[Any],
         world: World,
         steps: range,
         *,
         batch_size: int,
-        accumulate: int,
-        seed: int,
-        workers: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        workers: int = 0,
         offset: int = 0,
     ) -> None:
-        self.sources, self.device, self.accumulate, self.workers = sources, world.device, accumulate, workers
-        split: dict[str, Any] = {"steps": steps, "offset": offset, "parts": world.size * accumulate}
-        split["mine"] = range(world.rank * accumulate, (world.rank + 1) * accumulate)
-        self.streams = [
-            BatchStream(len(source), batch_size, seed=seed, tag=source.tag, **split) for source in sources
-        ]
+        self.sources, self.world, self.steps, self.accumulate = sources, world, steps, accumulate
+        self.batch_size, self.seed, self.workers, self.offset = batch_size, seed, workers, offset
+        self.part_size, rest = divmod(batch_size, parts := world.size * accumulate)
+        if rest:
+            raise UserError(
+                f"a batch of {batch_size} does not split over {parts} processes or accumulation steps: give "
+                f"multiples of {parts} as --batchSize and --late_batchSize"
+            )
+
+    def keys(self, count: int, tag: int) -> Iterator[list[tuple[int, int]]]:
+        """(epoch, index) of the crops in this process's micro-batches, of a source with `count` entries.
+
+        Step s draws the positions from `offset` + s * batch_size of an endless stream; position q is entry
+        q % count of the permutation of epoch q // count. A set smaller than a batch repeats with another
+        epoch's crops.
+        """
+        shuffled, order = -1, np.empty(0, int)
+        for step in self.steps:
+            for part in range(self.world.rank * self.accumulate, (self.world.rank + 1) * self.accumulate):
+                first = self.offset + step * self.batch_size + part * self.part_size
+                batch = []
+                for position in range(first, first + self.part_size):
+                    epoch, entry = divmod(position, count)
+                    if epoch != shuffled:
+                        rng = np.random.default_rng((self.seed, epoch, tag, ORDER))
+                        shuffled, order = epoch, rng.permutation(count)
+                    batch.append((epoch, int(order[entry])))
+                yield batch
 
     def __iter__(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+        device, linux = self.world.device, sys.platform == "linux"
         loaders = [
-            loader(source, stream, workers=self.workers, pin_memory=self.device.type == "cuda")
-            for source, stream in zip(self.sources, self.streams, strict=True)
+            DataLoader(
+                source,
+                batch_sampler=self.keys(len(source), source.tag),
+                num_workers=self.workers,
+                worker_init_fn=begin_worker,
+                prefetch_factor=4 if self.workers else None,
+                pin_memory=device.type == "cuda",
+                generator=torch.Generator(),  # the loader's own: torch's global one is left to the training
+                # forked workers share the cache; elsewhere they are spawned, and decode for themselves
+                multiprocessing_context="fork" if self.workers and linux else None,
+            )
+            for source in self.sources
         ]
         # a tensor: instead of dividing by a Python number CUDA multiplies by its inverse, which rounds twice
-        white = torch.full((), 255.0, device=self.device)
+        white = torch.full((), 255.0, device=device)
         parts: list[dict[str, torch.Tensor]] = []
         for each in zip(*loaders, strict=True):
             merged = {name: images for crops in each for name, images in crops.items()}
-            moved = {name: crop.to(self.device, non_blocking=True) for name, crop in merged.items()}
+            moved = {name: crop.to(device, non_blocking=True) for name, crop in merged.items()}
             parts.append({name: crop / white for name, crop in moved.items()})
             if len(parts) == self.accumulate:
                 yield parts

@@ -18,9 +18,10 @@ from datasets.layouts import find_images, find_pairs
 from datasets.pairs import PairSet, read_pair
 from DerainDataset import PairCrops, RealCrops, random_crop
 from machinery import loading
-from machinery.loading import Batches, BatchStream, ImageCache, loader
+from machinery.distributed import World
+from machinery.loading import Batches, ImageCache
 from tests import layouts
-from tests.small import ALONE, student
+from tests.small import ALONE, CPU, student
 from utils import UserError, to_tensor, write_image
 
 OFF = ImageCache("off")
@@ -101,9 +102,9 @@ def test_batches_are_those_bytes_as_float32(pairs):
     crops = pair_crops(pairs, 32)
     crop = crops[0, 0]["rainy"]
     assert crop.dtype == torch.uint8 and crop.shape == (3, 32, 32)
-    batches = Batches([crops], ALONE, range(2), batch_size=5, accumulate=1, seed=0, workers=0)
+    batches = Batches([crops], ALONE, range(2), batch_size=5)
     (batch,) = next(iter(batches))
-    keys = next(iter(batches.streams[0]))
+    keys = next(batches.keys(5, crops.tag))
     expected = torch.stack([to_tensor(as_uint8(crops[key]["rainy"])) for key in keys])
     assert torch.equal(batch["rainy"], expected) and batch["rainy"].dtype == torch.float32
 
@@ -153,7 +154,7 @@ def test_cache_and_workers_change_nothing(pairs, tmp_path):
     real = find_images([layouts.real_images(tmp_path / "real")])
 
     def batches(crops, workers=0):
-        return list(loader(crops, BatchStream(len(crops), 4, tag=crops.tag, steps=range(6)), workers=workers))
+        return [batch for (batch,) in Batches([crops], ALONE, range(6), batch_size=4, workers=workers)]
 
     for make in (
         lambda cache: pair_crops(pairs, 16, cache, recombine=True, backgrounds=[real]),
@@ -212,9 +213,11 @@ def test_a_real_folder_beside_the_pairs_is_found_where_none_is_given(tmp_path, m
 # ------------------------------------------------------------------------------------------------------ order
 
 
-def stream(count: int, batch: int, start: int, stop: int, rank: int = 0, world: int = 1) -> list:
-    steps, mine = range(start, stop), range(rank, rank + 1)
-    return list(BatchStream(count, batch, seed=5, steps=steps, parts=world, mine=mine))
+def stream(
+    count: int, batch: int, start: int, stop: int, rank: int = 0, world: int = 1, accumulate: int = 1
+) -> list:
+    how = {"batch_size": batch, "accumulate": accumulate, "seed": 5}
+    return list(Batches([], World(rank, world, CPU), range(start, stop), **how).keys(count, 0))
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 4), (5, 8)])  # a batch may be of several epochs
@@ -231,7 +234,7 @@ def test_order_does_not_depend_on_start_processes_or_parts(count):
     for world in (2, 4):
         shares = [stream(count, 8, 2, 9, rank, world) for rank in range(world)]
         assert [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == whole[2:]
-    two = list(BatchStream(count, 8, seed=5, steps=range(2, 9), parts=4, mine=range(2, 4)))  # accumulated
+    two = stream(count, 8, 2, 9, rank=1, world=2, accumulate=2)
     assert two == [part for step in zip(*shares[2:], strict=True) for part in step]
 
 
@@ -243,5 +246,5 @@ def test_uneven_split_is_refused_with_what_works():
 
 
 def test_pairs_and_real_images_are_shuffled_apart(pairs):
-    orders = [list(BatchStream(50, 50, tag=each.tag, steps=range(1))) for each in (PairCrops, RealCrops)]
-    assert orders[0] != orders[1]
+    batches = Batches([], ALONE, range(1), batch_size=50)
+    assert [*batches.keys(50, PairCrops.tag)] != [*batches.keys(50, RealCrops.tag)]

@@ -46,7 +46,7 @@ def test_the_seed_is_that_of_weights_order_and_crops(tmp_path):
         run = a_run(teacher(tmp_path, seed=seed))
         real = RealCrops.of(student(tmp_path, seed=seed), OFF)
         tensors = run.net.net.head1.weight, run.crops[0][0, 0]["clean"], real[0, 0]["real_rainy"]
-        return [*(each.tolist() for each in tensors), list(run.phases[0].streams[0])]
+        return [*(each.tolist() for each in tensors), list(run.phases[0].keys(4, 0))]
 
     for first, again, other in zip(drawn(0), drawn(0), drawn(7), strict=True):
         assert first == again != other
@@ -115,7 +115,7 @@ def test_epochs_and_draws_go_on_in_larger_batches(tmp_path):
     late: dict[str, Any] = {"late_start": 0.5, "late_patch_size": 40, "late_batchSize": 1, "batchSize": 3}
     run = a_run(teacher(tmp_path, steps=0, epochs=4, milestone=(), val_every=1.0, **late))
     assert run.schedule.steps == 8 and run.schedule.validations == 2  # four pairs an epoch, two a step
-    keys = [key for phase in run.phases for batch in phase.streams[0] for key in batch]
+    keys = [key for phase in run.phases for batch in phase.keys(4, 0) for key in batch]
     assert len(keys) == len(set(keys)) == 16
     assert [epoch for epoch, _ in keys] == [n // 4 for n in range(16)]
 

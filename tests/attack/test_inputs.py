@@ -34,10 +34,11 @@ from datasets.pairs import (
 )
 from derain import Derain
 from engine import Schedule
-from machinery.loading import BatchStream
+from machinery.loading import Batches
 from machinery.options import Machine, parse, to_dict, validate
 from tests import layouts
 from tests.attack.conftest import Budget
+from tests.small import ALONE
 from utils import (
     MOST_PIXELS,
     UserError,
@@ -301,8 +302,9 @@ def test_options_are_sound_or_refused_by_name(budget: Budget) -> None:
             schedule = Schedule.of(made, 1800)
             assert schedule.steps > 0 and all(drop >= 0 for drop in schedule.drops)
             assert schedule.validates(schedule.steps) and bool(schedule.validations) == bool(made.val_every)
-            stream = BatchStream(1800, made.batchSize, seed=made.seed, steps=range(schedule.steps))
-            assert len(stream) == schedule.steps and len(next(iter(stream))) == made.batchSize
+            steps = range(schedule.steps)
+            batches = Batches([], ALONE, steps, batch_size=made.batchSize, seed=made.seed)
+            assert len(next(batches.keys(1800, 0))) == made.batchSize
 
     given = st.tuples(st.integers(0, 99), st.lists(WORDS, min_size=1, max_size=2))
     budget.draw(150, check, record=st.sampled_from(RECORDS), given=st.lists(given, max_size=4))
