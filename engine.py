@@ -151,7 +151,7 @@ def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
                 began = time.perf_counter()
             terms = training_step(pilot.stage, pilot.model, pilot.optimizer, micro_batches)
             distributed.all_reduce_mean(terms, world)  # waits for the card
-        share = len(phase.streams[0].steps) / LONG
+        share = len(phase.steps) / LONG
         seconds += share * (time.perf_counter() - began) / len(PILOT)
     seconds = distributed.all_reduce_mean({"": torch.tensor(seconds)}, world)[""]
     steps = max(1, int(60 * recipe.minutes / seconds))
@@ -162,10 +162,11 @@ def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
 class Run:
     """One training run: its data, its network, its loop, its checkpoints.
 
-    `step`: steps done. `validated`: the step of the last validation. `best`: the best PSNR so far, in dB.
+    `step`: steps done. `best`: the best PSNR so far, in dB. `log`: the main process's.
     """
 
-    step, validated, best, initialized_from = 0, 0, -math.inf, ""
+    step, best, initialized_from = 0, -math.inf, ""
+    log: RunLog | None = None
 
     def __init__(self, stage: type[Stage], recipe: Training, world: World) -> None:
         self.recipe, self.world, self.stop = recipe, world, distributed.Stop()
@@ -202,11 +203,6 @@ class Run:
         torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
         self.network = architecture_of(recipe)
         content = load_checkpoint(path) if path else {}
-        if path and "context" in self.network["arguments"]:  # LightNet's first models have none
-            context = content["network"]["arguments"].get("context", False)
-            if context != self.network["arguments"]["context"]:
-                self.network["arguments"]["context"] = context
-                self.log_line(f"note: --context {context}, as in {path}")
         self.net = for_training(build(self.network), recipe).to(device)
         self.optimizer = optimizer_of(recipe, self.net)
         saved = {}
@@ -222,8 +218,8 @@ class Run:
         if saved:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.stage.aux_networks.load_state_dict(saved["aux_networks"])
-            self.step, self.initialized_from = content["step"], content["initialized_from"]
-            self.best, self.validated = saved["best"], saved["validated"]
+            self.step, self.best = content["step"], saved["best"]
+            self.initialized_from = content["initialized_from"]
             self.log_line(f"resuming at step {self.step}")
             if recipe.cosine and 0 < content["steps"] < self.schedule.steps:  # 0: not recorded
                 self.log_line(
@@ -260,15 +256,11 @@ class Run:
         if main and not recipe.resume and (line := set_earlier_run_aside(recipe.save_path)):
             self.log_line(line)
         how = {"total": schedule.steps, "initial": self.step, "disable": not main, **utils.BAR}
-        with (
-            RunLog(recipe.save_path, self.step, self.validated, silent=not main) as self.log,
-            tqdm(unit="step", smoothing=0.1, **how) as bar,
-        ):
-            used = to_dict(replace(recipe, steps=schedule.steps))
-            self.log.recipe(self.step, distributed.command(), used, self.data)
-            if schedule.validates(self.step) and self.step > self.validated:  # the run was stopped before it
-                self._validate()
-                self._save(LATEST)
+        log = contextlib.closing(RunLog(recipe.save_path, self.step)) if main else contextlib.nullcontext()
+        with log as self.log, tqdm(unit="step", smoothing=0.1, **how) as bar:
+            if self.log:
+                used = to_dict(replace(recipe, steps=schedule.steps))
+                self.log.recipe(self.step, distributed.command(), used, self.data)
             for micro_batches in self.batches:
                 factor = schedule.factor(self.step)  # a function of the step: nothing to restore
                 for group in self.optimizer.param_groups:
@@ -277,14 +269,19 @@ class Run:
                 self.step += 1
                 bar.update()
                 stopped = distributed.any_rank(self.stop.asked, self.world)
-                leaving = stopped and self.step < schedule.steps  # the resumed run validates first
-                validating = schedule.validates(self.step) and not leaving
+                validating = schedule.validates(self.step)
                 saving = validating or stopped or self.step % recipe.save_every == 0
                 if saving or self.step % recipe.log_every == 0:
                     shared = distributed.all_reduce_mean(terms, self.world)
-                    groups = zip(("lr", "muon_lr"), self.optimizer.param_groups, strict=False)
-                    rates = {f"optimizer/{name}": group["lr"] for name, group in groups}
-                    self.log.terms(self.step, shared, rates, schedule.batch_size(self.step))
+                    if not math.isfinite(shared["total"]):
+                        raise UserError(
+                            f"the loss is {shared['total']} at step {self.step}: {recipe.save_path / LATEST} "
+                            "keeps an earlier step, if one was saved; try a lower --lr"
+                        )
+                    if self.log:
+                        groups = zip(("lr", "muon_lr"), self.optimizer.param_groups, strict=False)
+                        rates = {f"optimizer/{name}": group["lr"] for name, group in groups}
+                        self.log.terms(self.step, shared, rates, schedule.batch_size(self.step))
                     bar.set_postfix(loss=f"{shared['total']:.4f}", refresh=False)
                 # before net_latest: a run resumed from it never revisits this step
                 if recipe.keep_every and self.step % recipe.keep_every == 0:
@@ -293,7 +290,7 @@ class Run:
                     self._validate()
                 if saving:
                     self._save(LATEST)
-                if leaving:
+                if stopped:
                     break
         if finished := self.step >= schedule.steps:
             self.log_line(f"done: {recipe.save_path / LATEST}")
@@ -312,7 +309,6 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "aux_networks": self.stage.aux_networks.state_dict(),
             "best": self.best,
-            "validated": self.validated,
         }
         if result is not self.net:
             training["net"] = self.net.net.state_dict()
@@ -333,19 +329,20 @@ class Run:
         """TensorBoard's images, PSNR and SSIM of the validation pairs, and net_best at the best PSNR."""
         derainer = Derainer(self.stage.result(self.net), self.world.device)
         with many_sizes(compiled=self.recipe.compile):
-            if self.world.is_main_process:
-                self._show(derainer)
-            self.validated = self.step
+            if self.log:
+                self._show(self.log, derainer)
             if self.test and self.recipe.val_every:
                 scores, line = mean_scores(derainer, self.test, self.recipe, self.world)
                 self.log_line(f"step {self.step}: validation {line}")
-                self.log.scalars(self.step, {f"validation/{key}": score for key, score in scores.items()})
+                if self.log:
+                    self.log.scalars(self.step, {f"validation/{key}": scores[key] for key in scores})
                 if scores["psnr"] > self.best:
                     self.best = scores["psnr"]
                     self._save(BEST)
-        self.log.watch(self.step)
+        if self.log:
+            self.log.watch(self.step)
 
-    def _show(self, derainer: Derainer) -> None:
+    def _show(self, log: RunLog, derainer: Derainer) -> None:
         """Writes images of some validation pairs, or training pairs, and of some real photographs."""
         first, *others = self.crops
         shown = [("pairs", self.test.pairs if self.test else first.pairs)]
@@ -353,4 +350,4 @@ class Run:
         for group, pairs in shown:
             for index in sample(len(pairs), PICTURES):
                 name = f"{group}/{pairs[index].name}"
-                self.log.strip(self.step, name, derainer.derained, *read_pair(pairs[index]))
+                log.strip(self.step, name, derainer.derained, *read_pair(pairs[index]))

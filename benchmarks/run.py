@@ -44,8 +44,8 @@ from engine import optimizer_of, training_step
 from machinery import distributed
 from machinery.backbones import BACKBONES, AutocastModel, network_from
 from machinery.checkpoints import find_checkpoint, load_checkpoint
-from machinery.inference import CPU, Derainer, best_precision, hardware
 from machinery.distributed import World
+from machinery.inference import CPU, Derainer, best_precision, hardware
 from machinery.loading import Batches, ImageCache
 from machinery.options import Machine, option, parse
 from networks import DerainNet

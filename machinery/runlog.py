@@ -3,14 +3,12 @@
 import contextlib
 import itertools
 import json
-import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +19,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from machinery.checkpoints import LATEST
 from utils import UserError, escape_unprintable, file_errors, to_tensor, write_text
 
 LOG = "log.jsonl"
@@ -51,9 +48,6 @@ def locked(folder: Path) -> contextlib.AbstractContextManager:
             raise UserError(
                 f"another training is running in {folder}: wait for it or give another --save_path"
             ) from None
-        except NotImplementedError:
-            print(f"warning: {folder} cannot be locked: start no second run in it")
-            return contextlib.nullcontext()
 
 
 def files_of_run(folder: Path) -> list[Path]:
@@ -75,40 +69,25 @@ def set_earlier_run_aside(folder: Path) -> str:
 
 
 class RunLog:
-    """Writes `folder`/log.jsonl and TensorBoard's event files; a context manager.
+    """Writes `folder`/log.jsonl and TensorBoard's event files, in one process of a run.
 
-    One process of a run writes; the others are `silent`. What a killed run has logged after `step`, the step
-    of the checkpoint that is resumed, is dropped, and so are validations after `validated`, the last one.
+    What a killed run has logged after `step`, the step of the checkpoint that is resumed, is dropped.
     """
 
-    def __init__(self, folder: Path, step: int, validated: int, silent: bool = False) -> None:
-        self.folder, self.silent = folder, silent
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder = folder
         self.watch(step)
-        if silent:
-            return
-        kept = [
-            line
-            for line in logged(folder / LOG)
-            if line["step"] <= (validated if "validation/psnr" in line else step)
-        ]
-        first = step + (validated == step)  # a validation of `step` that was not saved is written again
+        kept = [line for line in logged(folder / LOG) if line["step"] <= step]
         with file_errors(folder, done="written to"):
             write_text(folder / LOG, "".join(f"{json.dumps(line)}\n" for line in kept))
             self.lines = (folder / LOG).open("a")
             _date_back(sorted(folder.glob(EVENTS)))
-            self.board = SummaryWriter(str(folder), purge_step=first)
-            for line in kept:
-                if line["step"] >= first:
-                    add_points(self.board, line)
+            self.board = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self.silent:
-            with file_errors(self.folder, done="written to"):
-                self.lines.close()
-                self.board.close()
+    def close(self) -> None:
+        with file_errors(self.folder, done="written to"):
+            self.lines.close()
+            self.board.close()
 
     def watch(self, step: int) -> None:
         """Measures the training's pace from here on, so that a validation does not count."""
@@ -116,8 +95,6 @@ class RunLog:
 
     def recipe(self, step: int, command: str, recipe: Mapping[str, Any], data: Sequence[str]) -> None:
         """The command, the data and every option as text; a few options and the scores as hparams."""
-        if self.silent:
-            return
         # protocol buffers take valid UTF-8 only, and names of folders may be something else
         plain = {
             name: value if isinstance(value, bool | int | float) else escape_unprintable(value)
@@ -135,15 +112,7 @@ class RunLog:
     def terms(
         self, step: int, terms: Mapping[str, float], rates: Mapping[str, float], batch_size: int
     ) -> None:
-        """The terms of a step, its learning rates, and the images a second since the last logged step.
-
-        Raises UserError where the loss is NaN or Inf.
-        """
-        if not math.isfinite(terms["total"]):
-            raise UserError(
-                f"the loss is {terms['total']} at step {step}: {self.folder / LATEST} keeps an earlier step, "
-                "if one was saved; try a lower --lr"
-            )
+        """The terms of a step, its learning rates, and the images a second since the last logged step."""
         images = (step - self.watched_from) * batch_size
         pace = images / (time.perf_counter() - self.watched_since)
         self.watch(step)
@@ -152,13 +121,11 @@ class RunLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line {"step": step, ...} and a TensorBoard point for each value."""
-        if self.silent:
-            return
-        line = {"step": step, **values}
         with file_errors(self.lines.name, done="written"):
-            self.lines.write(json.dumps(line) + "\n")
+            self.lines.write(json.dumps({"step": step, **values}) + "\n")
             self.lines.flush()
-            add_points(self.board, line)
+            for name, value in values.items():
+                self.board.add_scalar(SCORES.get(name, name), value, step)
 
     def strip(
         self,
@@ -169,8 +136,6 @@ class RunLog:
         clean: np.ndarray | None,
     ) -> None:
         """The middle of an image, captioned: rainy | derained | streaks, brightened | clean if known."""
-        if self.silent:
-            return
         before = to_tensor(_middle(rainy))
         after = derained(before)
         streaks = before - after
@@ -199,13 +164,6 @@ def _captioned(image: Tensor, text: str) -> Tensor:
     band = np.full((56, image.shape[2], 3), 255, np.uint8)
     cv2.putText(band, text, (2, 42), color=(0, 0, 0), lineType=cv2.LINE_AA, **letters)
     return torch.cat([to_tensor(band), image], 1)
-
-
-def add_points(board: SummaryWriter, line: Mapping[str, float]) -> None:
-    """TensorBoard's points of one line of the log."""
-    for name, value in line.items():
-        if name != "step":
-            board.add_scalar(SCORES.get(name, name), value, int(line["step"]))
 
 
 def _date_back(events: Sequence[Path]) -> None:
