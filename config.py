@@ -31,9 +31,6 @@ extra = partial(option, group="beyond the paper's recipe", changes_result=True)
 network = partial(extra, architecture=True)
 layers = partial(extra, needs="recombine")
 probability = partial(extra, min=0, max=1)
-MOST_IN_A_BATCH, MOST_EPOCHS = 1 << 16, 10**6  # sanity bounds: only a typo exceeds them
-in_epochs = partial(length, min=1, max=MOST_EPOCHS)
-in_batch = partial(schedule, min=1, max=MOST_IN_A_BATCH)
 
 COSINE_END = 0.01  # final learning rate of a cosine schedule, as a fraction of the first
 
@@ -49,49 +46,36 @@ class Training(Machine):
 
     data_path: tuple[Path, ...] = place((), "one or more datasets, as unpacked: see datasets/README.md")
     shares: tuple[float, ...] = extra(
-        (), "sampling weight per dataset, --streaks last; default: by size", greater_than=0, max=10**6
+        (), "sampling weight per dataset, streaks last; default: by size", greater_than=0
     )
     patch_size: int = data(120, "side of the square crops, in pixels", min=16, max=4096)
     rainy_side: str = data("auto", "rainy half of side-by-side images", ("auto", "left", "right"))
     seed: int = data(0, "seed of initial weights, order and crops", min=0, max=2**63 - 1)
 
-    batchSize: int = in_batch(12, "pairs per step, over all processes")
+    batchSize: int = schedule(12, "pairs per step, over all processes", min=1)
     late_start: float = extra(1.0, "fraction of the run after which crops are larger; 1: off", min=0, max=1)
     late_patch_size: int = extra(256, "side of the larger crops, in pixels", min=16, max=4096)
-    late_batchSize: int = extra(2, "pairs per step of larger crops", min=1, max=MOST_IN_A_BATCH)
-    epochs: int = in_epochs(520, "length: epochs * pairs / batchSize steps, unless --steps is given")
-    steps: int = length(0, "length in steps, milestones scaled to it; 0: by epochs", min=0, max=10**9)
-    minutes: float = length(
-        0.0,
-        "train for about so long: a pilot measures the pace and sets --steps; 0: by --steps or --epochs",
-        min=0,
-        max=10**5,
-    )
+    late_batchSize: int = extra(2, "pairs per step of larger crops", min=1)
+    epochs: int = length(520, "length: epochs * pairs / batchSize steps, unless --steps is given", min=1)
+    steps: int = length(0, "length in steps, milestones scaled to it; 0: by epochs", min=0)
+    minutes: float = length(0.0, "length in minutes: a pilot run sets --steps by its pace; 0: off", min=0)
     lr: float = schedule(5e-4, "learning rate of Adam", greater_than=0, max=1)
-    optimizer: str = extra(
-        "adam", "Adam, or Muon for hidden convolutions with Adam for the rest", ("adam", "muon")
-    )
+    optimizer: str = extra("adam", "Adam, or Muon for the hidden convolutions", ("adam", "muon"))
     muon_lr: float = extra(0.0, "learning rate of Muon; 0: --lr", min=0, max=1)
     milestone: tuple[int, ...] = schedule(
-        (312, 416), "epochs after which the learning rate drops; not with --cosine", min=1, max=MOST_EPOCHS
+        (312, 416), "epochs after which the rate drops; not with --cosine", min=1
     )
     lr_factor: float = schedule(0.5, "factor of a drop", greater_than=0, max=1)
 
     backbone: str = extra("DerainNet", "network: a name in machinery.backbones.BACKBONES")
-    channels: tuple[int, ...] = network(
-        (24, 32, 48), "channels at each resolution, from full down", min=1, max=512
-    )
-    units: tuple[int, ...] = network((10, 4, 2), "units per stage at each resolution", min=1, max=64)
+    channels: tuple[int, ...] = network((24, 32, 48), "channels at each resolution, from full down", min=1)
+    units: tuple[int, ...] = network((10, 4, 2), "units per stage at each resolution", min=1)
     context: bool = network(False, "LightNet: add the mean of the deepest features over the image")
     augment: bool = extra(False, "flip and rotate crops; with --recombine, backgrounds only")
     mirror: bool = extra(False, "mirror crops left to right")
-    recombine: bool = extra(
-        False, "swap streak layers between images; needs rain that is an exact grey addition"
-    )
+    recombine: bool = extra(False, "swap streak layers between images, if rain is an exact grey addition")
     recombine_prob: float = probability(1.0, "fraction of crops that --recombine applies to")
-    max_streak_rotation: float = layers(
-        0.0, "largest rotation of a layer, in degrees", min=0, max=90, also="slant"
-    )
+    max_streak_rotation: float = layers(0.0, "largest rotation, in degrees", min=0, max=90, also="slant")
     streak_zoom: float = layers(1.0, "largest zoom of a layer, or its inverse", min=1, max=4)
     streak_strength: float = layers(1.0, "largest gain of a layer, or its inverse", min=1, max=4)
     streak_blur: float = layers(0.0, "largest blur of a layer: sigma in pixels", min=0, max=20)
@@ -100,9 +84,7 @@ class Training(Machine):
     backgrounds: tuple[Path, ...] = layers((), "folders of more clean images", changes_result=False)
     unvaried_prob: float = probability(0.0, "fraction of crops left as their set has them, but for flips")
     clear_prob: float = probability(0.0, "fraction of crops without rain", also="clear_share")
-    haze_prob: float = probability(
-        0.0, "fraction of crops with haze on both input and target", also="veil_share"
-    )
+    haze_prob: float = probability(0.0, "fraction of crops with haze, both sides", also="veil_share")
     downscale: float = extra(1.0, "largest random downscaling of a pair", min=1, max=4, also="shrink")
     sharpen_prob: float = probability(0.0, "fraction of crops sharpened, both sides", also="sharpen_share")
     jpeg_prob: float = probability(0.0, "fraction of crops JPEG-compressed, both sides", also="jpeg_share")
@@ -113,17 +95,11 @@ class Training(Machine):
     beta2: float = extra(0.999, "second-moment decay of Adam", greater_than=0, max=0.99999)
     weight_decay: float = extra(0.0, "decoupled weight decay", min=0, max=1)
     clip: float = extra(0.0, "largest norm of the gradient; 0: off", min=0, max=10**6)
-    ema: float = extra(
-        0.0, "EMA decay; the averaged weights are validated and saved (0: off)", min=0, max=0.99999
-    )
+    ema: float = extra(0.0, "EMA decay; the average is validated and saved (0: off)", min=0, max=0.99999)
 
-    workers: int = machine(
-        2, "loader processes per training process; 0: load in the training process", min=0, max=256
-    )
-    accumulate: int = machine(1, "gradient-accumulation steps: less memory", min=1, max=MOST_IN_A_BATCH)
-    cache: str = machine(
-        "auto", "decode all images before the first step; auto: if memory allows", ("auto", "on", "off")
-    )
+    workers: int = machine(2, "loader processes per training process; 0: none", min=0, max=256)
+    accumulate: int = machine(1, "gradient-accumulation steps: less memory", min=1)
+    cache: str = machine("auto", "keep decoded images in memory; auto: if they fit", ("auto", "on", "off"))
     recompute: bool = machine(False, "activation checkpointing of the units: less memory, slower")
     compile: bool = machine(False, "torch.compile the units: minutes at the start, faster steps on CUDA")
     deterministic: bool = machine(False, "reproduce runs bit for bit on CUDA too; slower")
@@ -133,7 +109,7 @@ class Training(Machine):
     log_every: int = record(10, "steps between log lines", min=1)
     save_every: int = record(200, "steps between checkpoints; Ctrl-C saves too", min=1)
     keep_every: int = record(0, "steps between checkpoints that are kept, as net_STEP; 0: none", min=0)
-    val_every: float = record(10.0, "epochs between validations; 0: never", min=0, max=MOST_EPOCHS)
+    val_every: float = record(10.0, "epochs between validations; 0: never", min=0)
     val_images: int = record(0, "number of test pairs to validate on if none are held back; 0: all", min=0)
 
     def with_preset(self, name: str) -> Self:
@@ -143,8 +119,9 @@ class Training(Machine):
         numbers = PRESETS.get(name, {}).get((self.dataset, self.stage))
         if numbers is None:
             raise UserError(f"--preset {name}: config.PRESETS has no such recipe for {self.dataset}")
-        save_path = in_preset(self.save_path, self.dataset, name)
-        return replace(self, preset=name, save_path=save_path, **numbers)
+        places = {key: path for key, path in vars(self).items() if key in ("save_path", "teacher")}
+        moved = {key: in_preset(path, self.dataset, name) for key, path in places.items()}
+        return replace(self, preset=name, **moved, **numbers)
 
     def with_typed(self, names: Set[str]) -> Self:
         """--epochs alone replaces a preset's --steps. Raises UserError for --milestone with --cosine."""
@@ -226,11 +203,11 @@ class Student(Training):
     real_path: tuple[Path, ...] = place((), "folders of unlabelled real rainy images")
     patch_size: int = data(128, "side of the crops and window of the dark channel", min=16, max=4096)
 
-    batchSize: int = in_batch(2, "pairs, and as many real images, per step")
-    epochs: int = in_epochs(10, "length: epochs * pairs / batchSize steps, unless --steps is given")
+    batchSize: int = schedule(2, "pairs, and as many real images, per step", min=1)
+    epochs: int = length(10, "length: epochs * pairs / batchSize steps, unless --steps is given", min=1)
     lr: float = schedule(1e-4, "learning rate of Adam", greater_than=0, max=1)
-    milestone: tuple[int, ...] = schedule((), "epochs after which the learning rate drops", min=1, max=10**6)
-    val_every: float = record(1.0, "epochs between validations; 0: never", min=0, max=MOST_EPOCHS)
+    milestone: tuple[int, ...] = schedule((), "epochs after which the learning rate drops", min=1)
+    val_every: float = record(1.0, "epochs between validations; 0: never", min=0)
 
     l1_weight: float = loss(20.0, "weight of L1 to the clean image")
     dark_syn_weight: float = loss(1e-6, "weight of the dark channel, synthetic")
@@ -240,12 +217,6 @@ class Student(Training):
     kl_weight: float = loss(1e-6, "weight of the distillation, KL of the codes")
     ssim_weight: float = loss(0.0, "weight of minus SSIM to the clean image; not in the paper")
     psnr_weight: float = loss(0.0, "weight of minus PSNR, in dB; not in the paper")
-
-    def with_preset(self, name: str) -> Self:
-        changed = super().with_preset(name)
-        if changed is self:
-            return self
-        return replace(changed, teacher=in_preset(self.teacher, self.dataset, name))
 
 
 @dataclass(frozen=True)
@@ -257,23 +228,18 @@ class Evaluation(Machine):
     trained_for: str = ""  # training set of the default model
     made_by: str = ""  # the script that trains the default model
 
-    preset: str = option(
-        "paper", "recipe of the default model: the paper's or LightNet's", ("paper", "light")
-    )
+    preset: str = option("paper", "the default model: the paper's or LightNet's", ("paper", "light"))
 
     logdir: Path = option(Path(), "model: a checkpoint, ours or the authors', or its folder")
     derained: Path = option(Path(), "score this folder of derained images instead of a model")
     data_path: Path = option(Path(), "dataset, as unpacked: see datasets/README.md")
-    save_path: Path = option(
-        Path("results/{dataset}/{method}"), "folder for images, scores.json and index.html"
-    )
+    save_path: Path = option(Path("results/{dataset}/{method}"), "folder for images, scores and page")
     rainy_side: str = option("auto", "rainy half of side-by-side images", ("auto", "left", "right"))
     method: str = option("", "name of the method in tables; default: from the checkpoint")
     trained_on: str = option("", "training set, if the checkpoint does not record it")
     set_name: str = option("", "name of the dataset in tables; default: from its folder")
     tile: int = option(0, "side of the tiles that larger images are cut into, in pixels; 0: no tiles", min=0)
     self_ensemble: bool = option(False, "average over eight flips and rotations, at eight times the cost")
-    clean_names: bool = option(False, "name results like the clean images, as the released scripts expect")
     niqe: bool = option(False, "score NIQE too, of the derained and the rainy images")
     page: bool = option(True, "write index.html with a before/after slider per image")
 

@@ -296,7 +296,7 @@ class Run:
             self.log_line(f"done: {recipe.save_path / LATEST}")
         else:
             self.log_line(
-                f"stopped at step {self.step} and saved; continue with:\n  {distributed.command_to_resume()}"
+                f"stopped at step {self.step} and saved; continue by the same command with --resume"
             )
         return finished
 

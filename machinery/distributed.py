@@ -56,7 +56,7 @@ def devices(machine: Machine) -> list[torch.device]:
     if not machine.use_GPU or not torch.cuda.is_available():
         return [torch.device("cpu")]
     count = torch.cuda.device_count()
-    present = [torch.device("cuda", i) for i in machine.gpu_id if i < count]
+    present = [torch.device("cuda", i) for i in dict.fromkeys(machine.gpu_id) if i < count]
     if not present:
         listed = ",".join(map(str, machine.gpu_id))
         raise UserError(
@@ -65,17 +65,19 @@ def devices(machine: Machine) -> list[torch.device]:
     return present
 
 
-def ready(machine: Machine, device: torch.device) -> torch.device:
-    """Sets this process up to compute on `device`; call it first."""
+def device(machine: Machine, local: int = 0) -> torch.device:
+    """Sets this process up to compute, and returns its device: of `devices`, the one numbered `local`.
+
+    Call it first. Raises UserError where there are fewer cards than processes.
+    """
     set_arithmetic(machine.precision, getattr(machine, "deterministic", False))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # or pinned memory and streams would be on the first card
-    return device
-
-
-def device(machine: Machine) -> torch.device:
-    """The device of a script that uses one, set up: the first of those listed."""
-    return ready(machine, devices(machine)[0])
+    cards = devices(machine)
+    if cards[0].type == "cpu":
+        return cards[0]
+    if local >= len(cards):
+        raise UserError(f"process {local + 1} of this machine has no card: --gpu_id lists {len(cards)}")
+    torch.cuda.set_device(cards[local])  # or pinned memory and streams would be on the first card
+    return cards[local]
 
 
 # -------------------------------------------------------------------------------------- starting, ending
@@ -109,21 +111,13 @@ def start(machine: Machine) -> World:
     Raises UserError where the environment is not torchrun's, a process is missing, or there are fewer cards
     than processes.
     """
-    cards = devices(machine)
     if not launched():
-        return World(0, 1, ready(machine, cards[0]))
+        return World(0, 1, device(machine))
     try:
         rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if not 0 <= rank < size:
             raise ValueError(f"RANK is {rank} and WORLD_SIZE is {size}")
-        device = cards[0]
-        if device.type == "cuda":
-            if local >= len(cards):
-                raise UserError(
-                    f"process {local + 1} of this machine has no card: --gpu_id lists {len(cards)}"
-                )
-            device = cards[local]
-        ready(machine, device)
+        own = device(machine, local)
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         socket.getaddrinfo(os.environ["MASTER_ADDR"], None)  # or torch would retry until its timeout
         store, *_ = next(rendezvous("env://", timeout=STARTUP))
@@ -136,12 +130,12 @@ def start(machine: Machine) -> World:
     except dist.DistError as error:
         raise UserError(f"{address}: not all {size} processes have connected: {error}") from None
     group: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": TIMEOUT}
-    if device.type == "cuda":
+    if own.type == "cuda":
         # gloo as well: flags and scores travel between CPUs without waiting for a card
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **group)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own, **group)
     else:
         dist.init_process_group("gloo", **group)
-    return World(rank, size, device)
+    return World(rank, size, own)
 
 
 def stop() -> None:
@@ -158,12 +152,6 @@ def stop() -> None:
 def command() -> str:
     """The command line of this script, without the launcher's part."""
     return shlex.join(["python", *sys.argv])
-
-
-def command_to_resume() -> str:
-    if launched():
-        return "the same command with --resume"
-    return command() + ("" if "--resume" in sys.argv else " --resume")
 
 
 class Stop:

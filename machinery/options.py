@@ -24,6 +24,12 @@ GROUPS = (
     "checkpoints and logs",
 )
 
+LIMITS = {
+    "min": (operator.lt, "at least"),
+    "greater_than": (operator.le, "greater than"),
+    "max": (operator.gt, "at most"),
+}
+
 
 class Details(TypedDict, total=False):
     """What an option may have besides a default, a help text and choices."""
@@ -51,7 +57,19 @@ class Options:
     """A script's options, one per field."""
 
     def validate(self) -> str | None:
-        """An error message about options that contradict each other; None if there is none."""
+        """An error message that names an option, in one line; None if all values are valid."""
+        for each in dataclasses.fields(self):
+            value, details = getattr(self, each.name), each.metadata
+            if (other := details.get("needs")) and not getattr(self, other) and value != each.default:
+                return f"--{each.name} only applies with --{other}"
+            for number in value if isinstance(value, tuple) else (value,):
+                if not isinstance(number, int | float):
+                    continue
+                if not abs(number) < 2**63:  # NaN too; torch.load reads integers of 64 bits only
+                    return f"--{each.name} is not a finite number below 2^63"
+                for limit, (exceeds, words) in LIMITS.items():
+                    if limit in details and exceeds(number, details[limit]):
+                        return f"--{each.name} {number} must be {words} {details[limit]}"
         return None
 
     def with_typed(self, names: Set[str]) -> Self:
@@ -77,11 +95,6 @@ class Machine(Options):
         ("float32", "tf32", "bfloat16"),
         group="machine",
     )
-
-    def validate(self) -> str | None:
-        if len(set(self.gpu_id)) < len(self.gpu_id):
-            return f"--gpu_id {','.join(map(str, self.gpu_id))} names a card twice"
-        return super().validate()
 
 
 Record = TypeVar("Record", bound=Options)
@@ -118,7 +131,7 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
         if isinstance(values, list):  # "24,32 48" is [(24, 32), (48,)]
             given[name] = tuple(n for part in values for n in (part if isinstance(part, tuple) else [part]))
     changed = dataclasses.replace(record, **given).with_typed(given.keys())
-    if wrong := validate(changed):
+    if wrong := changed.validate():
         raise UserError(wrong)
     return changed
 
@@ -186,27 +199,3 @@ def _truth(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return text.lower() in ("true", "1", "yes")
-
-
-LIMITS = {
-    "min": (operator.lt, "at least"),
-    "greater_than": (operator.le, "greater than"),
-    "max": (operator.gt, "at most"),
-}
-
-
-def validate(record: Options) -> str | None:
-    """An error message that names the option, in one line; None if all values are valid."""
-    for each in dataclasses.fields(record):
-        value, details = getattr(record, each.name), each.metadata
-        if (other := details.get("needs")) and not getattr(record, other) and value != each.default:
-            return f"--{each.name} only applies with --{other}"
-        for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, int | float):
-                continue
-            if not abs(number) < 2**63:  # NaN too; torch.load reads integers of 64 bits only
-                return f"--{each.name} is not a finite number below 2^63"
-            for limit, (exceeds, words) in LIMITS.items():
-                if limit in details and exceeds(number, details[limit]):
-                    return f"--{each.name} {number} must be {words} {details[limit]}"
-    return record.validate()

@@ -12,7 +12,6 @@ from datasets.layouts import find_images
 from datasets.pairs import why_not_recombined
 from DerainDataset import Crops, RealCrops, _random_warp, _warped, pair_crops
 from machinery.loading import ImageCache
-from machinery.options import validate
 from tests.small import student, teacher
 from utils import UserError, write_image
 
@@ -188,8 +187,8 @@ def test_without_recombine_the_layer_options_are_refused():
     given |= {"streak_blur": 1.0, "streak_layers": 2, "streaks": (Path("x"),), "backgrounds": (Path("x"),)}
     for name, value in given.items():
         recipe = dataclasses.replace(TEACHERS["Rain200H"], **{name: value})
-        assert validate(recipe) == f"--{name} only applies with --recombine"
-        assert validate(dataclasses.replace(recipe, recombine=True)) is None
+        assert recipe.validate() == f"--{name} only applies with --recombine"
+        assert dataclasses.replace(recipe, recombine=True).validate() is None
 
 
 # ------------------------------------------------------------------------------------------ zoomed windows

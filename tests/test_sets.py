@@ -14,7 +14,6 @@ from datasets.pairs import ImageRef, ListedPairs, PairSet, read_pair, sample
 from datasets.scenes import show_scene_of
 from machinery.evaluation import seen_in_training, validation_set
 from machinery.inference import Derainer
-from machinery.options import validate
 from tests import layouts
 from tests.small import a_run, assert_resumes_alike, lines, teacher, trained
 from tests.test_augmentation import COLOURED, crops_of, flat, plain_image
@@ -55,7 +54,7 @@ def test_several_sets_are_mixed_by_size_or_by_shares(tmp_path):
 )
 def test_shares_that_fit_no_sets_are_refused(tmp_path, changes, says):
     recipe = teacher(tmp_path, **{"data_path": (tmp_path / "one", tmp_path / "two"), **changes})
-    assert says in (validate(recipe) or "")
+    assert says in (recipe.validate() or "")
 
 
 def test_a_run_on_several_sets_goes_on_where_it_was_stopped(tmp_path):

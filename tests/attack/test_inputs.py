@@ -35,7 +35,7 @@ from datasets.pairs import (
 from derain import Derain
 from engine import Schedule
 from machinery.loading import Batches
-from machinery.options import Machine, parse, to_dict, validate
+from machinery.options import Machine, parse, to_dict
 from tests import layouts
 from tests.attack.conftest import Budget
 from tests.small import ALONE
@@ -295,7 +295,7 @@ def test_options_are_sound_or_refused_by_name(budget: Budget) -> None:
         except UserError as error:
             assert any(f"--{name}" in str(error) for name in names), error
             return
-        assert validate(made) is None
+        assert made.validate() is None
         assert all(map(math.isfinite, numbers_in(tuple(vars(made).values()))))
         assert to_dict(made).keys() == vars(made).keys()
         if isinstance(made, Training):  # what the loop makes of them, before it creates anything
