@@ -46,7 +46,7 @@ class Training(Machine):
 
     data_path: tuple[Path, ...] = place((), "one or more datasets, as unpacked: see datasets/README.md")
     shares: tuple[float, ...] = extra(
-        (), "sampling weight per dataset, streaks last; default: by size", greater_than=0
+        (), "weight per dataset, streaks last; default: by size", greater_than=0
     )
     patch_size: int = data(120, "side of the square crops, in pixels", min=16, max=4096)
     rainy_side: str = data("auto", "rainy half of side-by-side images", ("auto", "left", "right"))

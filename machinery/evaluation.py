@@ -6,11 +6,9 @@ its folder; the rest is given by the user or recorded as unknown.
 
 import itertools
 import re
-import shlex
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -57,18 +55,12 @@ class Results(NamedTuple):
     files: Mapping[str, Path]
 
 
-class Images(NamedTuple):
-    """The images of a pair, uint8 RGB (H, W, 3)."""
+class Scored(NamedTuple):
+    """The images of a pair, uint8 RGB (H, W, 3), and their scores."""
 
     rainy: np.ndarray
     clean: np.ndarray | None  # None: a real photograph
-    derained: np.ndarray | None  # None: not derained yet
-
-
-class Scored(NamedTuple):
-    """A derained image and its scores."""
-
-    derained: np.ndarray  # uint8 RGB (H, W, 3)
+    derained: np.ndarray
     scores: dict[str, float | None]  # by the keys of metrics.py; None: undefined for this image
     remarks: list[str]  # why a score is None
     seconds: float | None  # of the network; None: the derained image was read from a file
@@ -85,7 +77,7 @@ def evaluate(record: Evaluation) -> None:
         sys.exit(128 + number)
 
     def main() -> None:
-        options = parse(record, sys.modules["__main__"].__doc__ or "")
+        options = parse(record)
         for name in ("SIGTERM", "SIGHUP"):  # exit as on Ctrl-C: `score` then writes its scores
             number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
             if number and signal.getsignal(number) != signal.SIG_IGN:
@@ -100,8 +92,8 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
 
     PSNR and SSIM are of the saved 8-bit images, in every protocol of metrix_code/protocol.py. A set without
     clean images gets neither.
-    Unreadable images are skipped and reported by a UserError at the end. If anything ends the evaluation
-    early, the scores so far are written.
+    Images that cannot be scored are skipped and reported by a UserError at the end. If anything ends the
+    evaluation early, the scores so far are written.
     """
     derainer = None
     if options.derained == Path():
@@ -117,7 +109,6 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
         labels |= {"precision": options.precision, "tile": options.tile, "hardware": hardware(device)}
         print(f"on {device}: {labels['hardware']}, {options.precision}")
     pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model.files]
-    files = result_names(pairs, options.clean_names)
     folder = place_for(options.save_path, labels)
     lines = [describe_model(model, labels), found.describe(), *warnings_of(found, labels, options)]
     print("\n".join(lines))
@@ -129,19 +120,18 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     try:
         for pair in tqdm(pairs, unit="image", disable=None):  # None: no progress bar in a log file
             try:
-                images = read_images(pair, model)
+                each = score_pair(pair, model, metrics)
             except UserError as error:
                 failures.append(error)
                 tqdm.write(f"{pair.name}  not scored: {error}")
                 continue
-            each = score_images(images, model, metrics)
-            utils.write_image(folder / files[pair], each.derained)
-            row = {"name": pair.name, "file": files[pair], "seconds": each.seconds, **each.scores}
+            row = {"name": pair.name, "file": f"{pair.name}.png", "seconds": each.seconds, **each.scores}
+            utils.write_image(folder / row["file"], each.derained)
             rows.append(row)
             for line in (scores_line(row), *each.remarks):
                 tqdm.write(line)
             if page:  # last: if the disk is full, the score is kept
-                page.add(row, images.rainy, each.derained, images.clean)
+                page.add(row, each.rainy, each.derained, each.clean)
     finally:
         result = labels | {"images": rows, "mean": average(rows)}
         if not rows:
@@ -187,17 +177,6 @@ def place_for(save_path: Path, labels: Mapping[str, Any]) -> Path:
     method = labels["method"] + ("+self-ensemble" if labels["self_ensemble"] else "")
     text = str(save_path).replace("{dataset}", plain(labels["dataset"])).replace("{method}", plain(method))
     return Path(text)
-
-
-def result_names(pairs: Sequence[Pair], as_clean: bool) -> dict[Pair, str]:
-    """The file name of each result: its rainy image's, or its clean one's. UserError if two are the same."""
-    names = {pair: f"{pair.name}.png" for pair in pairs}
-    if as_clean:
-        names |= {pair: f"{pair.clean.path.stem}.png" for pair in pairs if pair.clean}
-        name, count = Counter(names.values()).most_common(1)[0]
-        if count > 1:
-            raise UserError(f"--clean_names: several results would be called {name}; omit it for this set")
-    return names
 
 
 def prepare_folder(folder: Path, labels: Mapping[str, Any], derained: Path) -> None:
@@ -263,7 +242,7 @@ def labels_of(model: Derainer | Results, found: PairSet, options: Evaluation) ->
         "data_path": str(options.data_path),
         "images_expected": catalogue.get_entry(dataset).counts.get("test"),
         "images_found": len(found.pairs),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": distributed.command(),
         "date": date.today().isoformat(),
     }
 
@@ -285,46 +264,35 @@ def seen_in_training(found: PairSet, dataset: str, trained_on: Mapping[str, Any]
         near = place.is_relative_to(used) or used.is_relative_to(place)
         if place == used or (what.startswith("backgrounds:") and near):
             return f"it was trained on the images in {folder}"
-    for path, images in real_images(trained_on).items():
+    for path in map(Path, trained_on["real_path"]):
         if claimed_by(path) == dataset and "train" not in catalogue.get_entry(dataset).counts:
             return f"it was trained on {path}, which is {dataset}"
         if (dataset, claimed_by(path)) == ("Real275", "Internet"):
             return f"it was trained on {path}, of which 59 images are near-duplicates of these"
-        if count := count_in(found.pairs, images):
+        if count := count_in(found.pairs, path):
             return f"it was trained on {path}, which contains {count} of these {len(found.pairs)} images"
     if trained_on["released"] and dataset == "Real275" and method != "SID":
         return "the paper trains its students on Real-275"
     return ""
 
 
-def real_images(trained_on: Mapping[str, Any]) -> dict[Path, Sequence[Pair]]:
-    """The unlabelled images of a training, by --real_path; none for a folder that does not exist here."""
+def count_in(scored: Sequence[Pair], folder: Path) -> int:
+    """How many of the scored rainy images are trained on with --real_path `folder`.
 
-    def images(path: Path, option: str) -> Sequence[Pair]:
-        try:
-            return find_images([path], option=option).pairs
-        except UserError:
-            return []
-
-    recorded = re.findall(r": ([\d,]+) real images from ", "\n".join(trained_on["data"]))
-    for option in ("--real_path", "--data_path"):  # --data_path takes test parts too, as old trainings did
-        found = {path: images(path, option) for path in map(Path, trained_on["real_path"])}
-        if f"{sum(map(len, found.values())):,}" in recorded:
-            break
-    return found
-
-
-def count_in(scored: Sequence[Pair], trained: Sequence[Pair]) -> int:
-    """How many of the scored rainy images were trained on, by content: a set may have been copied."""
-    if isinstance(trained, ListedPairs):  # a list of training images, hundreds of thousands
+    They are compared by content: a set may have been copied. 0 if there is no such folder on this machine,
+    or if it has a list of training images, hundreds of thousands.
+    """
+    try:
+        trained = find_images([folder]).pairs
+    except UserError:
         return 0
-
-    def sizes(pairs: Sequence[Pair]) -> dict[Path, int]:
-        return {pair.rainy.path: pair.rainy.path.stat().st_size for pair in pairs if is_file(pair.rainy.path)}
-
-    own = sizes(scored) if trained else {}
-    seen = {digest_of(path) for path, size in sizes(trained).items() if size in own.values()}
-    return sum(digest_of(path) in seen for path in own) if seen else 0
+    if isinstance(trained, ListedPairs):
+        return 0
+    seen, own = (
+        [digest_of(pair.rainy.path) for pair in pairs if is_file(pair.rainy.path)]
+        for pairs in (trained, scored)
+    )
+    return sum(map(set(seen).__contains__, own))
 
 
 # --------------------------------------------------------------------------------------------- in words
@@ -369,32 +337,25 @@ def page_note(lines: Sequence[str], labels: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------- image by image
 
 
-def read_images(pair: Pair, model: Derainer | Results) -> Images:
-    """Raises UserError if an image cannot be read, or if a result has another size than its rainy image."""
-    rainy, clean = read_pair(pair)
-    if isinstance(model, Derainer):
-        return Images(rainy, clean, None)
-    path = model.files[pair.name]
-    derained = read_image(path)
-    if derained.shape != rainy.shape:
-        own, other = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
-        raise UserError(f"{path} is {own}, {pair.rainy.path} is {other}: not a result of that image")
-    return Images(rainy, clean, derained)
+def score_pair(pair: Pair, model: Derainer | Results, metrics: Sequence[str]) -> Scored:
+    """Derains a pair, unless that is done, and scores it by those of `metrics` that its kind has.
 
-
-def score_images(images: Images, model: Derainer | Results, metrics: Sequence[str]) -> Scored:
-    """Derains an image, unless that is done, and scores it by those of `metrics` that its kind has.
-
-    `metrics` are keys of metrics.py. Raises UserError for NaN or Inf from the network.
+    `metrics` are keys of metrics.py. Raises UserError if an image cannot be read, if a result has another
+    size than its rainy image, and for NaN or Inf from the network.
     """
-    rainy, clean, derained = images
+    rainy, clean = read_pair(pair)
     seconds = output = None
     if isinstance(model, Derainer):
         start = time.perf_counter()
         output = model.derained(to_tensor(rainy))  # (3, H, W), not clamped
         seconds = time.perf_counter() - start
         derained = to_uint8(output)
-    assert derained is not None
+    else:
+        path = model.files[pair.name]
+        derained = read_image(path)
+        if derained.shape != rainy.shape:
+            own, other = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
+            raise UserError(f"{path} is {own}, {pair.rainy.path} is {other}: not a result of that image")
     scores: dict[str, float | None] = {}
     remarks = []
     for key in metrics:
@@ -412,7 +373,7 @@ def score_images(images: Images, model: Derainer | Results, metrics: Sequence[st
         except UserError as error:  # too small, no texture
             scores[key] = None
             remarks.append(f"no {metric.name}{'' if key == metric.key else ' of the rainy image'}: {error}")
-    return Scored(derained, scores, remarks, seconds)
+    return Scored(rainy, clean, derained, scores, remarks, seconds)
 
 
 # --------------------------------------------------------------------------------- validation of a training
@@ -454,7 +415,7 @@ def mean_scores(
 ) -> tuple[dict[str, float], str]:
     """Mean PSNR and SSIM over the pairs, and a line to print. Each process scores a share of the pairs."""
     mine = {
-        i: score_images(read_images(found.pairs[i], derainer), derainer, ("psnr", "ssim")).scores
+        i: score_pair(found.pairs[i], derainer, ("psnr", "ssim")).scores
         for i in range(world.rank, len(found.pairs), world.size)
     }
     scores = distributed.gathered(mine, world)
