@@ -120,7 +120,7 @@ class Training(Machine):
         if numbers is None:
             raise UserError(f"--preset {name}: config.PRESETS has no such recipe for {self.dataset}")
         places = {key: path for key, path in vars(self).items() if key in ("save_path", "teacher")}
-        moved = {key: in_preset(path, self.dataset, name) for key, path in places.items()}
+        moved: dict[str, Any] = {key: in_preset(path, self.dataset, name) for key, path in places.items()}
         return replace(self, preset=name, **moved, **numbers)
 
     def with_typed(self, names: Set[str]) -> Self:

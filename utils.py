@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import cv2
 import numpy as np
@@ -211,9 +211,9 @@ def read_image(path: Path) -> np.ndarray:
 
     Raises UserError if the file is missing, truncated, unsupported or larger than MOST_PIXELS.
     """
-    data = content_of(path, "fetch it again")
-    bits = read_header(path, io.BytesIO(data)).bits
     with file_errors(path, "fetch it again"):
+        data = path.read_bytes()
+        bits, *_ = read_header(path, io.BytesIO(data))
         try:
             refuse_wrong_checksum(data)
             if bits > 8:  # Pillow would drop the lower byte
@@ -249,22 +249,15 @@ def in_eight_bits(levels: np.ndarray) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels from the file's header, without decoding it. Raises as `read_image`."""
-    with file_errors(path, "fetch it again"):
-        refuse_pipe(path)
-        with path.open("rb") as file:
-            return read_header(path, file)[1:]
+    with file_errors(path, "fetch it again"), path.open("rb") as file:
+        return read_header(path, file)[1:]
 
 
-class Header(NamedTuple):
-    """What an image file says about itself."""
+def read_header(path: Path, file: BinaryIO) -> tuple[int, int, int]:
+    """(bits per sample, height, width) in pixels.
 
-    bits: int  # per sample
-    height: int
-    width: int
-
-
-def read_header(path: Path, file: BinaryIO) -> Header:
-    """Raises UserError if it is not an image, or is unsupported or larger than MOST_PIXELS."""
+    Raises UserError if it is not an image, or is unsupported or larger than MOST_PIXELS.
+    """
     try:
         with Image.open(file, formats=_FORMATS) as image:
             kind, (width, height), tags = image.format, image.size, getattr(image, "tag_v2", {})
@@ -286,7 +279,7 @@ def read_header(path: Path, file: BinaryIO) -> Header:
                 f"{path} is an unsupported TIFF (separate planes, inverted grey, premultiplied alpha or "
                 "samples other than 16-bit integers): save it as PNG or 8-bit TIFF"
             )
-    return Header(bits, height, width)
+    return bits, height, width
 
 
 def _no_image(path: Path, file: BinaryIO) -> UserError:
@@ -325,19 +318,6 @@ def to_uint8(tensor: torch.Tensor) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------- files
 
 
-def content_of(path: Path, remedy: str = "") -> bytes:
-    """The bytes of a file. Raises UserError where it cannot be read."""
-    with file_errors(path, remedy):
-        refuse_pipe(path)
-        return path.read_bytes()
-
-
-def refuse_pipe(path: Path) -> None:
-    """Raises UserError for a pipe: to open one would wait for a writer."""
-    if path.is_fifo():
-        raise UserError(f"{path} is a pipe: give a file")
-
-
 def digest_of(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
@@ -359,9 +339,7 @@ def write_atomically(
             return
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(
-            f".unfinished-{target.name[-60:]}"
-        )  # short: names have at most 255 bytes
+        temporary = target.with_name(f".unfinished-{target.name[-60:]}")  # names have at most 255 bytes
         try:
             write(temporary)
             temporary.replace(target)

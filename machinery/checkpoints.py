@@ -160,20 +160,14 @@ def refuse_unless_resumable(
     if was != here:
         raise UserError(f"{path} is a run of {was}, and this script trains {here}: give another --save_path")
     for name in resume_keys:
-        if name not in saved:
-            raise UserError(f"{path} was started by an earlier version, without --{name}: start again")
-        if saved[name] != given[name]:
+        if (before := saved.get(name, "unknown")) != given[name]:
             raise UserError(
-                f"{path} was started with --{name} {_shown(saved[name])}, not {_shown(given[name])}: "
+                f"{path} was started with --{name} {before}, not {given[name]}: "
                 f"give the same value to resume it, {remedy}"
             )
     for kind, count in counts.items():
         if (before := content["counts"].get(kind)) != count:
             raise UserError(
-                f"{path} was started on {_shown(before)} {kind}, and here are {_shown(count)}: "
+                f"{path} was started on other {kind} (number and checksum {before}, here {count}): "
                 f"give the same data to resume it, {remedy}"
             )
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

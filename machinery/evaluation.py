@@ -207,8 +207,7 @@ def labels_of(model: Derainer | Results, found: PairSet, options: Evaluation) ->
     """What scores.json says about method and set. Raises UserError if a folder of results has no --method."""
     if isinstance(model, Results) and not options.method:
         raise UserError(f"--derained {model.path}: name the method that made these images, --method NAME")
-    content = model.content if isinstance(model, Derainer) else {}
-    path = model.path if isinstance(model, Derainer) else None
+    content, path = (model.content, str(model.path)) if isinstance(model, Derainer) else ({}, None)
     recipe = content.get("recipe", {})
     stage = escape_unprintable(recipe.get("stage", UNKNOWN))
     backbone = content.get("network", {}).get("backbone", "DerainNet")
@@ -237,7 +236,7 @@ def labels_of(model: Derainer | Results, found: PairSet, options: Evaluation) ->
         "simulated": is_simulated(options.data_path, dataset),
         "trained_on": trained_on,
         "seen": seen_in_training(found, dataset, trained_on, method),
-        "checkpoint": path and str(path),
+        "checkpoint": path,
         "checkpoint_step": content.get("step", 0),
         "data_path": str(options.data_path),
         "images_expected": catalogue.get_entry(dataset).counts.get("test"),
@@ -288,11 +287,10 @@ def count_in(scored: Sequence[Pair], folder: Path) -> int:
         return 0
     if isinstance(trained, ListedPairs):
         return 0
-    seen, own = (
-        [digest_of(pair.rainy.path) for pair in pairs if is_file(pair.rainy.path)]
-        for pairs in (trained, scored)
-    )
-    return sum(map(set(seen).__contains__, own))
+    own, others = ({p.rainy.path for p in pairs if is_file(p.rainy.path)} for pairs in (scored, trained))
+    sizes = {path.stat().st_size for path in own}
+    seen = {digest_of(path) for path in others if path.stat().st_size in sizes}
+    return sum(digest_of(path) in seen for path in own) if seen else 0
 
 
 # --------------------------------------------------------------------------------------------- in words
@@ -354,8 +352,8 @@ def score_pair(pair: Pair, model: Derainer | Results, metrics: Sequence[str]) ->
         path = model.files[pair.name]
         derained = read_image(path)
         if derained.shape != rainy.shape:
-            own, other = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
-            raise UserError(f"{path} is {own}, {pair.rainy.path} is {other}: not a result of that image")
+            own, its = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
+            raise UserError(f"{path} is {own}, {pair.rainy.path} is {its}: not a result of that image")
     scores: dict[str, float | None] = {}
     remarks = []
     for key in metrics:

@@ -18,7 +18,6 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from utils import (
-    content_of,
     file_errors,
     in_eight_bits,
     in_rgb,
@@ -108,8 +107,9 @@ def read_picture(path: Path) -> Picture:
 
     Raises UserError if the file is not an image, or is truncated, corrupt, unsupported or too large.
     """
-    data = content_of(path, "fetch it again")
-    deep = read_header(path, io.BytesIO(data)).bits > 8
+    with file_errors(path, "fetch it again"):
+        data = path.read_bytes()
+    bits, *_ = read_header(path, io.BytesIO(data))
     lost = []
     with (
         file_errors(path, "fetch it again", kinds=(Exception,)),  # Pillow raises errors of any kind
@@ -133,7 +133,7 @@ def read_picture(path: Path) -> Picture:
             lost.append("CMYK colours, converted to sRGB")
             image, icc = _in_srgb(image, icc), b""
         grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
-        if deep:  # Pillow would reduce colours to 8 bits
+        if bits > 8:  # Pillow would reduce colours to 8 bits
             pixels = in_rgb(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
         else:
             has_alpha = "A" in image.getbands() or "transparency" in image.info

@@ -122,13 +122,6 @@ def test_what_cannot_be_opened_is_named(tmp_path):
 # ------------------------------------------------------------------------------------------------------ names
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
-@pytest.mark.parametrize("read", [read_image, image_size])
-def test_a_pipe_with_an_images_name_is_refused_at_once(tmp_path, read):
-    os.mkfifo(tmp_path / "x.png")
-    assert "x.png is a pipe: give a file" in refusal(read, tmp_path / "x.png")
-
-
 def test_images_are_listed_in_the_order_of_their_numbers(tmp_path):
     for name in ("10.png", "2.png", "٣.jpg", "x².bmp", ".hidden.png", "list.txt"):
         (tmp_path / name).touch()
