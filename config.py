@@ -315,8 +315,7 @@ STUDENTS = {
 }
 
 EVALUATIONS = {
-    **{(name, "SID"): _evaluation(name, "SID", name) for name in TEACHERS},
-    **{(name, "SSID-KD"): _evaluation(name, "SSID-KD", name) for name in STUDENTS},
+    **{(name, of): _evaluation(name, of, name) for name in TEACHERS for of in ("SID", "SSID-KD")},
     # SPA by the Rain200L model [script]; Real-275 likewise [ours]
     ("SPA", "SSID-KD"): _evaluation("SPA", "SSID-KD", "Rain200L", niqe=True),
     ("Real275", "SSID-KD"): _evaluation("Real275", "SSID-KD", "Rain200L", niqe=True, labelled=False),
@@ -344,6 +343,7 @@ LIGHT: dict[str, Any] = {
     "l1_weight": 2.0,
     "psnr_weight": 0.1,
     "ssim_weight": 2.0,
+    "val_every": 5.0,
 }
 # Larger crops show more of an image's tone, and train more pixels a second.
 LIGHT_TEACHER: dict[str, Any] = LIGHT | {
@@ -352,7 +352,6 @@ LIGHT_TEACHER: dict[str, Any] = LIGHT | {
     "warmup": 200,
     "steps": 9_000,
     "late_start": 0.5,
-    "val_every": 5.0,
 }
 LIGHT_STUDENT: dict[str, Any] = LIGHT | {
     "lr": 1e-4,
@@ -361,7 +360,6 @@ LIGHT_STUDENT: dict[str, Any] = LIGHT | {
     "steps": 400,
     "patch_size": 256,
     "batchSize": 2,
-    "val_every": 5.0,
 }
 # For additive rain: streak layers on other backgrounds, rotated, zoomed, of other strength.
 LAYERS: dict[str, Any] = {

@@ -298,11 +298,9 @@ def _no_image(path: Path, file: BinaryIO) -> UserError:
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Writes uint8 RGB (H, W, 3) to `path` in the format of its suffix, atomically."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
-
-    write_atomically(path, write, "use .png", kinds=(cv2.error,))
+    with file_errors(path, "use .png", done="written", kinds=(cv2.error,)):
+        _, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -324,16 +322,14 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(
-    path: Path, write: Callable[[Path], object], remedy: str = "", kinds: tuple[type[Exception], ...] = ()
-) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Has `write` fill a temporary file beside `path`, then moves it into place: all of it or nothing.
 
     The temporary file has the suffix of `path` and a name that the next write after a kill reuses. A link is
     kept and the file it points to is written; a device or pipe, such as /dev/stdout, is written directly.
-    Raises UserError where that fails, for `kinds` too.
+    Raises UserError where that fails.
     """
-    with file_errors(path, remedy, done="written", kinds=kinds):
+    with file_errors(path, done="written"):
         if path.exists() and not path.is_file():
             write(path)
             return

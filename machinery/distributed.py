@@ -155,13 +155,15 @@ def command() -> str:
 
 
 class Stop:
-    """Whether Ctrl-C or SIGTERM has `asked` to stop: the current step is finished and saved first."""
+    """Whether Ctrl-C, SIGTERM or SIGHUP has `asked` to stop: the current step is finished and saved first."""
 
     asked = False
 
     def listen(self) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, self.on_signal)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
+            if number and signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.on_signal)
 
     def on_signal(self, number: int, frame: object) -> None:
         """A second signal stops at once."""
@@ -184,11 +186,7 @@ def all_reduce_mean(terms: Mapping[str, Tensor], world: World) -> dict[str, floa
 
 def any_rank(flag: bool, world: World) -> bool:
     """Whether `flag` is set in any process. Every process must call it."""
-    if world.size == 1:
-        return flag
-    flags = torch.tensor(int(flag))
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+    return bool(all_reduce_mean({"": torch.tensor(flag)}, world)[""])
 
 
 def gathered(mine: Mapping[int, Any], world: World) -> list[Any]:

@@ -6,14 +6,13 @@ its folder; the rest is given by the user or recorded as unknown.
 
 import itertools
 import re
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,23 +35,9 @@ from metrix_code.metrics import KEYS, METRICS
 from metrix_code.page import PageWriter
 from metrix_code.scores import SCORES, UNKNOWN, average, average_line, scores_line, write_scores
 from metrix_code.tables import published
-from utils import (
-    UserError,
-    digest_of,
-    escape_unprintable,
-    file_errors,
-    is_file,
-    read_image,
-    to_tensor,
-    to_uint8,
-)
+from utils import UserError, digest_of, escape_unprintable, file_errors, read_image, to_tensor, to_uint8
 
-
-class Results(NamedTuple):
-    """Derained images in a folder, from any method, by the names of their pairs."""
-
-    path: Path
-    files: Mapping[str, Path]
+Results = dict[str, Path]  # derained images of any method, by the names of their pairs
 
 
 class Scored(NamedTuple):
@@ -72,22 +57,17 @@ class Scored(NamedTuple):
 def evaluate(record: Evaluation) -> None:
     """Runs an eval script: scores `record` with the command line's changes, and exits the process."""
 
-    def stop(number: int, _: object) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)
-        sys.exit(128 + number)
-
     def main() -> None:
-        options = parse(record)
-        for name in ("SIGTERM", "SIGHUP"):  # exit as on Ctrl-C: `score` then writes its scores
-            number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
-            if number and signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, stop)
-        score(options, distributed.device(options))
+        options, stop = parse(record), distributed.Stop()
+        stop.listen()
+        score(options, distributed.device(options), stop)
+        if stop.asked:
+            sys.exit(130)
 
     utils.run(main)
 
 
-def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
+def score(options: Evaluation, device: torch.device, stop: distributed.Stop | None = None) -> dict[str, Any]:
     """Writes derained images, scores.json and index.html; prints and returns the scores.
 
     PSNR and SSIM are of the saved 8-bit images, in every protocol of metrix_code/protocol.py. A set without
@@ -108,7 +88,7 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     if derainer:
         labels |= {"precision": options.precision, "tile": options.tile, "hardware": hardware(device)}
         print(f"on {device}: {labels['hardware']}, {options.precision}")
-    pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model.files]
+    pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model]
     folder = place_for(options.save_path, labels)
     lines = [describe_model(model, labels), found.describe(), *warnings_of(found, labels, options)]
     print("\n".join(lines))
@@ -119,6 +99,8 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     failures: list[UserError] = []
     try:
         for pair in tqdm(pairs, unit="image", disable=None):  # None: no progress bar in a log file
+            if stop and stop.asked:
+                break
             try:
                 each = score_pair(pair, model, metrics)
             except UserError as error:
@@ -158,11 +140,11 @@ def find_test_set(options: Evaluation, dataset: str = "") -> PairSet:
 def results_in(folder: Path, found: PairSet) -> Results:
     """The images of `folder` that are results of the set. Raises UserError if two match one of its images."""
     names = {pair.rainy.path: pair.name for pair in found.pairs}
-    results: dict[str, Path] = {}
+    results: Results = {}
     for file, rainy in matched_results(images_in(folder, "--derained"), list(names)):
         if (earlier := results.setdefault(names[rainy], file)) != file:
             raise UserError(f"{earlier} and {file} both match {rainy}: remove one of them")
-    return Results(folder, results)
+    return results
 
 
 # ------------------------------------------------------------------------------------ where results go
@@ -205,8 +187,8 @@ def prepare_folder(folder: Path, labels: Mapping[str, Any], derained: Path) -> N
 
 def labels_of(model: Derainer | Results, found: PairSet, options: Evaluation) -> dict[str, Any]:
     """What scores.json says about method and set. Raises UserError if a folder of results has no --method."""
-    if isinstance(model, Results) and not options.method:
-        raise UserError(f"--derained {model.path}: name the method that made these images, --method NAME")
+    if not (isinstance(model, Derainer) or options.method):
+        raise UserError("--derained: name the method that made these images, --method NAME")
     content, path = (model.content, str(model.path)) if isinstance(model, Derainer) else ({}, None)
     recipe = content.get("recipe", {})
     stage = escape_unprintable(recipe.get("stage", UNKNOWN))
@@ -287,7 +269,7 @@ def count_in(scored: Sequence[Pair], folder: Path) -> int:
         return 0
     if isinstance(trained, ListedPairs):
         return 0
-    own, others = ({p.rainy.path for p in pairs if is_file(p.rainy.path)} for pairs in (scored, trained))
+    own, others = ({p.rainy.path for p in pairs if p.rainy.path.is_file()} for pairs in (scored, trained))
     sizes = {path.stat().st_size for path in own}
     seen = {digest_of(path) for path in others if path.stat().st_size in sizes}
     return sum(digest_of(path) in seen for path in own) if seen else 0
@@ -297,8 +279,8 @@ def count_in(scored: Sequence[Pair], folder: Path) -> int:
 
 
 def describe_model(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
-    if isinstance(model, Results):
-        return f"results of {labels['method']}: {len(model.files)} images in {model.path}"
+    if not isinstance(model, Derainer):
+        return f"results of {labels['method']}: {len(model)} images"
     text = f"model: {model.path}, step {labels['checkpoint_step']}, {labels['method']}"
     text += f", trained on {labels['trained_on']['dataset']}"
     if UNKNOWN in (labels["method"], labels["trained_on"]["dataset"]):
@@ -349,7 +331,7 @@ def score_pair(pair: Pair, model: Derainer | Results, metrics: Sequence[str]) ->
         seconds = time.perf_counter() - start
         derained = to_uint8(output)
     else:
-        path = model.files[pair.name]
+        path = model[pair.name]
         derained = read_image(path)
         if derained.shape != rainy.shape:
             own, its = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
