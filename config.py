@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from machinery.options import Machine, option
+from machinery.options import Machine, machine, option
 from utils import UserError
 
 # A resumed run must keep the options that change its result (changes_result).
@@ -25,7 +25,6 @@ place = partial(option, group="data")
 schedule = partial(option, group="schedule", changes_result=True)
 length = partial(option, group="schedule")  # the learning rate follows the new length
 loss = partial(option, group="weights of the loss", changes_result=True, min=0)
-machine = partial(option, group="machine")
 record = partial(option, group="checkpoints and logs")
 extra = partial(option, group="beyond the paper's recipe", changes_result=True)
 network = partial(extra, architecture=True)

@@ -77,11 +77,16 @@ def one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
         return f"{os.fsdecode(error.filename or 'standard output')}: {_reason(error)}"
-    if stopped := lost_process(error):
-        return f"{stopped}, then run it again, a training with --resume"
     if is_out_of_memory(error):
         return f"out of memory ({_short(error)}): lower --batchSize, --patch_size, --tile or --workers"
-    return ""
+    text, lost = str(error) if isinstance(error, RuntimeError) else "", ""
+    if "DataLoader worker (pid" in text or isinstance(error, (ConnectionResetError, EOFError)):
+        lost = "a loader worker was killed, probably out of memory: lower --workers"
+    if "Bus error" in text or "torch_shm_manager" in text or "</torch_" in text:
+        lost = "shared memory (/dev/shm) is full: start the container with --shm-size 2g, or lower --workers"
+    if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
+        lost = "another process of this run ended: see its own message"
+    return f"{lost}, then run it again, a training with --resume" if lost else ""
 
 
 @contextlib.contextmanager
@@ -127,18 +132,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.StsNoMem
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def lost_process(error: BaseException) -> str:
-    """Why a loader worker or another process of the run died, with the remedy; "" for any other error."""
-    text = str(error) if isinstance(error, RuntimeError) else ""
-    if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
-        return "another process of this run ended: see its own message"
-    if "Bus error" in text or "torch_shm_manager" in text or "</torch_" in text:
-        return "shared memory (/dev/shm) is full: start the container with --shm-size 2g, or lower --workers"
-    if "DataLoader worker (pid" in text or isinstance(error, (ConnectionResetError, EOFError)):
-        return "a loader worker was killed, probably out of memory: lower --workers"
-    return ""
 
 
 def _reason(error: OSError, remedy: str = "") -> str:

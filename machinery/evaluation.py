@@ -370,11 +370,10 @@ def validation_set(recipe: Training, crops: Crops) -> tuple[PairSet | None, list
     for path in recipe.data_path:
         try:
             found = find_set(recipe, path, "test")
+            if found.root in crops.roots:
+                raise UserError(f"{found.root} is not divided into training and test pairs")
         except UserError as error:
             notes.append(f"not validated on: {error}")
-            continue
-        if found.root in crops.roots:
-            notes.append(f"not validated on: {found.root} is not divided into training and test pairs")
             continue
         sets.append(found)
         if recipe.val_every:
@@ -383,8 +382,6 @@ def validation_set(recipe: Training, crops: Crops) -> tuple[PairSet | None, list
     if not sets:
         return None, notes
     found = merged(sets)
-    if not recipe.val_every:
-        return found, notes  # shown in TensorBoard, not scored
     if 0 < recipe.val_images < len(found.pairs):
         found = replace(found, pairs=[found.pairs[i] for i in sample(len(found.pairs), recipe.val_images)])
     return found, notes

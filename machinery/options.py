@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import difflib
+import json
 import operator
 import re
 import sys
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypedDict, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
@@ -52,6 +54,9 @@ def option(default: Any, help: str, choices: Sequence[str] | None = None, **deta
     return field(default=default, metadata={"help": help, "choices": choices, **details})
 
 
+machine = partial(option, group="machine")
+
+
 @dataclass(frozen=True)
 class Options:
     """A script's options, one per field."""
@@ -81,19 +86,12 @@ class Options:
 class Machine(Options):
     """Where and how to compute: for every script that runs a network."""
 
-    use_GPU: bool = option(True, "use CUDA where available; False: the CPU", group="machine")
-    gpu_id: tuple[int, ...] = option(
-        (0, 1),
-        "CUDA devices: training runs a process on each, others use the first; missing ones are skipped",
-        group="machine",
-        min=0,
-    )
-    precision: str = option(
+    use_GPU: bool = machine(True, "use CUDA where available; False: the CPU")
+    gpu_id: tuple[int, ...] = machine((0, 1), "CUDA devices: training uses all that exist, others one", min=0)
+    precision: str = machine(
         "float32",
-        "arithmetic of the network; bfloat16: less memory, faster where the hardware supports it; "
-        "tf32: float32 with rounded products, faster on CUDA",
+        "arithmetic; bfloat16: less memory, faster on some hardware; tf32: rounded products, faster on CUDA",
         ("float32", "tf32", "bfloat16"),
-        group="machine",
     )
 
 
@@ -121,8 +119,7 @@ def parse(record: Record, description: str | None = None, arguments: Sequence[st
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    titles = dict.fromkeys([*GROUPS, *(each.metadata.get("group", "") for each in fields)])
-    groups = {title: parser.add_argument_group(title) if title else parser for title in titles}
+    groups = {title: parser.add_argument_group(title) if title else parser for title in GROUPS}
     for each in fields:
         group = groups[each.metadata.get("group", "")]
         _add_option(group, each, kinds[each.name], getattr(record, each.name))
@@ -148,13 +145,7 @@ class _Parser(argparse.ArgumentParser):
 
 def to_dict(record: Options) -> dict[str, Any]:
     """A record as numbers, strings and lists, as stored in a checkpoint."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(each) for each in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {key: plain(value) for key, value in vars(record).items()}
+    return json.loads(json.dumps(vars(record), default=str))
 
 
 def resume_keys(record: Options) -> list[str]:

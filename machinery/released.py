@@ -72,7 +72,7 @@ def from_released(
                 f"{path}: {released_name} differs from its stage's other units, which are tied in SSID-KD"
             )
     for stage in WITHOUT_OUTPUT:
-        last = max((int(m[1]) for m in map(_fusion_of(stage).match, weights) if m), default=None)
+        last = _fusions(weights, stage) - 1
         for kind in ("weight", "bias"):
             weights.pop(f"{stage}.fusions.{last}.{kind}", None)
     ends = {"head1.weight": 1, "head2.weight": 1, "head4.weight": 1, "tail.weight": 0, "tail.bias": 0}
@@ -85,14 +85,12 @@ def from_released(
 
 def network_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """How to build the network of `weights`, from their names and shapes."""
-
-    def units(stage: str) -> int:
-        return sum(bool(re.fullmatch(rf"{re.escape(stage)}\.fusions\.\d+\.bias", key)) for key in weights)
-
     channels = [len(weights[key]) if key in weights and weights[key].ndim else 0 for key in HEADS]
-    counts = [units(stage) for stage in ("full_branch.decode1", "half_branch.decode2", "quarter_branch")]
-    return {"backbone": "DerainNet", "arguments": {"channels": channels, "units": counts}}
+    stages = ("full_branch.decode1", "half_branch.decode2", "quarter_branch")
+    units = [_fusions(weights, stage) for stage in stages]
+    return {"backbone": "DerainNet", "arguments": {"channels": channels, "units": units}}
 
 
-def _fusion_of(stage: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(stage)}\.fusions\.(\d+)\.weight$")
+def _fusions(weights: Mapping[str, Tensor], stage: str) -> int:
+    """The number of a stage's fusions."""
+    return sum(key.startswith(f"{stage}.fusions.") and key.endswith(".weight") for key in weights)
