@@ -133,34 +133,25 @@ class Training(Machine):
             return "--data_path is empty: give the folder of a dataset"
         sets = len(self.data_path) + bool(self.streaks)
         if self.shares and len(self.shares) != sets:
-            streaks = ", with the streaks" if self.streaks else ""
-            return f"--shares needs one number per dataset, {sets}{streaks}, not {len(self.shares)}"
-        weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
-        if not any(weights.values()):
-            return f"--{' and --'.join(weights)}: all are 0: give at least one a weight"
+            return f"--shares needs one number per dataset, streaks included: {sets}, not {len(self.shares)}"
         return super().validate()
 
 
-@dataclass(frozen=True)
 class Schedule:
-    """Length, learning rate, batch size and validations of a run, in steps."""
+    """Length, learning rate, batch size and validations of a run, in steps.
 
-    recipe: Training
-    steps: int
-    drops: tuple[int, ...]
-    validations: int  # steps between validations; 0: only at the end
-    late: int  # the first step of larger crops
+    By epochs over `pairs`, or `recipe.steps` long with milestones in proportion. `drops`: of the learning
+    rate. `validations`: steps between two, or 0: only at the end. `late`: the first step of larger crops.
+    """
 
-    @classmethod
-    def of(cls, recipe: Training, pairs: int) -> Self:
-        """By epochs over `pairs`, or `recipe.steps` long with milestones in proportion."""
-        start = recipe.late_start
+    def __init__(self, recipe: Training, pairs: int) -> None:
+        start, self.recipe = recipe.late_start, recipe
         batch = start * recipe.batchSize + (1 - start) * recipe.late_batchSize  # on average
-        steps = recipe.steps or max(1, int(recipe.epochs * pairs // batch))
-        drops = tuple(m * steps // recipe.epochs for m in sorted(recipe.milestone))
-        every = steps / 10 if recipe.minutes else recipe.val_every * pairs / batch
-        validations = max(1, round(every)) if recipe.val_every else 0
-        return cls(recipe, steps, drops, validations, round(start * steps))
+        self.steps = recipe.steps or max(1, int(recipe.epochs * pairs // batch))
+        self.drops = tuple(m * self.steps // recipe.epochs for m in sorted(recipe.milestone))
+        every = self.steps / 10 if recipe.minutes else recipe.val_every * pairs / batch
+        self.validations = max(1, round(every)) if recipe.val_every else 0
+        self.late = round(start * self.steps)
 
     def batch_size(self, step: int) -> int:
         """Crops of a step, counted from 1."""
@@ -264,24 +255,15 @@ def preset_words(preset: str) -> str:
 REAL = (Path("datasets/Real"),)  # SPA-Data and Real-275 [paper]; one folder Real/, beside the pairs [script]
 
 
-def _teacher(dataset: str, **numbers: Any) -> Teacher:
-    return Teacher(
-        dataset=dataset,
-        data_path=(Path("datasets") / dataset,),
-        save_path=Path("trained_model") / dataset,
-        **numbers,
-    )
+def _recipe(kind: type[Training], dataset: str, **numbers: Any) -> Any:
+    pairs, model = Path("datasets") / dataset, Path("trained_model") / dataset
+    places: dict[str, Any] = {"data_path": (pairs,), "save_path": model}
+    if kind is Student:
+        places |= {"save_path": Path(f"{model}+Real"), "teacher": model, "real_path": REAL}
+    return kind(dataset=dataset, **places, **numbers)
 
 
-def _student(dataset: str, **numbers: Any) -> Student:
-    return Student(
-        dataset=dataset,
-        data_path=(Path("datasets") / dataset,),
-        real_path=REAL,
-        teacher=Path("trained_model") / dataset,
-        save_path=Path("trained_model") / f"{dataset}+Real",
-        **numbers,
-    )
+_teacher, _student = partial(_recipe, Teacher), partial(_recipe, Student)
 
 
 def _evaluation(dataset: str, stage: str, trained_on: str, **numbers: Any) -> Evaluation:
@@ -297,7 +279,7 @@ def _evaluation(dataset: str, stage: str, trained_on: str, **numbers: Any) -> Ev
 
 
 # Milestones of Rain200H: 312 and 416 [readme]; the script drops at 312 alone.
-TEACHERS = {
+TEACHERS: dict[str, Teacher] = {
     "Rain200H": _teacher("Rain200H", lr=5e-4, epochs=520, milestone=(312, 416), lr_factor=0.5),  # [readme]
     "Rain200L": _teacher("Rain200L", lr=5e-4, epochs=520, milestone=(312, 416), lr_factor=0.5),  # [script]
     "Rain800": _teacher("Rain800"),  # [paper] trains on it; the option table's defaults [readme]
@@ -305,7 +287,7 @@ TEACHERS = {
     "Rain1400": _teacher("Rain1400", lr=5e-4, epochs=800, milestone=(480, 640), lr_factor=0.1),  # [script]
 }
 
-STUDENTS = {
+STUDENTS: dict[str, Student] = {
     "Rain200H": _student("Rain200H"),  # the class's numbers [script]
     "Rain200L": _student("Rain200L"),  # likewise [script]
     "Rain800": _student("Rain800"),  # nothing released: as Rain200H [ours]

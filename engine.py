@@ -181,9 +181,7 @@ class Run:
         self.test, notes = validation_set(recipe, self.crops[0])
         for line in (*(note for crops in self.crops for note in crops.messages), *notes):
             self.log_line(line)
-        self.schedule = Schedule.of(recipe, len(self.crops[0]))
-        if recipe.milestone and not recipe.cosine and min(self.schedule.drops) >= self.schedule.steps:
-            self.log_line(f"note: {recipe.epochs} epochs end before --milestone: the rate does not drop")
+        self.schedule = Schedule(recipe, len(self.crops[0]))
         self._build(path)
         self.phases = self._phases()
         self.batches = itertools.chain.from_iterable(self.phases)

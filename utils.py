@@ -115,14 +115,9 @@ def file_errors(
         raise UserError(f"{path} cannot be {done} ({_short(error)}){hint}") from None
 
 
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run it again"),
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions or choose another place"
-    ),
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EMFILE: "raise `ulimit -n` or lower --workers",
-}
+_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REMEDIES = dict.fromkeys(_RIGHTS, "change its permissions or choose another place")
+_REMEDIES |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run it again")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -162,9 +157,8 @@ def join_names(names: Iterable[object], max_names: int = 5) -> str:
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
     """Sorts 2.png before 10.png: digits compare as numbers."""
-    return [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))
-    ]
+    parts = re.split(r"(\d+)", str(path))
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def is_image_name(name: str) -> bool:

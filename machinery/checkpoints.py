@@ -151,7 +151,6 @@ def refuse_unless_resumable(
     `given` is the recipe as plain values; the options named in `resume_keys` must be unchanged, and so must
     `counts`, the number of images of each kind. Where the data lies may have changed.
     """
-    remedy = "or start again without --resume"
     if "training" not in content:
         start = "--teacher" if "teacher" in given else "--weights"
         raise UserError(f"{path} holds only the network: start from it with {start} instead")
@@ -159,15 +158,12 @@ def refuse_unless_resumable(
     was, here = (f"{recipe.get('stage')} on {recipe.get('dataset')}" for recipe in (saved, given))
     if was != here:
         raise UserError(f"{path} is a run of {was}, and this script trains {here}: give another --save_path")
-    for name in resume_keys:
-        if (before := saved.get(name, "unknown")) != given[name]:
-            raise UserError(
-                f"{path} was started with --{name} {before}, not {given[name]}: "
-                f"give the same value to resume it, {remedy}"
-            )
+    compared = {f"with --{name}": (saved.get(name), given[name]) for name in resume_keys}
     for kind, count in counts.items():
-        if (before := content["counts"].get(kind)) != count:
+        compared[f"on {kind}, number and checksum"] = content["counts"].get(kind), count
+    for what, (before, now) in compared.items():
+        if before != now:
             raise UserError(
-                f"{path} was started on other {kind} (number and checksum {before}, here {count}): "
-                f"give the same data to resume it, {remedy}"
+                f"{path} was started {what} {before}, not {now}: give the same to resume it, or start again "
+                "without --resume"
             )

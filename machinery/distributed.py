@@ -116,19 +116,16 @@ def start(machine: Machine) -> World:
     try:
         rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if not 0 <= rank < size:
-            raise ValueError(f"RANK is {rank} and WORLD_SIZE is {size}")
+            raise ValueError("RANK must be below WORLD_SIZE")
         own = device(machine, local)
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         socket.getaddrinfo(os.environ["MASTER_ADDR"], None)  # or torch would retry until its timeout
         store, *_ = next(rendezvous("env://", timeout=STARTUP))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, socket.gaierror, dist.DistError) as error:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        given = ", ".join(f"{name} is {os.environ.get(name, 'not set')}" for name in names)
         raise UserError(
-            f"torchrun's environment is not complete ({error!r}): use torchrun or unset RANK"
+            f"the processes cannot connect: {given}; use torchrun or unset RANK: {error}"
         ) from None
-    except socket.gaierror as error:
-        raise UserError(f"MASTER_ADDR {os.environ['MASTER_ADDR']}: {error.strerror}") from None
-    except dist.DistError as error:
-        raise UserError(f"{address}: not all {size} processes have connected: {error}") from None
     group: dict[str, Any] = {"store": store, "rank": rank, "world_size": size, "timeout": TIMEOUT}
     if own.type == "cuda":
         # gloo as well: flags and scores travel between CPUs without waiting for a card
@@ -202,7 +199,7 @@ def gathered(mine: Mapping[int, Any], world: World) -> list[Any]:
 
 
 def set_arithmetic(precision: str, deterministic: bool = False) -> None:
-    """Sets the arithmetic of this process; call it before anything is computed on a card.
+    """Sets the arithmetic of this process, before anything is computed on a card.
 
     `precision` is that of float32 convolutions and matrix products on CUDA: "tf32" rounds the factors to
     10 bits of mantissa, which the tensor cores of Ampere and later multiply; any other value keeps all 23

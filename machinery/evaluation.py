@@ -152,13 +152,10 @@ def results_in(folder: Path, found: PairSet) -> Results:
 
 def place_for(save_path: Path, labels: Mapping[str, Any]) -> Path:
     """`save_path` with {dataset} and {method} filled in."""
-
-    def plain(text: str) -> str:
-        return re.sub(r"[^\w+-]", "_", text)
-
-    method = labels["method"] + ("+self-ensemble" if labels["self_ensemble"] else "")
-    text = str(save_path).replace("{dataset}", plain(labels["dataset"])).replace("{method}", plain(method))
-    return Path(text)
+    method = labels["method"] + "+self-ensemble" * labels["self_ensemble"]
+    for key, name in (("{dataset}", labels["dataset"]), ("{method}", method)):
+        save_path = Path(str(save_path).replace(key, re.sub(r"[^\w+-]", "_", name)))
+    return save_path
 
 
 def prepare_folder(folder: Path, labels: Mapping[str, Any], derained: Path) -> None:
@@ -309,8 +306,6 @@ def page_note(lines: Sequence[str], labels: Mapping[str, Any]) -> str:
     hardware = f", {labels['hardware']}, {labels['precision']}" if "hardware" in labels else ""
     measured = f"measured on {labels['date']}{hardware}"
     known = published(labels["dataset"], stage)
-    if stage in ("SID", "SSID-KD") and not known:
-        known = [f"nothing is published for {stage} on {labels['dataset']}"]
     return "\n".join([*lines, *known, measured, labels["command"]])
 
 

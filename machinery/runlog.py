@@ -12,14 +12,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from utils import UserError, escape_unprintable, file_errors, to_tensor, write_text
+from utils import UserError, escape_unprintable, file_errors, to_tensor, to_uint8, write_text
 
 LOG = "log.jsonl"
 EVENTS = "events.out.tfevents.*"
@@ -95,17 +93,12 @@ class RunLog:
 
     def recipe(self, step: int, command: str, recipe: Mapping[str, Any], data: Sequence[str]) -> None:
         """The command, the data and every option as text; a few options and the scores as hparams."""
-        # protocol buffers take valid UTF-8 only, and names of folders may be something else
-        plain = {
-            name: value if isinstance(value, bool | int | float) else escape_unprintable(value)
-            for name, value in recipe.items()
-        }
-        rows = "\n".join(f"| {name} | {value} |" for name, value in plain.items())
-        text = f"    {escape_unprintable(command)}\n\n"
-        text += "\n".join(f"- {escape_unprintable(line)}" for line in data)
-        few, scores = {name: plain[name] for name in HYPERPARAMETERS}, dict.fromkeys(SCORES.values(), 0.0)
+        lines = [f"    {command}", "", *(f"- {line}" for line in data), "", "| option | value |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in recipe.items()]
+        few, scores = {name: recipe[name] for name in HYPERPARAMETERS}, dict.fromkeys(SCORES.values(), 0.0)
         with file_errors(self.folder, done="written to"):
-            self.board.add_text("recipe", f"{text}\n\n| option | value |\n|---|---|\n{rows}", step)
+            # protocol buffers take valid UTF-8 only, and names of folders may be something else
+            self.board.add_text("recipe", "\n".join(map(escape_unprintable, lines)), step)
             for summary in hparams(few, scores):
                 self.board._get_file_writer().add_summary(summary)
 
@@ -143,9 +136,9 @@ class RunLog:
         panels = {"rainy": before, "derained": after, f"streaks x{gain}": gain * streaks}
         if clean is not None:
             panels["clean"] = to_tensor(_middle(clean))
-        row = [_captioned(image.clamp(0, 1), text) for text, image in panels.items()]
+        row = np.hstack([_captioned(to_uint8(image), text) for text, image in panels.items()])
         with file_errors(self.folder, done="written to"):
-            self.board.add_image(escape_unprintable(name), torch.cat(row, 2), step)
+            self.board.add_image(escape_unprintable(name), row, step, dataformats="HWC")
 
 
 def _middle(image: np.ndarray, size: int = 320) -> np.ndarray:
@@ -153,17 +146,16 @@ def _middle(image: np.ndarray, size: int = 320) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def _captioned(image: Tensor, text: str) -> Tensor:
-    """The image (3, H, W) below its caption, on white; wide enough for the text.
+def _captioned(image: np.ndarray, text: str) -> np.ndarray:
+    """The image, uint8 (H, W, 3), below its caption, on white; wide enough for the text.
 
     TensorBoard shows a strip of four at a quarter of its size: hence the large letters.
     """
     letters: dict[str, Any] = {"fontFace": cv2.FONT_HERSHEY_SIMPLEX, "fontScale": 1.5, "thickness": 3}
     (width, _), _ = cv2.getTextSize(text, **letters)
-    image = F.pad(image, (0, max(4, width + 8 - image.shape[2])), value=1.0)
-    band = np.full((56, image.shape[2], 3), 255, np.uint8)
-    cv2.putText(band, text, (2, 42), color=(0, 0, 0), lineType=cv2.LINE_AA, **letters)
-    return torch.cat([to_tensor(band), image], 1)
+    right, white = max(4, width + 8 - image.shape[1]), (255, 255, 255)
+    image = cv2.copyMakeBorder(image, 56, 0, 0, right, cv2.BORDER_CONSTANT, value=white)
+    return cv2.putText(image, text, (2, 42), color=(0, 0, 0), lineType=cv2.LINE_AA, **letters)
 
 
 def _date_back(events: Sequence[Path]) -> None:

@@ -154,8 +154,6 @@ def test_the_page_names_what_is_published_beside_what_is_measured():
     note = page_note([], {**labels, "method": "SSID-KD-LightNet"})
     assert "published for SSID-KD, with the paper's network: 28.925 / 0.9079 (RGB, SSID-KD README)" in note
     assert "published" not in page_note([], {**labels, "method": "m", "simulated": True})
-    teacher = {**labels, "method": "SID", "trained_on": {"dataset": "Rain200H", "stage": "SID"}}
-    assert "nothing is published for SID on Rain200H" in page_note([], teacher)
 
 
 def test_an_unreadable_image_is_named_in_one_line(tmp_path, scored):

@@ -122,7 +122,7 @@ def test_epochs_and_draws_go_on_in_larger_batches(tmp_path):
 
 def test_a_part_of_an_epoch_is_that_part_of_its_steps():
     recipe = dataclasses.replace(TEACHERS["Rain200H"], batchSize=10)
-    schedules = (Schedule.of(dataclasses.replace(recipe, val_every=each), 1000) for each in (0.5, 3.76))
+    schedules = (Schedule(dataclasses.replace(recipe, val_every=each), 1000) for each in (0.5, 3.76))
     assert [each.validations for each in schedules] == [50, 376]
 
 
@@ -133,9 +133,9 @@ def test_minutes_set_the_steps_by_a_pilot_and_a_resumed_run_keeps_them(tmp_path,
     recipe = teacher(tmp_path, minutes=0.1, val_every=1, late_start=0.5)
     timed = with_steps(SID, recipe, ALONE)
     assert timed.steps == 12  # two steps took a second, so a step half of one
-    schedule = Schedule.of(timed, 4)
+    schedule = Schedule(timed, 4)
     assert schedule.steps == 12 and schedule.validations == 1  # a tenth of the run, a step at least
-    assert Schedule.of(dataclasses.replace(timed, steps=200), 4).validations == 20
+    assert Schedule(dataclasses.replace(timed, steps=200), 4).validations == 20
     monkeypatch.undo()
     trained(dataclasses.replace(recipe, minutes=0.0, steps=3))
     assert with_steps(SID, dataclasses.replace(recipe, resume=True), ALONE).steps == 3
@@ -150,12 +150,12 @@ def test_the_rate_is_the_optimizers_and_drops_by_its_factor(tmp_path):
 
 def test_a_cosine_rises_falls_and_ends_at_a_hundredth():
     recipe = dataclasses.replace(TEACHERS["Rain200H"], cosine=True, warmup=10, steps=1000)
-    schedule = Schedule.of(recipe, 1800)
+    schedule = Schedule(recipe, 1800)
     factors = [schedule.factor(step) for step in range(1001)]
     assert factors[:10] == pytest.approx([(n + 1) / 10 for n in range(10)], rel=1e-3)
     assert factors[500] == pytest.approx(0.505) and factors[1000] == pytest.approx(0.01)
     assert all(a > b for a, b in itertools.pairwise(factors[10:]))
-    assert Schedule.of(dataclasses.replace(recipe, cosine=False, warmup=4), 1800).factor(1) == 0.5
+    assert Schedule(dataclasses.replace(recipe, cosine=False, warmup=4), 1800).factor(1) == 0.5
 
 
 @pytest.mark.parametrize(("decay", "beta2"), [(0.0, 0.999), (0.5, 0.9)])

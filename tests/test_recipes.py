@@ -136,7 +136,7 @@ def test_places_are_the_datasets_own_and_its_presets(name, preset, end):
     ],
 )
 def test_length_and_milestones_are_the_papers(recipe, pairs, steps, drops):
-    schedule = Schedule.of(recipe, pairs)
+    schedule = Schedule(recipe, pairs)
     assert (schedule.steps, schedule.drops) == (steps, drops)
     rates = [schedule.factor(step) for step in (0, *drops)]
     assert rates == pytest.approx([recipe.lr_factor**n for n in range(len(drops) + 1)])
@@ -184,7 +184,7 @@ def test_epochs_alone_decide_the_length_of_a_preset_and_milestones_need_its_cosi
     def recipe(*words) -> Any:
         return parse(TEACHERS["Rain800"], "", ["--preset", "light", *words])
 
-    assert Schedule.of(recipe("--epochs", "1"), 700).steps < 700
+    assert Schedule(recipe("--epochs", "1"), 700).steps < 700
     assert recipe("--epochs", "1", "--steps", "7").steps == 7
     assert recipe("--milestone", "5", "--cosine", "False").milestone == (5,)
     with pytest.raises(UserError, match="--milestone does not apply with --cosine: give --cosine False"):

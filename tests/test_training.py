@@ -221,7 +221,7 @@ def test_what_changes_the_result_must_not_change_on_resuming(tmp_path):
     with pytest.raises(UserError, match=r"a run of SID on Rain200H, and this script trains SSID-KD"):
         a_run(student(tmp_path, save_path=recipe.save_path, resume=True))
     layouts.rain200(tmp_path / "data", train=5)
-    with pytest.raises(UserError, match=r"started on other pairs \(number and checksum \[4,.* here \[5,"):
+    with pytest.raises(UserError, match=r"started on pairs, number and checksum \[4,.* not \[5,"):
         a_run(dataclasses.replace(recipe, resume=True))
 
 

@@ -299,7 +299,7 @@ def test_options_are_sound_or_refused_by_name(budget: Budget) -> None:
         assert all(map(math.isfinite, numbers_in(tuple(vars(made).values()))))
         assert to_dict(made).keys() == vars(made).keys()
         if isinstance(made, Training):  # what the loop makes of them, before it creates anything
-            schedule = Schedule.of(made, 1800)
+            schedule = Schedule(made, 1800)
             assert schedule.steps > 0 and all(drop >= 0 for drop in schedule.drops)
             assert schedule.validates(schedule.steps) and bool(schedule.validations) == bool(made.val_every)
             steps = range(schedule.steps)
