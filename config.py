@@ -44,9 +44,7 @@ class Training(Machine):
     preset: str = option("paper", "recipe: the paper's or LightNet's", ("paper", "light"))
 
     data_path: tuple[Path, ...] = place((), "one or more datasets, as unpacked: see datasets/README.md")
-    shares: tuple[float, ...] = extra(
-        (), "weight per dataset, streaks last; default: by size", greater_than=0
-    )
+    shares: tuple[float, ...] = extra((), "weight per dataset, streaks last; default: by size", min=1e-6)
     patch_size: int = data(120, "side of the square crops, in pixels", min=16, max=4096)
     rainy_side: str = data("auto", "rainy half of side-by-side images", ("auto", "left", "right"))
     seed: int = data(0, "seed of initial weights, order and crops", min=0, max=2**63 - 1)
@@ -58,13 +56,13 @@ class Training(Machine):
     epochs: int = length(520, "length: epochs * pairs / batchSize steps, unless --steps is given", min=1)
     steps: int = length(0, "length in steps, milestones scaled to it; 0: by epochs", min=0)
     minutes: float = length(0.0, "length in minutes: a pilot run sets --steps by its pace; 0: off", min=0)
-    lr: float = schedule(5e-4, "learning rate of Adam", greater_than=0, max=1)
+    lr: float = schedule(5e-4, "learning rate of Adam", min=0, max=1)
     optimizer: str = extra("adam", "Adam, or Muon for the hidden convolutions", ("adam", "muon"))
     muon_lr: float = extra(0.0, "learning rate of Muon; 0: --lr", min=0, max=1)
     milestone: tuple[int, ...] = schedule(
         (312, 416), "epochs after which the rate drops; not with --cosine", min=1
     )
-    lr_factor: float = schedule(0.5, "factor of a drop", greater_than=0, max=1)
+    lr_factor: float = schedule(0.5, "factor of a drop", min=0, max=1)
 
     backbone: str = extra("DerainNet", "network: a name in machinery.backbones.BACKBONES")
     channels: tuple[int, ...] = network((24, 32, 48), "channels at each resolution, from full down", min=1)
@@ -91,7 +89,7 @@ class Training(Machine):
     cosine: bool = extra(False, "cosine schedule to a hundredth of the rate, without milestones")
     psnr_cap: float = extra(60.0, "upper limit of the PSNR term, in dB", min=1, max=100, also="psnr_most")
     warmup: int = extra(0, "steps of linear warm-up", min=0, max=10**6)
-    beta2: float = extra(0.999, "second-moment decay of Adam", greater_than=0, max=0.99999)
+    beta2: float = extra(0.999, "second-moment decay of Adam", min=0, max=0.99999)
     weight_decay: float = extra(0.0, "decoupled weight decay", min=0, max=1)
     clip: float = extra(0.0, "largest norm of the gradient; 0: off", min=0, max=10**6)
     ema: float = extra(0.0, "EMA decay; the average is validated and saved (0: off)", min=0, max=0.99999)
@@ -195,7 +193,7 @@ class Student(Training):
 
     batchSize: int = schedule(2, "pairs, and as many real images, per step", min=1)
     epochs: int = length(10, "length: epochs * pairs / batchSize steps, unless --steps is given", min=1)
-    lr: float = schedule(1e-4, "learning rate of Adam", greater_than=0, max=1)
+    lr: float = schedule(1e-4, "learning rate of Adam", min=0, max=1)
     milestone: tuple[int, ...] = schedule((), "epochs after which the learning rate drops", min=1)
     val_every: float = record(1.0, "epochs between validations; 0: never", min=0)
 

@@ -202,7 +202,7 @@ def read_image(path: Path) -> np.ndarray:
         data = path.read_bytes()
         bits, *_ = read_header(path, io.BytesIO(data))
         try:
-            refuse_wrong_checksum(data)
+            Image.open(io.BytesIO(data)).verify()  # Pillow decodes a PNG with a wrong checksum
             if bits > 8:  # Pillow would drop the lower byte
                 image = in_rgb(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
                 return in_eight_bits(image[..., :3])
@@ -212,12 +212,6 @@ def read_image(path: Path) -> np.ndarray:
             if is_out_of_memory(error):
                 raise
             raise _no_image(path, io.BytesIO(data)) from None
-
-
-def refuse_wrong_checksum(data: bytes) -> None:
-    """Raises Pillow's error for a broken PNG, which it would decode."""
-    if data.startswith(b"\x89PNG"):
-        Image.open(io.BytesIO(data)).verify()
 
 
 def in_rgb(image: np.ndarray | None) -> np.ndarray:

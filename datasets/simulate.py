@@ -169,7 +169,7 @@ class Simulate(Options):
         1.0,
         "amount of rain; 1: as dense as Rain200H's, 0.1: about Rain200L's",
         needs="clean",
-        greater_than=0,
+        min=0,
         max=4,
     )
     angle: float = option(

@@ -192,19 +192,16 @@ def labels_of(model: Derainer | Results, found: PairSet, options: Evaluation) ->
     backbone = content.get("network", {}).get("backbone", "DerainNet")
     # the scores of another network must not pass for those of the paper's
     method = options.method or stage + ("" if backbone == "DerainNet" else f"-{backbone}")
-    # early checkpoints record one folder as a text
-    folders = {
-        key: [value] if isinstance(value := recipe.get(key, []), str) else value
-        for key in ("data_path", "real_path")
-    }
-    sets, trained_for = folders["data_path"], recipe.get("dataset", UNKNOWN)
+    sets, real = (recipe.get(key, []) for key in ("data_path", "real_path"))
+    sets, real = ([each] if isinstance(each, str) else each for each in (sets, real))  # as early checkpoints
+    trained_for = recipe.get("dataset", UNKNOWN)
     if len(sets) > 1 and trained_for in catalogue.CATALOGUE:
         trained_for = " + ".join(Path(each).name for each in sets)
     trained_on = {
         "dataset": options.trained_on or escape_unprintable(trained_for),
         "stage": stage if "stage" in recipe else None,
         "data": list(map(escape_unprintable, content.get("data", []))),
-        "real_path": list(map(escape_unprintable, folders["real_path"])),
+        "real_path": list(map(escape_unprintable, real)),
         "released": bool(content.get("released")),
     }
     dataset = name_of_set(found, options)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import json
-import operator
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence, Set
@@ -26,12 +26,6 @@ GROUPS = (
     "checkpoints and logs",
 )
 
-LIMITS = {
-    "min": (operator.lt, "at least"),
-    "greater_than": (operator.le, "greater than"),
-    "max": (operator.gt, "at most"),
-}
-
 
 class Details(TypedDict, total=False):
     """What an option may have besides a default, a help text and choices."""
@@ -44,7 +38,6 @@ class Details(TypedDict, total=False):
     positional: bool  # given without a name
     required: bool  # has no default on the command line
     min: float  # limits of the value, or of each value of a tuple
-    greater_than: float
     max: float
 
 
@@ -72,9 +65,9 @@ class Options:
                     continue
                 if not abs(number) < 2**63:  # NaN too; torch.load reads integers of 64 bits only
                     return f"--{each.name} is not a finite number below 2^63"
-                for limit, (exceeds, words) in LIMITS.items():
-                    if limit in details and exceeds(number, details[limit]):
-                        return f"--{each.name} {number} must be {words} {details[limit]}"
+                low, high = details.get("min", -math.inf), details.get("max", math.inf)
+                if not low <= number <= high:
+                    return f"--{each.name} {number} must be in [{low}, {high}]"
         return None
 
     def with_typed(self, names: Set[str]) -> Self:

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ PATIENCE = 5  # seconds to wait for the lock: a killed run's loader workers may 
 def _raised_by_the_next_write(failure: threading.ExceptHookArgs) -> None:
     """Silences TensorBoard's writer thread: the next write raises its error, such as a full disk, again."""
     if not isinstance(failure.exc_value, OSError):
-        sys.__excepthook__(failure.exc_type, failure.exc_value or Exception(), failure.exc_traceback)
+        threading.__excepthook__(failure)
 
 
 threading.excepthook = _raised_by_the_next_write

@@ -68,7 +68,7 @@ def test_help_explains_each_option_with_its_default(path, run_here, capsys):
             (f"train_Rain200H.py --{name} -1", "must be")
             for name in ("steps", "seed", "workers", "val_every", "batchSize", "lr")
         ),
-        ("train_Rain200H.py --gpu_id -1", "-1 must be at least 0"),
+        ("train_Rain200H.py --gpu_id -1", "-1 must be in [0, inf]"),
         ("train_Rain200H.py --preset /", "config.PRESETS has no such recipe"),
         ("eval_Rain200H.py --preset /", "invalid choice"),
     ],
