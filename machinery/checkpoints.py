@@ -30,10 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LATEST, BEST = "net_latest", "net_best"
 SHIPPED = "pretrained"  # the subfolder of a model's folder with the checkpoint that comes with the project
 TRIAL = 0.1  # a run of fewer steps than this fraction of the shipped model's does not replace it
+Content = Mapping[str, Any]  # of a checkpoint, or of a record in it
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, content: Content) -> None:
     """Writes atomically: a run killed here leaves the earlier checkpoint.
 
     Raises UserError, and writes nothing, where a weight is NaN or Inf.
@@ -140,11 +141,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> N
 
 
 def refuse_unless_resumable(
-    content: Mapping[str, Any],
-    path: Path,
-    given: Mapping[str, Any],
-    resume_keys: Sequence[str],
-    counts: Mapping[str, Any],
+    content: Content, path: Path, given: Content, resume_keys: Sequence[str], counts: Content
 ) -> None:
     """Raises UserError, naming the first difference, unless `content` is a complete checkpoint of this run.
 

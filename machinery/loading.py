@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def begin_worker(_: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+@dataclass
 class Batches:
     """The batches of `steps`: `accumulate` micro-batches a step, each with every source's crops by name.
 
@@ -106,25 +108,21 @@ class Batches:
     (N, 3, P, P) in [0, 1] there. Raises UserError if a batch does not split evenly.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Any],
-        world: World,
-        steps: range,
-        *,
-        batch_size: int,
-        accumulate: int = 1,
-        seed: int = 0,
-        workers: int = 0,
-        offset: int = 0,
-    ) -> None:
-        self.sources, self.world, self.steps, self.accumulate = sources, world, steps, accumulate
-        self.batch_size, self.seed, self.workers, self.offset = batch_size, seed, workers, offset
-        self.part_size, rest = divmod(batch_size, parts := world.size * accumulate)
+    sources: Sequence[Any]
+    world: World
+    steps: range
+    batch_size: int
+    accumulate: int = 1
+    seed: int = 0
+    workers: int = 0
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        self.part_size, rest = divmod(self.batch_size, parts := self.world.size * self.accumulate)
         if rest:
             raise UserError(
-                f"a batch of {batch_size} does not split over {parts} processes or accumulation steps: give "
-                f"multiples of {parts} as --batchSize and --late_batchSize"
+                f"a batch of {self.batch_size} does not split over {parts} processes or accumulation steps: "
+                f"give multiples of {parts} as --batchSize and --late_batchSize"
             )
 
     def keys(self, count: int, tag: int) -> Iterator[list[tuple[int, int]]]:

@@ -55,9 +55,7 @@ def is_released(net: Mapping[str, Tensor]) -> bool:
     return any("encoder_decoder_1." in name for name in net)
 
 
-def from_released(
-    net: Mapping[str, Tensor], path: Path = Path("the released checkpoint")
-) -> dict[str, Tensor]:
+def from_released(net: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The authors' weights under our names, for RGB images, without the unused fusions.
 
     Raises UserError where the tied positions of a stage have different weights: that is another network.

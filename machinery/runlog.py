@@ -55,7 +55,6 @@ def files_of_run(folder: Path) -> list[Path]:
 def set_earlier_run_aside(folder: Path) -> str:
     """Moves the files of an earlier run to the first free earlier-N; returns a line that says so, or ""."""
     with file_errors(folder, done="written to"):
-        folder.mkdir(parents=True, exist_ok=True)
         if not (files := files_of_run(folder)):
             return ""
         aside = next(p for n in itertools.count(1) if not (p := folder / f"earlier-{n}").exists())

@@ -44,7 +44,7 @@ def released_weights() -> dict[str, torch.Tensor]:
 
 def golden_network() -> DerainNet:
     net = DerainNet()
-    net.load_state_dict(from_released(released_weights()))
+    net.load_state_dict(from_released(released_weights(), Path("net_latest")))
     return net
 
 
