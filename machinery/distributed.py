@@ -157,10 +157,11 @@ class Stop:
     asked = False
 
     def listen(self) -> None:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it
-            if number and signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self.on_signal)
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            signals.append(signal.SIGHUP)
+        for each in signals:
+            signal.signal(each, self.on_signal)
 
     def on_signal(self, number: int, frame: object) -> None:
         """A second signal stops at once."""
