@@ -34,7 +34,6 @@ from machinery.checkpoints import (
     refuse_unless_resumable,
     save_checkpoint,
 )
-from machinery.distributed import World, many_sizes
 from machinery.evaluation import mean_scores, validation_set
 from machinery.inference import CPU, Derainer, best_precision, hardware
 from machinery.loading import Batches, ImageCache
@@ -57,7 +56,7 @@ def train(stage: type[Stage], recipe: Training) -> None:
         options = parse(recipe)
         distributed.launch(options)
         world = distributed.start(options)
-        lock = locked(options.save_path) if world.is_main_process else contextlib.nullcontext()
+        lock = locked(options.save_path) if world.rank == 0 else contextlib.nullcontext()
         with lock:  # before --resume reads a checkpoint
             run = Run(stage, with_steps(stage, options, world), world)
             run.stop.listen()
@@ -133,7 +132,7 @@ def first_checkpoint(recipe: Training, stage: Stage) -> Path | None:
     return None
 
 
-def with_steps(stage: type[Stage], recipe: Training, world: World) -> Training:
+def with_steps(stage: type[Stage], recipe: Training, world: distributed.World) -> Training:
     """`recipe` with --steps set from --minutes: a pilot run measures the pace.
 
     A resumed run keeps its steps, so it ends like one that was never stopped. Validations take extra time.
@@ -168,7 +167,7 @@ class Run:
     step, best, initialized_from = 0, -math.inf, ""
     log: RunLog | None = None
 
-    def __init__(self, stage: type[Stage], recipe: Training, world: World) -> None:
+    def __init__(self, stage: type[Stage], recipe: Training, world: distributed.World) -> None:
         self.recipe, self.world, self.stop = recipe, world, distributed.Stop()
         self.stage = stage(recipe, micro_batches=world.size * recipe.accumulate)
         self.log_line(f"on {world.device}: {hardware(world.device)}, {recipe.precision}")
@@ -188,7 +187,7 @@ class Run:
 
     def log_line(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
-        if self.world.is_main_process:
+        if self.world.rank == 0:
             tqdm.write(text)
 
     def _build(self, path: Path | None) -> None:
@@ -250,7 +249,7 @@ class Run:
 
     def run(self) -> bool:
         """Trains to the end of the schedule or until a signal asks to stop; returns whether it finished."""
-        recipe, schedule, main = self.recipe, self.schedule, self.world.is_main_process
+        recipe, schedule, main = self.recipe, self.schedule, self.world.rank == 0
         if main and not recipe.resume and (line := set_earlier_run_aside(recipe.save_path)):
             self.log_line(line)
         how = {"total": schedule.steps, "initial": self.step, "disable": not main, **utils.BAR}
@@ -300,7 +299,7 @@ class Run:
 
     def _save(self, name: str) -> None:
         """Writes the complete checkpoint. Raises UserError where a weight is NaN or Inf."""
-        if not self.world.is_main_process:
+        if self.world.rank:
             return
         result: Any = self.stage.result(self.net)
         training: dict[str, Any] = {
@@ -326,7 +325,7 @@ class Run:
     def _validate(self) -> None:
         """TensorBoard's images, PSNR and SSIM of the validation pairs, and net_best at the best PSNR."""
         derainer = Derainer(self.stage.result(self.net), self.world.device)
-        with many_sizes(compiled=self.recipe.compile):
+        with distributed.many_sizes(compiled=self.recipe.compile):
             if self.log:
                 self._show(self.log, derainer)
             if self.test and self.recipe.val_every:

@@ -37,15 +37,11 @@ STARTUP = timedelta(minutes=5)  # within which all processes must have connected
 
 @dataclass(frozen=True)
 class World:
-    """This process: its rank, the number of processes and its device."""
+    """This process: its rank (0: the main one), the number of processes and its device."""
 
     rank: int
     size: int
     device: torch.device
-
-    @property
-    def is_main_process(self) -> bool:
-        return self.rank == 0
 
 
 def devices(machine: Machine) -> list[torch.device]:

@@ -21,13 +21,11 @@ from tqdm import tqdm
 import utils
 from config import Evaluation, Training, preset_words
 from datasets import catalogue
-from datasets.catalogue import is_simulated
 from datasets.layouts import claimed_by, find_images, find_pairs, recognised
 from datasets.pairs import ListedPairs, Pair, PairSet, check_pairs, merged, read_pair, sample
 from DerainDataset import Crops, find_set
 from machinery import distributed
 from machinery.checkpoints import LATEST, ROOT, SHIPPED
-from machinery.distributed import World
 from machinery.inference import Derainer, hardware
 from machinery.options import parse
 from metrix_code.folders import images_in, matched_results
@@ -209,7 +207,7 @@ def labels_of(model: Derainer | Results, found: PairSet, options: Evaluation) ->
         "dataset": dataset,
         "method": method,
         "self_ensemble": isinstance(model, Derainer) and options.self_ensemble,
-        "simulated": is_simulated(options.data_path, dataset),
+        "simulated": catalogue.is_simulated(options.data_path, dataset),
         "trained_on": trained_on,
         "seen": seen_in_training(found, dataset, trained_on, method),
         "checkpoint": path,
@@ -380,7 +378,7 @@ def validation_set(recipe: Training, crops: Crops) -> tuple[PairSet | None, list
 
 
 def mean_scores(
-    derainer: Derainer, found: PairSet, recipe: Training, world: World
+    derainer: Derainer, found: PairSet, recipe: Training, world: distributed.World
 ) -> tuple[dict[str, float], str]:
     """Mean PSNR and SSIM over the pairs, and a line to print. Each process scores a share of the pairs."""
     mine = {
@@ -388,6 +386,6 @@ def mean_scores(
         for i in range(world.rank, len(found.pairs), world.size)
     }
     scores = distributed.gathered(mine, world)
-    of = ", simulated rain" if any(map(is_simulated, recipe.data_path)) else ""
+    of = ", simulated rain" if any(map(catalogue.is_simulated, recipe.data_path)) else ""
     means = average(scores)
     return {key: means[key] for key in ("psnr", "ssim")}, f"{average_line(scores)} (RGB{of})"

@@ -73,10 +73,13 @@ class RunLog:
     def __init__(self, folder: Path, step: int) -> None:
         self.folder = folder
         self.watch(step)
-        kept = [line for line in logged(folder / LOG) if line["step"] <= step]
         with file_errors(folder, done="written to"):
-            write_text(folder / LOG, "".join(f"{json.dumps(line)}\n" for line in kept))
-            self.lines = (folder / LOG).open("a")
+            log = folder / LOG
+            old = log.read_text().splitlines(keepends=True) if log.exists() else []
+            # a kill may have cut the last one short
+            kept = [line for line in old if line.endswith("}\n") and json.loads(line)["step"] <= step]
+            write_text(log, "".join(kept))
+            self.lines = log.open("a")
             _date_back(sorted(folder.glob(EVENTS)))
             self.board = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -162,12 +165,3 @@ def _date_back(events: Sequence[Path]) -> None:
         for n, path in enumerate(events):
             parts = path.name.split(".")
             path.rename(path.with_name(".".join([*parts[:3], f"{n:010d}", *parts[4:]])))
-
-
-def logged(path: Path) -> list[dict[str, float]]:
-    """The lines of a log.jsonl, without one cut short by a kill; none if there is no file."""
-    lines = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
