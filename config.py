@@ -49,10 +49,10 @@ class Training(Machine):
     rainy_side: str = data("auto", "rainy half of side-by-side images", ("auto", "left", "right"))
     seed: int = data(0, "seed of initial weights, order and crops", min=0, max=2**63 - 1)
 
-    batchSize: int = schedule(12, "pairs per step, over all processes", min=1)
+    batchSize: int = schedule(12, "pairs per step, over all processes", min=1, max=1 << 16)
     late_start: float = extra(1.0, "fraction of the run after which crops are larger; 1: off", min=0, max=1)
     late_patch_size: int = extra(256, "side of the larger crops, in pixels", min=16, max=4096)
-    late_batchSize: int = extra(2, "pairs per step of larger crops", min=1)
+    late_batchSize: int = extra(2, "pairs per step of larger crops", min=1, max=1 << 16)
     epochs: int = length(520, "length: epochs * pairs / batchSize steps, unless --steps is given", min=1)
     steps: int = length(0, "length in steps, milestones scaled to it; 0: by epochs", min=0)
     minutes: float = length(0.0, "length in minutes: a pilot run sets --steps by its pace; 0: off", min=0)
@@ -95,7 +95,7 @@ class Training(Machine):
     ema: float = extra(0.0, "EMA decay; the average is validated and saved (0: off)", min=0, max=0.99999)
 
     workers: int = machine(2, "loader processes per training process; 0: none", min=0, max=256)
-    accumulate: int = machine(1, "gradient-accumulation steps: less memory", min=1)
+    accumulate: int = machine(1, "gradient-accumulation steps: less memory", min=1, max=1 << 16)
     cache: str = machine("auto", "keep decoded images in memory; auto: if they fit", ("auto", "on", "off"))
     recompute: bool = machine(False, "activation checkpointing of the units: less memory, slower")
     compile: bool = machine(False, "torch.compile the units: minutes at the start, faster steps on CUDA")
@@ -191,7 +191,7 @@ class Student(Training):
     real_path: tuple[Path, ...] = place((), "folders of unlabelled real rainy images")
     patch_size: int = data(128, "side of the crops and window of the dark channel", min=16, max=4096)
 
-    batchSize: int = schedule(2, "pairs, and as many real images, per step", min=1)
+    batchSize: int = schedule(2, "pairs, and as many real images, per step", min=1, max=1 << 16)
     epochs: int = length(10, "length: epochs * pairs / batchSize steps, unless --steps is given", min=1)
     lr: float = schedule(1e-4, "learning rate of Adam", min=0, max=1)
     milestone: tuple[int, ...] = schedule((), "epochs after which the learning rate drops", min=1)
