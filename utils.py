@@ -53,10 +53,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # any file name prints on any terminal
-    message, code = "", 0
     try:
         main()
         sys.stdout.flush()
+        sys.exit(0)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -66,8 +66,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         message, code = one_line(error), 2
         if not message:
             raise
-    if message:
-        print(f"{escape_unprintable(Path(sys.argv[0]).name)}: {message}", file=sys.stderr)
+    print(f"{escape_unprintable(Path(sys.argv[0]).name)}: {message}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -47,7 +47,6 @@ WITHOUT_OUTPUT = (
     "full_branch.encode2",
     "full_branch.encode4",
 )
-HEADS = ("head1.bias", "head2.bias", "head4.bias")
 
 
 def is_released(net: Mapping[str, Tensor]) -> bool:
@@ -83,7 +82,8 @@ def from_released(net: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 def network_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """How to build the network of `weights`, from their names and shapes."""
-    channels = [len(weights[key]) if key in weights and weights[key].ndim else 0 for key in HEADS]
+    heads = (weights.get(f"head{scale}.bias") for scale in (1, 2, 4))
+    channels = [len(bias) if bias is not None and bias.ndim else 0 for bias in heads]
     stages = ("full_branch.decode1", "half_branch.decode2", "quarter_branch")
     units = [_fusions(weights, stage) for stage in stages]
     return {"backbone": "DerainNet", "arguments": {"channels": channels, "units": units}}
