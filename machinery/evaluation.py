@@ -91,7 +91,9 @@ def score(options: Evaluation, device: torch.device, stop: distributed.Stop | No
     lines = [describe_model(model, labels), found.describe(), *warnings_of(found, labels, options)]
     print("\n".join(lines))
     prepare_folder(folder, labels, options.derained)
-    page = PageWriter(folder, title_of(labels), page_note(lines, labels)) if options.page else None
+    title = f"{labels['dataset']}: {labels['method']}{' + self-ensemble' * labels['self_ensemble']}"
+    title += ", simulated rain" * labels["simulated"]
+    page = PageWriter(folder, title, page_note(lines, labels)) if options.page else None
     metrics = [key for key in KEYS if options.niqe or METRICS[key.removeprefix("rainy_")].against]
     rows: list[dict[str, Any]] = []
     failures: list[UserError] = []
@@ -288,11 +290,6 @@ def warnings_of(found: PairSet, labels: Mapping[str, Any], options: Evaluation) 
     if labels["seen"]:
         lines.append(f"not new to this model, and marked TRAINED ON in the tables: {labels['seen']}")
     return [f"warning: {line}" for line in lines]
-
-
-def title_of(labels: Mapping[str, Any]) -> str:
-    ensemble = ", mean over eight flips and rotations" if labels["self_ensemble"] else ""
-    return f"{labels['dataset']}: {labels['method']}{ensemble}{', simulated rain' * labels['simulated']}"
 
 
 def page_note(lines: Sequence[str], labels: Mapping[str, Any]) -> str:
