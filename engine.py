@@ -292,9 +292,7 @@ class Run:
         if finished := self.step >= schedule.steps:
             self.log_line(f"done: {recipe.save_path / LATEST}")
         else:
-            self.log_line(
-                f"stopped at step {self.step} and saved; continue by the same command with --resume"
-            )
+            self.log_line(f"stopped at step {self.step} and saved; to continue, add --resume to the command")
         return finished
 
     def _save(self, name: str) -> None:

@@ -131,7 +131,7 @@ def test_ctrl_c_under_torchrun_saves(data: Path, tmp_path: Path) -> None:
     with begun("train_Rain200H.py", recipe, *launcher, start_new_session=True, **how) as process:
         os.killpg(process.pid, signal.SIGINT)
         out, _ = process.communicate(timeout=60)
-    assert out.endswith("and saved; continue by the same command with --resume\n")
+    assert out.endswith("and saved; to continue, add --resume to the command\n")
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
 
 

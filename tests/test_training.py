@@ -104,7 +104,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's workers too
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert out.splitlines()[-1].endswith("and saved; continue by the same command with --resume")
+    assert out.splitlines()[-1].endswith("and saved; to continue, add --resume to the command")
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
 
 
