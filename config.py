@@ -273,7 +273,6 @@ class Evaluation(Machine):
     set_name: str = option("", "name of the dataset in tables; default: from its folder")
     tile: int = option(0, "side of the tiles that larger images are cut into, in pixels; 0: no tiles", min=0)
     self_ensemble: bool = option(False, "average over eight flips and rotations, at eight times the cost")
-    clean_names: bool = option(False, "name results like the clean images, as the released scripts expect")
     niqe: bool = option(False, "score NIQE too, of the derained and the rainy images")
     page: bool = option(True, "write index.html with a before/after slider per image")
 

@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -36,8 +35,8 @@ from machinery.options import parse
 from metrix_code.folders import images_in, matched_results
 from metrix_code.metrics import KEYS, METRICS
 from metrix_code.page import PageWriter
+from metrix_code.protocol import size
 from metrix_code.scores import SCORES, UNKNOWN, average, average_line, scores_line, write_scores
-from metrix_code.tables import published
 from utils import (
     UserError,
     digest_of,
@@ -49,29 +48,18 @@ from utils import (
     to_uint8,
 )
 
-
-class Results(NamedTuple):
-    """Derained images in a folder, from any method, by the names of their pairs."""
-
-    path: Path
-    files: Mapping[str, Path]
-
-
-class Images(NamedTuple):
-    """The images of a pair, uint8 RGB (H, W, 3)."""
-
-    rainy: np.ndarray
-    clean: np.ndarray | None  # None: a real photograph
-    derained: np.ndarray | None  # None: not derained yet
+# What an evaluation scores: a network, or another method's derained images by the names of their pairs.
+Model = Derainer | Mapping[str, Path]
 
 
 class Scored(NamedTuple):
-    """A derained image and its scores."""
+    """The images of a pair, uint8 RGB (H, W, 3), and the scores of the derained one."""
 
-    derained: np.ndarray  # uint8 RGB (H, W, 3)
-    scores: dict[str, float | None]  # by the keys of metrics.py; None: undefined for this image
+    rainy: np.ndarray
+    clean: np.ndarray | None  # None: a real photograph
+    derained: np.ndarray
+    scores: dict[str, float | None]  # by the keys of metrics.py; None: undefined for this image; "seconds"
     remarks: list[str]  # why a score is None
-    seconds: float | None  # of the network; None: the derained image was read from a file
 
 
 # --------------------------------------------------------------------------------------------- a whole set
@@ -100,8 +88,8 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
 
     PSNR and SSIM are of the saved 8-bit images, in every protocol of metrix_code/protocol.py. A set without
     clean images gets neither.
-    Unreadable images are skipped and reported by a UserError at the end. If anything ends the evaluation
-    early, the scores so far are written.
+    Images that cannot be read or derained are skipped and reported by a UserError at the end. If anything
+    ends the evaluation early, the scores so far are written.
     """
     derainer = None
     if options.derained == Path():
@@ -116,32 +104,30 @@ def score(options: Evaluation, device: torch.device) -> dict[str, Any]:
     if derainer:
         labels |= {"precision": options.precision, "tile": options.tile, "hardware": hardware(device)}
         print(f"on {device}: {labels['hardware']}, {options.precision}")
-    pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model.files]
-    files = result_names(pairs, options.clean_names)
+    pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model]
     folder = place_for(options.save_path, labels)
-    lines = [describe_model(model, labels), found.describe(), *warnings_of(found, labels, options)]
+    lines = describe(model, found, labels, options)
     print("\n".join(lines))
     prepare_folder(folder, labels, options.derained)
-    page = PageWriter(folder, title_of(labels), page_note(lines, labels)) if options.page else None
+    page = page_of(folder, labels, lines) if options.page else None
     metrics = [key for key in KEYS if options.niqe or METRICS[key.removeprefix("rainy_")].against]
     rows: list[dict[str, Any]] = []
     failures: list[UserError] = []
     try:
         for pair in tqdm(pairs, unit="image", disable=None):  # None: no progress bar in a log file
             try:
-                images = read_images(pair, model)
+                each = score_pair(pair, model, metrics)
             except UserError as error:
                 failures.append(error)
                 tqdm.write(f"{pair.name}  not scored: {error}")
                 continue
-            each = score_images(images, model, metrics)
-            utils.write_image(folder / files[pair], each.derained)
-            row = {"name": pair.name, "file": files[pair], "seconds": each.seconds, **each.scores}
+            row = {"name": pair.name, "file": f"{pair.name}.png", **each.scores}
+            utils.write_image(folder / row["file"], each.derained)
             rows.append(row)
             for line in (scores_line(row), *each.remarks):
                 tqdm.write(line)
             if page:  # last: if the disk is full, the score is kept
-                page.add(row, images.rainy, each.derained, images.clean)
+                page.add(row, each.rainy, each.derained, each.clean)
     finally:
         result = labels | {"images": rows, "mean": average(rows)}
         if not rows:
@@ -165,14 +151,17 @@ def find_test_set(options: Evaluation, dataset: str = "") -> PairSet:
     return found if dataset or told in ("", options.dataset) else find_test_set(options, told)
 
 
-def results_in(folder: Path, found: PairSet) -> Results:
-    """The images of `folder` that are results of the set. Raises UserError if two match one of its images."""
+def results_in(folder: Path, found: PairSet) -> dict[str, Path]:
+    """Derained images of any method in `folder`, by the names of their pairs.
+
+    Raises UserError if two match one image of the set.
+    """
     names = {pair.rainy.path: pair.name for pair in found.pairs}
     results: dict[str, Path] = {}
     for file, rainy in matched_results(images_in(folder, "--derained"), list(names)):
         if (earlier := results.setdefault(names[rainy], file)) != file:
             raise UserError(f"{earlier} and {file} both match {rainy}: remove one of them")
-    return Results(folder, results)
+    return results
 
 
 # ------------------------------------------------------------------------------------ where results go
@@ -180,24 +169,11 @@ def results_in(folder: Path, found: PairSet) -> Results:
 
 def place_for(save_path: Path, labels: Mapping[str, Any]) -> Path:
     """`save_path` with {dataset} and {method} filled in."""
-
-    def plain(text: str) -> str:
-        return re.sub(r"[^\w+-]", "_", text)
-
     method = labels["method"] + ("+self-ensemble" if labels["self_ensemble"] else "")
-    text = str(save_path).replace("{dataset}", plain(labels["dataset"])).replace("{method}", plain(method))
+    text = str(save_path)
+    for field, value in (("{dataset}", labels["dataset"]), ("{method}", method)):
+        text = text.replace(field, re.sub(r"[^\w+-]", "_", value))
     return Path(text)
-
-
-def result_names(pairs: Sequence[Pair], as_clean: bool) -> dict[Pair, str]:
-    """The file name of each result: its rainy image's, or its clean one's. UserError if two are the same."""
-    names = {pair: f"{pair.name}.png" for pair in pairs}
-    if as_clean:
-        names |= {pair: f"{pair.clean.path.stem}.png" for pair in pairs if pair.clean}
-        name, count = Counter(names.values()).most_common(1)[0]
-        if count > 1:
-            raise UserError(f"--clean_names: several results would be called {name}; omit it for this set")
-    return names
 
 
 def prepare_folder(folder: Path, labels: Mapping[str, Any], derained: Path) -> None:
@@ -224,41 +200,37 @@ def prepare_folder(folder: Path, labels: Mapping[str, Any], derained: Path) -> N
 # ------------------------------------------------------------------------------------------------- labels
 
 
-def labels_of(model: Derainer | Results, found: PairSet, options: Evaluation) -> dict[str, Any]:
+def labels_of(model: Model, found: PairSet, options: Evaluation) -> dict[str, Any]:
     """What scores.json says about method and set. Raises UserError if a folder of results has no --method."""
-    if isinstance(model, Results) and not options.method:
-        raise UserError(f"--derained {model.path}: name the method that made these images, --method NAME")
-    content = model.content if isinstance(model, Derainer) else {}
-    path = model.path if isinstance(model, Derainer) else None
+    derainer = model if isinstance(model, Derainer) else None
+    if not derainer and not options.method:
+        raise UserError(f"--derained {options.derained}: name the method of these images, --method NAME")
+    content = derainer.content if derainer else {}
     recipe = content.get("recipe", {})
     stage = escape_unprintable(recipe.get("stage", UNKNOWN))
     backbone = content.get("network", {}).get("backbone", "DerainNet")
     # the scores of another network must not pass for those of the paper's
     method = options.method or stage + ("" if backbone == "DerainNet" else f"-{backbone}")
+    sets, trained_for = recipe.get("data_path", []), recipe.get("dataset", UNKNOWN)
     # early checkpoints record one folder as a text
-    folders = {
-        key: [value] if isinstance(value := recipe.get(key, []), str) else value
-        for key in ("data_path", "real_path")
-    }
-    sets, trained_for = folders["data_path"], recipe.get("dataset", UNKNOWN)
-    if len(sets) > 1 and trained_for in catalogue.CATALOGUE:
+    if not isinstance(sets, str) and len(sets) > 1 and trained_for in catalogue.CATALOGUE:
         trained_for = " + ".join(Path(each).name for each in sets)
     trained_on = {
         "dataset": options.trained_on or escape_unprintable(trained_for),
-        "stage": stage if "stage" in recipe else None,
+        "stage": recipe.get("stage") and stage,
         "data": list(map(escape_unprintable, content.get("data", []))),
-        "real_path": list(map(escape_unprintable, folders["real_path"])),
+        "real_path": list(map(escape_unprintable, recipe.get("real_path", []))),
         "released": bool(content.get("released")),
     }
     dataset = name_of_set(found, options)
     return {
         "dataset": dataset,
         "method": method,
-        "self_ensemble": isinstance(model, Derainer) and options.self_ensemble,
+        "self_ensemble": bool(derainer) and options.self_ensemble,
         "simulated": is_simulated(options.data_path, dataset),
         "trained_on": trained_on,
         "seen": seen_in_training(found, dataset, trained_on, method),
-        "checkpoint": path and str(path),
+        "checkpoint": str(derainer.path) if derainer else None,
         "checkpoint_step": content.get("step", 0),
         "data_path": str(options.data_path),
         "images_expected": catalogue.get_entry(dataset).counts.get("test"),
@@ -285,44 +257,34 @@ def seen_in_training(found: PairSet, dataset: str, trained_on: Mapping[str, Any]
         near = place.is_relative_to(used) or used.is_relative_to(place)
         if place == used or (what.startswith("backgrounds:") and near):
             return f"it was trained on the images in {folder}"
-    for path, images in real_images(trained_on).items():
+    for path in map(Path, trained_on["real_path"]):
         if claimed_by(path) == dataset and "train" not in catalogue.get_entry(dataset).counts:
             return f"it was trained on {path}, which is {dataset}"
         if (dataset, claimed_by(path)) == ("Real275", "Internet"):
             return f"it was trained on {path}, of which 59 images are near-duplicates of these"
-        if count := count_in(found.pairs, images):
+        if count := count_in(found.pairs, path):
             return f"it was trained on {path}, which contains {count} of these {len(found.pairs)} images"
     if trained_on["released"] and dataset == "Real275" and method != "SID":
         return "the paper trains its students on Real-275"
     return ""
 
 
-def real_images(trained_on: Mapping[str, Any]) -> dict[Path, Sequence[Pair]]:
-    """The unlabelled images of a training, by --real_path; none for a folder that does not exist here."""
+def count_in(scored: Sequence[Pair], folder: Path) -> int:
+    """How many of the scored rainy images are in a folder trained on, by content: a set may have been copied.
 
-    def images(path: Path, option: str) -> Sequence[Pair]:
-        try:
-            return find_images([path], option=option).pairs
-        except UserError:
-            return []
-
-    recorded = re.findall(r": ([\d,]+) real images from ", "\n".join(trained_on["data"]))
-    for option in ("--real_path", "--data_path"):  # --data_path takes test parts too, as old trainings did
-        found = {path: images(path, option) for path in map(Path, trained_on["real_path"])}
-        if f"{sum(map(len, found.values())):,}" in recorded:
-            break
-    return found
-
-
-def count_in(scored: Sequence[Pair], trained: Sequence[Pair]) -> int:
-    """How many of the scored rainy images were trained on, by content: a set may have been copied."""
-    if isinstance(trained, ListedPairs):  # a list of training images, hundreds of thousands
+    0 for a folder that is not here, and for a list of training images: hundreds of thousands.
+    """
+    try:
+        trained = find_images([folder], option="--real_path").pairs
+    except UserError:
+        return 0
+    if isinstance(trained, ListedPairs):
         return 0
 
     def sizes(pairs: Sequence[Pair]) -> dict[Path, int]:
         return {pair.rainy.path: pair.rainy.path.stat().st_size for pair in pairs if is_file(pair.rainy.path)}
 
-    own = sizes(scored) if trained else {}
+    own = sizes(scored)
     seen = {digest_of(path) for path, size in sizes(trained).items() if size in own.values()}
     return sum(digest_of(path) in seen for path in own) if seen else 0
 
@@ -330,89 +292,73 @@ def count_in(scored: Sequence[Pair], trained: Sequence[Pair]) -> int:
 # --------------------------------------------------------------------------------------------- in words
 
 
-def describe_model(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
-    if isinstance(model, Results):
-        return f"results of {labels['method']}: {len(model.files)} images in {model.path}"
-    text = f"model: {model.path}, step {labels['checkpoint_step']}, {labels['method']}"
-    text += f", trained on {labels['trained_on']['dataset']}"
-    if UNKNOWN in (labels["method"], labels["trained_on"]["dataset"]):
-        text += " (not recorded in the checkpoint: give --method and --trained_on)"
-    return text
-
-
-def warnings_of(found: PairSet, labels: Mapping[str, Any], options: Evaluation) -> list[str]:
+def describe(model: Model, found: PairSet, labels: Mapping[str, Any], options: Evaluation) -> list[str]:
+    """The lines to print first: the model, the set, warnings."""
+    if isinstance(model, Derainer):
+        trained_on = labels["trained_on"]["dataset"]
+        line = f"model: {model.path}, step {labels['checkpoint_step']}, {labels['method']}"
+        line += f", trained on {trained_on}"
+        if UNKNOWN in (labels["method"], trained_on):
+            line += " (not recorded in the checkpoint: give --method and --trained_on)"
+    else:
+        line = f"results of {labels['method']}: {len(model)} images in {options.derained}"
     # unreadable images are reported when they are scored
-    lines = check_pairs(found) if options.labelled else list(found.warnings)
+    warnings = check_pairs(found) if options.labelled else list(found.warnings)
     if not labels["simulated"] and labels["dataset"] != options.dataset:
-        lines.append(f"scored as {labels['dataset']}, not as {options.dataset}: see --set_name")
+        warnings.append(f"scored as {labels['dataset']}, not as {options.dataset}: see --set_name")
     if labels["seen"]:
-        lines.append(f"not new to this model, and marked TRAINED ON in the tables: {labels['seen']}")
-    return [f"warning: {line}" for line in lines]
+        warnings.append(f"not new to this model, and marked TRAINED ON in the tables: {labels['seen']}")
+    return [line, found.describe(), *(f"warning: {each}" for each in warnings)]
 
 
-def title_of(labels: Mapping[str, Any]) -> str:
-    ensemble = ", mean over eight flips and rotations" if labels["self_ensemble"] else ""
-    return f"{labels['dataset']}: {labels['method']}{ensemble}{', simulated rain' * labels['simulated']}"
-
-
-def page_note(lines: Sequence[str], labels: Mapping[str, Any]) -> str:
-    """The text above the page's images: the printed lines, the published scores, how this was measured."""
-    stage = "" if labels["simulated"] else str(labels["trained_on"]["stage"] or labels["method"])
-    hardware = f", {labels['hardware']}, {labels['precision']}" if "hardware" in labels else ""
-    measured = f"measured on {labels['date']}{hardware}"
-    known = published(labels["dataset"], stage)
-    if stage in ("SID", "SSID-KD") and not known:
-        known = [f"nothing is published for {stage} on {labels['dataset']}"]
-    return "\n".join([*lines, *known, measured, labels["command"]])
+def page_of(folder: Path, labels: Mapping[str, Any], lines: Sequence[str]) -> PageWriter:
+    """The page; the printed `lines` and how the scores were measured stand above its images."""
+    title = f"{labels['dataset']}: {labels['method']}"
+    title += ", mean over eight flips and rotations" * labels["self_ensemble"]
+    title += ", simulated rain" * labels["simulated"]
+    measured = [labels[key] for key in ("date", "hardware", "precision") if key in labels]
+    return PageWriter(
+        folder, title, "\n".join([*lines, f"measured: {', '.join(measured)}", labels["command"]])
+    )
 
 
 # --------------------------------------------------------------------------------------------- image by image
 
 
-def read_images(pair: Pair, model: Derainer | Results) -> Images:
-    """Raises UserError if an image cannot be read, or if a result has another size than its rainy image."""
-    rainy, clean = read_pair(pair)
-    if isinstance(model, Derainer):
-        return Images(rainy, clean, None)
-    path = model.files[pair.name]
-    derained = read_image(path)
-    if derained.shape != rainy.shape:
-        own, other = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
-        raise UserError(f"{path} is {own}, {pair.rainy.path} is {other}: not a result of that image")
-    return Images(rainy, clean, derained)
+def score_pair(pair: Pair, model: Model, metrics: Sequence[str]) -> Scored:
+    """Reads the images of a pair, derains the rainy one unless that is done, and scores the result.
 
-
-def score_images(images: Images, model: Derainer | Results, metrics: Sequence[str]) -> Scored:
-    """Derains an image, unless that is done, and scores it by those of `metrics` that its kind has.
-
-    `metrics` are keys of metrics.py. Raises UserError for NaN or Inf from the network.
+    `metrics` are keys of metrics.py; those that need an image which there is not are left out. Raises
+    UserError if an image cannot be read, if a result has another size than its rainy image, and for NaN or
+    Inf from the network.
     """
-    rainy, clean, derained = images
-    seconds = output = None
+    rainy, clean = read_pair(pair)
+    scores: dict[str, float | None] = {}
+    output: np.ndarray | None = None
     if isinstance(model, Derainer):
         start = time.perf_counter()
-        output = model.derained(to_tensor(rainy))  # (3, H, W), not clamped
-        seconds = time.perf_counter() - start
-        derained = to_uint8(output)
-    assert derained is not None
-    scores: dict[str, float | None] = {}
+        tensor = model.derained(to_tensor(rainy))  # (3, H, W), not clamped
+        scores["seconds"] = time.perf_counter() - start
+        derained, output = to_uint8(tensor), 255 * tensor.permute(1, 2, 0).numpy()
+    else:
+        path = model[pair.name]
+        derained = read_image(path)
+        if derained.shape != rainy.shape:
+            own, other = size(derained), size(rainy)
+            raise UserError(f"{path} is {own}, {pair.rainy.path} is {other}: not a result of that image")
     remarks = []
     for key in metrics:
         metric = METRICS[key.removeprefix("rainy_")]
-        image = derained if key == metric.key else rainy
-        other = {"clean": clean, "rainy": rainy, "": None}[metric.against]
-        if metric.against and other is None:
+        image = output if metric.of_output else derained if key == metric.key else rainy
+        against = {"clean": clean, "rainy": rainy, "": rainy}[metric.against]
+        if image is None or against is None:
             continue
-        if metric.of_output:
-            if output is None or other is None:
-                continue
-            image, other = 255 * output.permute(1, 2, 0).numpy(), other.astype(np.float32)
         try:
-            scores[key] = metric(image, other)
+            scores[key] = metric(image, against.astype(image.dtype, copy=False))
         except UserError as error:  # too small, no texture
             scores[key] = None
             remarks.append(f"no {metric.name}{'' if key == metric.key else ' of the rainy image'}: {error}")
-    return Scored(derained, scores, remarks, seconds)
+    return Scored(rainy, clean, derained, scores, remarks)
 
 
 # --------------------------------------------------------------------------------- validation of a training
@@ -454,7 +400,7 @@ def mean_scores(
 ) -> tuple[dict[str, float], str]:
     """Mean PSNR and SSIM over the pairs, and a line to print. Each process scores a share of the pairs."""
     mine = {
-        i: score_images(read_images(found.pairs[i], derainer), derainer, ("psnr", "ssim")).scores
+        i: score_pair(found.pairs[i], derainer, ("psnr", "ssim")).scores
         for i in range(world.rank, len(found.pairs), world.size)
     }
     scores = distributed.gathered(mine, world)
