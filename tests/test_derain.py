@@ -167,7 +167,7 @@ def test_results_never_lie_among_the_inputs_however_they_are_spelt(tmp_path, cal
     assert written(tmp_path) == ["1.png", f"{tmp_path.name}/2.png"]
     for folder in (tmp_path, out):  # of two inputs one would lie over the other
         write_image(folder / "a/b/1.png", layouts.pair(1)[0])
-    with pytest.raises(UserError, match="is an input and would be overwritten: give another"):
+    with pytest.raises(UserError, match=r"contains the input .*: give another"):
         call(tmp_path / "a", out / "a/b")
 
 
@@ -204,10 +204,10 @@ def test_strength_blends_with_the_input(tmp_path, call):
     assert not np.array_equal(made["0"], made["1"])
 
 
-def test_before_and_after_streaks_and_the_page(tmp_path, call, model):
+def test_before_and_after_and_the_page(tmp_path, call, model):
     folder = layouts.real_images(tmp_path / "in", 2)
     photograph(folder / "wide.tif")
-    call(folder, "--compare", "--streaks", "--precision", "float32")
+    call(folder, "--compare", "--precision", "float32")
     page = (tmp_path / "out/index.html").read_text()
     assert page.count("<article") == 3 and "--strength 1" in page
     shown = re.findall(r'data-(?:derained|rainy)="([^"]+)"', page)
@@ -216,8 +216,6 @@ def test_before_and_after_streaks_and_the_page(tmp_path, call, model):
     before, after = read_image(folder / "2.jpg"), read_image(tmp_path / "out/in/2.png")
     assert np.array_equal(read_image(tmp_path / "out/in/2_compare.png"), np.hstack([before, after]))
     assert np.array_equal(after, Derainer.open(str(model))(before))
-    streaks = before.astype(int) - Derainer.open(str(model))(before)  # as the README has it
-    assert np.abs(read_image(tmp_path / "out/in/2_streaks.png") - streaks.clip(0)).max() <= 1
 
 
 def test_what_cannot_be_derained_stops_nothing_else(tmp_path, call, monkeypatch, capsys):
