@@ -8,7 +8,7 @@ TensorBoard's curves are copied; its images and texts, which show a dataset and 
 left out.
 
 An ONNX file maps 'rainy' (N, 3, H, W), float32 RGB in [0, 1], sides of at least 32 pixels, to 'derained', not
-clamped; it is checked against PyTorch on odd sizes. ONNX needs photographs/requirements.txt.
+clamped. It needs photographs/requirements.txt; tests compare it with PyTorch on odd sizes.
 """
 
 import os
@@ -20,7 +20,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
@@ -35,9 +34,7 @@ from machinery.runlog import LOG, files_of_run
 from utils import UserError, file_errors, run, write_atomically
 
 KEPT = ("network", "step", "recipe", "data", "counts", "initialized_from", "released")
-TOLERANCE = 1e-4  # of values in [0, 1]: 1/40 of an 8-bit level
 TRACED = (2, 3, 103, 111)  # odd sides at every resolution, so that no shortcut for even sides is traced
-CHECKED = (TRACED, (1, 3, 37, 51), (1, 3, 32, 32), (3, 3, 40, 64), (1, 3, 114, 57))
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,11 @@ def main() -> None:
     path = find_checkpoint(options.logdir, "give the folder of a training run")
     save_path = options.save_path if options.save_path != Path() else path.parent / SHIPPED
     if save_path.suffix == ".onnx":
-        to_onnx(path, save_path)
+        if not find_spec("onnx"):
+            raise UserError("onnx is missing: python -m pip install -r photographs/requirements.txt")
+        net = Derainer.open(path).net.net.eval()
+        write_atomically(save_path, lambda file: write_onnx(net, file))
+        print(f"written: {save_path}")
         return
     target = Path(os.path.realpath(save_path)) / LATEST
     if taken := files_of_run(target.parent):
@@ -82,23 +83,6 @@ def copy_curves(events: Path, target: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- as ONNX
-
-
-def to_onnx(path: Path, file: Path) -> None:
-    """Writes the network as ONNX. Raises UserError, and keeps an earlier `file`, if its results differ."""
-    if not all(map(find_spec, ("onnx", "onnxruntime"))):
-        raise UserError("onnx and onnxruntime are missing: pip install -r photographs/requirements.txt")
-    net = Derainer.open(path).net.net.eval()
-
-    def write(temporary: Path) -> None:
-        write_onnx(net, temporary)
-        error = max_difference(net, temporary)
-        if not error <= TOLERANCE:
-            raise UserError(f"{path}: onnxruntime's result differs from PyTorch's by {error:.1e}")
-        print(f"onnxruntime's results differ from PyTorch's by at most {error:.1e}")
-
-    write_atomically(file, write)
-    print(f"written: {file}")
 
 
 class Alone(nn.Module):
@@ -134,22 +118,6 @@ def in_whole_numbers(x: Tensor, size: Sequence[int]) -> Tensor:
     for dim, to in ((2, size[0]), (3, size[1])):
         x = x.index_select(dim, torch.arange(to) * x.shape[dim] // to)
     return x
-
-
-def max_difference(net: nn.Module, path: Path) -> float:
-    """Largest absolute difference between the results of PyTorch and onnxruntime, over the sizes CHECKED."""
-    import onnxruntime  # an extra
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for shape in CHECKED:
-        rainy = torch.rand(shape, generator=generator)
-        with torch.inference_mode():
-            expected = net(rainy).derained.numpy()
-        (given,) = session.run(None, {"rainy": rainy.numpy()})
-        found.append(float(np.abs(given - expected).max()))
-    return max(found)
 
 
 if __name__ == "__main__":
