@@ -33,8 +33,6 @@ RECORD = ".inputs"  # in --save_path: a line per result, "SHA-256 of its input  
 
 @dataclass(frozen=True)
 class Derain(Machine):
-    """The options of this script."""
-
     inputs: tuple[Path, ...] = option((), "photographs, folders of photographs, videos", positional=True)
     logdir: Path = option(DEFAULT_MODEL, "the model: a checkpoint or its folder")
     save_path: Path = option(Path("results/derained"), "folder of the results")

@@ -39,8 +39,6 @@ TRACED = (2, 3, 103, 111)  # odd sides at every resolution, so that no shortcut 
 
 @dataclass(frozen=True)
 class Export(Options):
-    """The options of this script."""
-
     logdir: Path = option(Path(), "folder of the run, or its checkpoint", required=True)
     save_path: Path = option(
         Path(), "a new folder, or a file that ends in .onnx; default: pretrained/ in --logdir"

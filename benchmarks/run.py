@@ -53,8 +53,6 @@ STEPS = 10  # training steps on CUDA between two readings of the clock
 
 @dataclass(frozen=True)
 class Benchmark(Machine):
-    """The options of this script."""
-
     logdir: tuple[Path, ...] = option((), "checkpoints or their folders; none: fresh DerainNet and LightNet")
     only: tuple[str, ...] = option(("images", "steps"), "what to measure", ("images", "steps"))
     size: tuple[int, ...] = option(

@@ -244,8 +244,6 @@ def as_text(table: Table, format: str) -> str:
 
 @dataclass(frozen=True)
 class Tables(Options):
-    """The options of this script."""
-
     results: Path = option(Path("results"), "folder of the evaluations")
     format: str = option("plain", "output format", (*FORMATS, "csv"))
     kinds: tuple[str, ...] = option(KINDS, "which rows, in which order", KINDS)
