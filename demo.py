@@ -80,6 +80,7 @@ def picture(shown: list[str], height: int = 160) -> np.ndarray:
         for pair in find_pairs(SETS[data], "test").pairs:
             derained = [read_image(place(data, name) / f"{pair.name}.png") for name in shown]
             rainy, clean = read_pair(pair)
+            assert clean is not None  # these sets have both sides
             width = round(rainy.shape[1] * height / rainy.shape[0])
             row = np.hstack([cv2.resize(image, (width, height)) for image in (rainy, *derained, clean)])
             if not rows:
