@@ -7,7 +7,6 @@ Results go to --save_path (results/derained) under the names of their inputs, wi
 16 bits and transparency that the format can hold. Existing results are skipped; --again overwrites them.
 """
 
-import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -42,7 +41,7 @@ class Derain(Machine):
         ("same", *FORMATS),
     )
     strength: float = option(1.0, "fraction of the rain to remove", min=0, max=1)
-    compare: bool = option(False, "also write before | after of each photograph, and a page with sliders")
+    compare: bool = option(False, "also write a page with before/after sliders")
     again: bool = option(False, "overwrite existing results")
     self_ensemble: bool = option(False, "average over eight flips and rotations: eight times slower")
     tile: int = option(0, "side of the tiles of large images, in pixels; 0: as the free memory allows", min=0)
@@ -133,8 +132,8 @@ def find_below(folder: Path, save_path: str) -> Iterator[tuple[Path, Path]]:
         raise UserError(f"{folder} has no photographs ({', '.join(sorted(utils.IMAGE_SUFFIXES))})")
 
 
-def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, list[Path]]:
-    """The result of each input and, of a photograph with --compare, the picture of before | after.
+def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, Path]:
+    """The result of each input.
 
     Inputs whose results would have one name keep their suffix: 1.jpg.png, 1.webp.png. Raises UserError if
     two results have the same name.
@@ -145,9 +144,8 @@ def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, list[Pat
         stem = place.stem if count[place.with_suffix("")] == 1 else place.name
         given = path.suffix.lower()
         suffix = videos.CONTAINERS.get(given) or FORMATS.get(options.format) or LOSSLESS.get(given, ".png")
-        names = [stem, f"{stem}_compare"] if options.compare and not is_video(path) else [stem]
-        results[path] = [options.save_path / place.parent / f"{name}{suffix}" for name in names]
-    for file, number in Counter(itertools.chain(*results.values())).items():
+        results[path] = options.save_path / place.parent / f"{stem}{suffix}"
+    for file, number in Counter(results.values()).items():
         if number > 1:
             raise UserError(f"several inputs would become {file}: derain them one after the other")
     return results
@@ -159,7 +157,7 @@ def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, list[Pat
 class Session:
     """One call: derains what it can, and reports at the end what was derained, skipped and failed."""
 
-    def __init__(self, options: Derain, derain: Derainer, results: dict[Path, list[Path]]) -> None:
+    def __init__(self, options: Derain, derain: Derainer, results: dict[Path, Path]) -> None:
         self.options, self.derain, self.results = options, derain, results
         self.derained, self.skipped, self.failed = 0, 0, list[Path]()
         self.page: PageWriter | None = None
@@ -213,45 +211,39 @@ class Session:
             return None
 
     def begin(self, path: Path) -> Callable[[], object]:
-        """Derains a photograph unless its results exist; returns what is left to do: all of a video."""
+        """Derains a photograph unless its result exists; returns what is left to do: all of a video."""
         if self.is_done(path):
             return partial(self.finish, path)
         if is_video(path):
             return partial(self.video, path)
-        before = read_picture(path)
-        return partial(self.write, path, before, self.derain.photograph(before))
+        return partial(self.write, path, self.derain.photograph(read_picture(path)))
 
     def video(self, path: Path) -> None:
         lost: list[str] = []
         write = partial(videos.rewrite, path, paint=self.derain)
-        utils.write_atomically(self.results[path][0], lambda unfinished: lost.extend(write(unfinished)))
+        utils.write_atomically(self.results[path], lambda unfinished: lost.extend(write(unfinished)))
         self.finish(path, lost)
 
     def is_done(self, path: Path) -> bool:
-        """Whether all results exist. Raises UserError if they are those of another photograph."""
-        there = [file for file in self.results[path] if os.path.lexists(file)]
-        if self.options.again or not there:
+        """Whether its result exists. Raises UserError if that is of another file."""
+        if self.options.again or not os.path.lexists(self.results[path]):
             return False
-        digest = utils.digest_of(path)
+        file, digest = self.results[path], utils.digest_of(path)
         if self.inputs.get(self.name_of(path), digest) != digest:
             raise UserError(
-                f"{path}: {there[0]} was made from another file: give another --save_path, or --again to "
+                f"{path}: {file} was made from another file: give another --save_path, or --again to "
                 "overwrite it"
             )
-        return there == self.results[path]
+        return True
 
-    def write(self, path: Path, before: Picture, after: Picture) -> None:
-        pictures = [after, before.hconcat(after)] if self.options.compare else [after]
-        lost: list[str] = []
-        for file, picture in zip(self.results[path], pictures, strict=True):
-            if self.options.again or not os.path.lexists(file):
-                data, lost = encoded(picture, file.suffix)
-                utils.write_atomically(file, partial(Path.write_bytes, data=data))
+    def write(self, path: Path, picture: Picture) -> None:
+        data, lost = encoded(picture, self.results[path].suffix)
+        utils.write_atomically(self.results[path], partial(Path.write_bytes, data=data))
         self.finish(path, lost)
 
     def finish(self, path: Path, lost: list[str] | None = None) -> None:
         """Adds a result to the page; records its input and prints what it has `lost` (None: skipped)."""
-        file = self.results[path][0]
+        file = self.results[path]
         if self.page and not is_video(path):
             before, after = map(read_picture, (path, file))
             self.page.add({"name": path.name}, before.to_display(), after.to_display())
@@ -266,7 +258,7 @@ class Session:
 
     def name_of(self, path: Path) -> str:
         """The result of an input, as the record calls it."""
-        return escape_unprintable(self.results[path][0].relative_to(self.options.save_path).as_posix())
+        return escape_unprintable(self.results[path].relative_to(self.options.save_path).as_posix())
 
 
 if __name__ == "__main__":

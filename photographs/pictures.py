@@ -63,11 +63,6 @@ class Picture:
         levels = (image.permute(1, 2, 0).clamp(0, 1) * _peak(self.pixels)).round_().numpy()
         return replace(self, pixels=levels.astype(self.pixels.dtype))
 
-    def hconcat(self, other: Self) -> Self:
-        """Both side by side, with this one's metadata."""
-        alphas = None if self.alpha is None or other.alpha is None else np.hstack([self.alpha, other.alpha])
-        return replace(self, pixels=np.hstack([self.pixels, other.pixels]), alpha=alphas)
-
     def in_eight_bits(self) -> Self:
         if self.pixels.dtype == np.uint8:
             return self
