@@ -280,12 +280,11 @@ def count_in(scored: Sequence[Pair], folder: Path) -> int:
         return 0
     if isinstance(trained, ListedPairs):
         return 0
-
-    def sizes(pairs: Sequence[Pair]) -> dict[Path, int]:
-        return {pair.rainy.path: pair.rainy.path.stat().st_size for pair in pairs if is_file(pair.rainy.path)}
-
-    own = sizes(scored)
-    seen = {digest_of(path) for path, size in sizes(trained).items() if size in own.values()}
+    own, theirs = (
+        [pair.rainy.path for pair in pairs if is_file(pair.rainy.path)] for pairs in (scored, trained)
+    )
+    sizes = {path.stat().st_size for path in own}
+    seen = {digest_of(path) for path in theirs if path.stat().st_size in sizes}
     return sum(digest_of(path) in seen for path in own) if seen else 0
 
 
