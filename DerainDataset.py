@@ -21,15 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Dataset
 
-from config import REAL, Student, Training
-from datasets.layouts import (
-    find_backgrounds,
-    find_images,
-    find_layers,
-    find_pairs,
-    recognised,
-    released_real_folder,
-)
+from config import Student, Training
+from datasets.layouts import find_backgrounds, find_images, find_layers, find_pairs
 from datasets.pairs import (
     ListedPairs,
     Pair,
@@ -39,9 +32,9 @@ from datasets.pairs import (
     read_pair,
     read_side,
     sample,
+    show_scene_of,
     why_not_recombined,
 )
-from datasets.scenes import show_scene_of
 from machinery.loading import MOST_FILES, ImageCache
 from utils import UserError, is_file
 
@@ -360,11 +353,8 @@ class RealCrops(Crops):
 
     @classmethod
     def of(cls, recipe: Student, cache: ImageCache) -> Self:
-        """Unlabelled images of a student's recipe; by default also those of the released layout."""
-        folders = recipe.real_path
-        if folders == REAL and not any(path.exists() for path in folders):
-            folders = tuple(filter(None, map(released_real_folder, recipe.data_path))) or folders
-        return cls(find_images(folders), recipe, cache)
+        """Unlabelled images of a student's recipe."""
+        return cls(find_images(recipe.real_path), recipe, cache)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         rng = _generator(self.seed, *key, RandomStream.REAL)
@@ -441,11 +431,8 @@ def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
 
 def find_set(recipe: Training, path: Path, split: str) -> PairSet:
     """One set of a recipe; if there are several, each is identified by its folders."""
-    if len(recipe.data_path) == 1:
-        return find_pairs(path, split, recipe.dataset, recipe.rainy_side)
-    found = find_pairs(path, split, "", recipe.rainy_side)
-    told = recognised(found)
-    return find_pairs(path, split, told, recipe.rainy_side) if told else found
+    dataset = recipe.dataset if len(recipe.data_path) == 1 else ""
+    return find_pairs(path, split, dataset, recipe.rainy_side)
 
 
 def hold_back_scenes(
@@ -458,26 +445,19 @@ def hold_back_scenes(
     """
     held = [replace(each, pairs=[each.pairs[i] for i in sample(len(each.pairs), count)]) for each in sets]
     scenes = [pair.clean for each in held for pair in each.pairs if pair.clean]
-    everything = [each for each in (*sets, *backgrounds) if not _is_long_list(each.pairs)]
-    images = [pair.clean or pair.rainy for each in everything for pair in each.pairs]
-    known = dict(zip(images, show_scene_of(images, scenes), strict=True))
 
     def kept(found: PairSet) -> PairSet:
         pairs = found.pairs
         if isinstance(pairs, ListedPairs) and _is_long_list(pairs):
             return replace(found, pairs=pairs.without(sample(len(pairs), count)))
-        left = [pair for pair in pairs if not known[pair.clean or pair.rainy]]
+        shown = show_scene_of([pair.clean or pair.rainy for pair in pairs], scenes)
+        left = [pair for pair, gone in zip(pairs, shown, strict=True) if not gone]
         if not left:
             raise UserError(f"--hold_back {count} leaves none of {found.root}'s {len(pairs)} pairs")
         return replace(found, pairs=left)
 
     left, grounds = [kept(each) for each in sets], [kept(each) for each in backgrounds]
-    pairs_gone, grounds_gone = (
-        sum(len(each.pairs) for each in before) - sum(len(each.pairs) for each in after)
-        for before, after in ((sets, left), (backgrounds, grounds))
-    )
-    message = (
-        f"held back: {len(scenes)} pairs; {pairs_gone - len(scenes)} other pairs and {grounds_gone} "
-        "backgrounds show their scenes, and are not trained on"
-    )
+    both = zip((*sets, *backgrounds), (*left, *grounds), strict=True)
+    gone = sum(len(before.pairs) - len(after.pairs) for before, after in both) - len(scenes)
+    message = f"held back: {len(scenes)} pairs; {gone} other images show their scenes, and are not trained on"
     return left, grounds, merged(held), message

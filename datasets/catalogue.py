@@ -161,7 +161,7 @@ def clean_folders() -> list[str]:
 
 def photographs() -> set[str]:
     """Names of folders that hold real photographs within a set of pairs."""
-    return {entry.photographs for entry in CATALOGUE.values()}
+    return {entry.photographs for entry in CATALOGUE.values() if entry.photographs}
 
 
 def is_simulated(path: Path, dataset: str = "") -> bool:
