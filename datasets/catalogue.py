@@ -32,7 +32,6 @@ class Entry:
     rainy_half: str = ""  # of side-by-side images: left or right
     parts: tuple[str, ...] = ()  # folders that make up one split together
     list_file: str = ""  # file that lists the training pairs, "rainy clean" a line
-    photographs: str = ""  # its folder of real photographs, not pairs
 
     # File numbering, if not once through from 0 or 1
     series: Mapping[str, int] = field(default_factory=dict)  # split: how many times the numbering repeats
@@ -67,7 +66,6 @@ CATALOGUE: dict[str, Entry] = {
             tables=("psnr",),
             called=r"test_syn|(?<![a-z])test100(?![0-9])",  # Test100: in Rain13K
             rainy_half="right",
-            photographs="test_nature",
         ),
         Entry(
             "Rain1200",
@@ -133,9 +131,13 @@ def printed(dataset: str) -> str:
 
 
 def split_of(folder: Path) -> str:
-    """By its name. rain_data_train_Heavy, DID-MDN-training, RainTrainH: train; test_syn, Testing: test."""
+    """By its name. rain_data_train_Heavy, DID-MDN-training, RainTrainH: train; test_syn, Testing: test.
+
+    Rain800's test_nature, which holds photographs, is neither.
+    """
     for split in ("train", "test"):
-        if re.search(rf"(?:^|[^A-Za-z])(?:{split}|{split.upper()})|{split.title()}", folder.name):
+        pattern = rf"(?:^|[^A-Za-z])(?:{split}|{split.upper()})(?!_nature)|{split.title()}"
+        if re.search(pattern, folder.name):
             return split
     return ""
 
@@ -157,11 +159,6 @@ def rainy_folders() -> list[str]:
 def clean_folders() -> list[str]:
     named = (entry.sides[1] for entry in CATALOGUE.values())
     return ["norain", "clean", "target", "groundtruth", "reference", *named]
-
-
-def photographs() -> set[str]:
-    """Names of folders that hold real photographs within a set of pairs."""
-    return {entry.photographs for entry in CATALOGUE.values() if entry.photographs}
 
 
 def is_simulated(path: Path, dataset: str = "") -> bool:

@@ -17,7 +17,6 @@ from datasets.catalogue import (
     clean_folders,
     density_of,
     get_entry,
-    photographs,
     rainy_folders,
     split_of,
 )
@@ -36,16 +35,16 @@ from datasets.pairs import (
 )
 from utils import UserError, file_errors, is_file, is_folder, join_names, list_images, natural_key
 
-OTHER_SPLIT = {"train": "test", "test": "train"}
 WHERE = "datasets/README.md says where to download the sets and which layouts are recognised"
 
 
 class SplitQuery(NamedTuple):
-    """What to look for: "train" or "test", the set ("": any), the rainy half ("auto", "left", "right")."""
+    """What to look for: "train" or "test", the other of these, the set, the rainy half or "auto"."""
 
     split: str
-    dataset: str = ""
-    rainy_side: str = "auto"
+    other: str
+    entry: Entry
+    rainy_side: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     divided = [(entry, parts) for entry in CATALOGUE.values() if (parts := folder.named(entry.parts))]
     if not (divided or folder.halved):
         return None
-    entry, parts = divided[0] if divided else (_halved_set(folder) or get_entry(query.dataset), [])
+    entry, parts = divided[0] if divided else (_halved_set(folder) or query.entry, [])
 
     def gather() -> PairSet:
         files = [path for part in parts for path in _images_in(part, *Folder(part).folders)] or folder.images
@@ -170,12 +169,6 @@ def _images_in(*folders: Path) -> list[Path]:
 LAYOUTS = (two_sides, side_by_side)  # tried in this order
 
 
-def _recognise(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
-    if folder.path.name in photographs():
-        return None
-    return next(filter(None, (layout(folder, query) for layout in LAYOUTS)), None)
-
-
 def _list_in(path: Path) -> Path | None:
     """The list of pairs that `path` is, or that lies in it (SPA's) and stands in for listing its folders."""
     if path.suffix == ".txt" and is_file(path):
@@ -202,7 +195,8 @@ def find_pairs(
     "left" or "right"; "auto" goes by the set, else by measurement. Raises UserError, naming the file: nothing
     recognised, several sets, an empty folder, and, unless `incomplete`, a rainy image without its clean one.
     """
-    place, warnings = _locate(data_path, SplitQuery(split, dataset, rainy_side))
+    other = "train" if split == "test" else "test"
+    place, warnings = _locate(data_path, SplitQuery(split, other, get_entry(dataset), rainy_side))
     found = place.gather()
     if found.lone and not incomplete:
         more = f" (and {len(found.lone) - 1} more)" if len(found.lone) > 1 else ""
@@ -222,10 +216,9 @@ def _locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]
     if is_file(data_path) and (list_file := _list_in(data_path)):
         return _listed(list_file), []
     warnings: list[str] = []
-    entry, other = get_entry(query.dataset), OTHER_SPLIT[query.split]
-    named = any(entry.claims(each.name) for each in _inside_out(data_path, levels=2))
+    named = any(query.entry.claims(each.name) for each in _inside_out(data_path, levels=2))
     places = _places(_existing(data_path, "--data_path"), query, named)
-    if not places and split_of(data_path) == other:
+    if not places and split_of(data_path) == query.other:
         beside = [
             path
             for path in Folder(data_path.parent).folders
@@ -233,22 +226,23 @@ def _locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]
         ]
         places = [found for path in beside for found in _places(path, query, named)]
         if places:
-            warnings.append(f"{data_path} is a {other} folder: took the {query.split} folder beside it")
+            warnings.append(f"{data_path} is a {query.other} folder: took the {query.split} folder beside it")
     if not places:
         raise UserError(
             f"no {query.split} pairs in {data_path}{_hint(Folder(data_path), query.split)}; {WHERE}"
         )
     if len(places) > 1:
-        places = [each for each in places if entry.claims(str(below(each.folder, data_path)))] or places
+        places = [each for each in places if query.entry.claims(str(below(each.folder, data_path)))] or places
+    own = density_of(Path(query.entry.name))
     if sorted(densities := [density_of(each.folder) for each in places]) == ["heavy", "light"]:
-        same = density_of(Path(query.dataset))  # Rain200H and Rain200L, in a folder that names neither
-        places = [places[densities.index(same)]] if same else places
+        # Rain200H and Rain200L, in a folder that names neither
+        places = [places[densities.index(own)]] if own else places
     if len(places) > 1:
         several = join_names(found.folder for found in places)
         raise UserError(f"{data_path} holds several sets ({several}): point --data_path at one of them")
     density = density_of(places[0].folder)
-    if density and density_of(Path(query.dataset)) not in ("", density):
-        warnings.append(f"{places[0].folder} is {density} rain by its name, and {query.dataset} is not")
+    if density and own not in ("", density):
+        warnings.append(f"{places[0].folder} is {density} rain by its name, and {query.entry.name} is not")
     return places[0], warnings
 
 
@@ -261,22 +255,20 @@ def _places(path: Path, query: SplitQuery, named: bool, depth: int = 3) -> list[
     list_file = _list_in(path)
     if list_file and query.split == "train":
         return [_listed(list_file)]
-    folder, other = Folder(path), OTHER_SPLIT[query.split]
-    here = split_of(path) != other
-    children = [child for child in folder.folders if split_of(child) != other] if depth else []
+    folder, here = Folder(path), split_of(path) != query.other
+    children = [child for child in folder.folders if split_of(child) != query.other] if depth else []
     divided = [child for child in children if split_of(child) == query.split]
-    found = _recognise(folder, query) if here else None
+    found = next(filter(None, (layout(folder, query) for layout in LAYOUTS if here)), None)
     if found and not divided:
         return [found]
     if list_file or not here:  # below a list file lie hundreds of thousands of images
         children = divided
-    entry = get_entry(query.dataset)
     if not named:
-        children = [child for child in children if entry.claims(child.name)] or children
+        children = [child for child in children if query.entry.claims(child.name)] or children
     places = [
         place
         for child in children
-        for place in _places(child, query, named or entry.claims(child.name), depth - 1)
+        for place in _places(child, query, named or query.entry.claims(child.name), depth - 1)
     ]
     return places or ([found] if found else [])
 
@@ -337,7 +329,7 @@ def in_test_part_of(folder: Path) -> str:
     """
     test = False
     for each in _inside_out(folder):
-        if (split := split_of(each)) == "train" or each.name in photographs():
+        if (split := split_of(each)) == "train":
             return ""
         test = test or split == "test"
         if name := claimed_by(each):
@@ -366,12 +358,12 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     warnings: list[str] = []
     refs: list[ImageRef] = []
     for top in folders:
-        known = len(warnings)
-        found = _images_below(_existing(top, option), option == "--real_path", warnings)
+        found, left_out = _images_below(_existing(top, option), training=option == "--real_path")
         if not found:
-            why = "; ".join(warnings[known:]) or f"{option} takes folders of images; {WHERE}"
+            why = "; ".join(left_out) or f"{option} takes folders of images; {WHERE}"
             raise UserError(f"{top} holds no images: {why}")
         refs += found
+        warnings += left_out
     if len({ref.path.is_absolute() for ref in refs}) > 1:
         refs = [ImageRef(ref.path.absolute(), ref.half) for ref in refs]
     refs = list(dict.fromkeys(refs))  # a folder given twice, or inside another
@@ -406,9 +398,10 @@ def _existing(folder: Path, option: str) -> Path:
     raise UserError(f"{folder} is not a folder: {option} takes a folder of images; {WHERE}")
 
 
-def _images_below(top: Path, training: bool, warnings: list[str]) -> list[ImageRef]:
-    """Every image below `top`, each folder's own before those of its sub-folders."""
+def _images_below(top: Path, training: bool) -> tuple[list[ImageRef], list[str]]:
+    """Every image below `top`, each folder's own before those of its sub-folders, and what was left out."""
     refs: list[ImageRef] = []
+    warnings: list[str] = []
     waiting, seen = [top], set()
     while waiting:
         path = waiting.pop()
@@ -428,11 +421,11 @@ def _images_below(top: Path, training: bool, warnings: list[str]) -> list[ImageR
         clean = folder.named(clean_folders()) if folder.named(rainy_folders()) else []
         left_out = dict.fromkeys(clean, "is the clean side of pairs")
         if training and any(split_of(child) == "train" for child in folder.folders):
-            tests = [c for c in folder.folders if split_of(c) == "test" and c.name not in photographs()]
+            tests = [child for child in folder.folders if split_of(child) == "test"]
             left_out |= dict.fromkeys(tests, "is the test part of a divided set")
         warnings += [f"{path} {why}: not used" for path, why in left_out.items()]
         waiting += [child for child in reversed(folder.folders) if child not in left_out]
-    return refs
+    return refs, warnings
 
 
 def _half_by_name(folder: Folder) -> str:
@@ -440,8 +433,5 @@ def _half_by_name(folder: Folder) -> str:
 
     Pixels alone do not tell: one photograph in seven has halves that look alike.
     """
-    place = folder.path.resolve()
-    if not split_of(place) or place.name in photographs():
-        return ""
-    known = _halved_set(folder)
+    known = _halved_set(folder) if split_of(folder.path.resolve()) else None
     return known.rainy_half if known and folder.halved else ""

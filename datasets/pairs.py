@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -314,7 +315,8 @@ def match(images: Sequence[Path], clean: Sequence[Path]) -> Matched:
     rule has assigned is not available to later rules: no image may get another image's partner.
     """
     partner: dict[Path, Path] = {}
-    for rule, of_clean in ((_stem, _stem), (_own_name, _own_name), (_numbers, _numbers), (_scene, _own_name)):
+    stem = attrgetter("stem")
+    for rule, of_clean in ((stem, stem), (_own_name, _own_name), (_numbers, _numbers), (_scene, _own_name)):
         given = set(partner.values())
         candidates = _unique((path for path in clean if path not in given), of_clean)
         waiting = [path for path in images if path not in partner]
@@ -351,10 +353,6 @@ def _unique(paths: Iterable[Path], rule: Callable[[Path], Hashable]) -> dict[Has
     for path in paths:
         groups.setdefault(rule(path), []).append(path)
     return {key: group[0] for key, group in groups.items() if key and len(group) == 1}
-
-
-def _stem(path: Path) -> str:
-    return path.stem
 
 
 def _own_name(path: Path) -> tuple[str, ...]:
