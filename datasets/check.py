@@ -39,10 +39,10 @@ def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
     """The official names that the rainy `names` lack; [] if they are not numbered."""
     series: dict[tuple[str, str], dict[int, int]] = {}
     for name in names:
-        if numbered := re.fullmatch(r"(.*/)?(\D*)(\d+)(.*)", name):
-            folder, head, number, tail = numbered.groups(default="")
+        if numbered := re.fullmatch(r"((?:.*/)?\D*)(\d+)(.*)", name):
+            head, number, tail = numbered.groups()
             width = len(number) if number.startswith("0") else 0  # 001 is padded, 1 is not
-            series.setdefault((folder + head, tail), {})[int(number)] = width
+            series.setdefault((head, tail), {})[int(number)] = width
     entry = CATALOGUE[dataset]
     times = entry.series.get(split, 1)
     each = entry.counts[split] // times

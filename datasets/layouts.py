@@ -64,11 +64,6 @@ class Folder:
     def images(self) -> list[Path]:
         return list_images(self.path)
 
-    @cached_property
-    def halved(self) -> bool:
-        """Whether each image holds a pair side by side."""
-        return bool(self.images) and halves_agree(self.images)
-
     def named(self, names: Iterable[str]) -> list[Path]:
         """The sub-folders of these names, in the order of the names, ignoring case."""
         there = {folder.name.lower(): folder for folder in self.folders}
@@ -120,7 +115,7 @@ def side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     Names tell the set and its rainy half; of an unknown set it is measured.
     """
     divided = [(entry, parts) for entry in CATALOGUE.values() if (parts := folder.named(entry.parts))]
-    if not (divided or folder.halved):
+    if not (divided or halves_agree(folder.images)):
         return None
     entry, parts = divided[0] if divided else (_halved_set(folder) or query.entry, [])
 
@@ -434,4 +429,4 @@ def _half_by_name(folder: Folder) -> str:
     Pixels alone do not tell: one photograph in seven has halves that look alike.
     """
     known = _halved_set(folder) if split_of(folder.path.resolve()) else None
-    return known.rainy_half if known and folder.halved else ""
+    return known.rainy_half if known and halves_agree(folder.images) else ""
