@@ -125,10 +125,8 @@ def side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
         if query.rainy_side != "auto":
             half, how = query.rainy_side, " as requested"
         elif not half:
-            half, how = (
-                "right" if looks_swapped(_halves(files, folder.path, "left")) else "left",
-                " as measured",
-            )
+            swapped = looks_swapped(_halves(files, folder.path, "left"))
+            half, how = "right" if swapped else "left", " as measured"
         origin = entry.name if entry.rainy_half else "unknown set"
         layout = f"{origin}, side by side, rainy {half}{how}"
         return PairSet(layout, folder.path, _halves(files, folder.path, half))
