@@ -21,15 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Dataset
 
-from config import REAL, Student, Training
-from datasets.layouts import (
-    find_backgrounds,
-    find_images,
-    find_layers,
-    find_pairs,
-    recognised,
-    released_real_folder,
-)
+from config import Student, Training
+from datasets.layouts import find_backgrounds, find_images, find_layers, find_pairs
 from datasets.pairs import (
     ListedPairs,
     Pair,
@@ -39,9 +32,9 @@ from datasets.pairs import (
     read_pair,
     read_side,
     sample,
+    show_scene_of,
     why_not_recombined,
 )
-from datasets.scenes import show_scene_of
 from machinery.loading import MOST_FILES, ImageCache
 from utils import UserError, is_file
 
@@ -100,10 +93,15 @@ def augment_sides(
         levels = np.round(LEVELS * (1 - share) + light * share).astype(np.uint8)
         sides = [cv2.LUT(side, levels) for side in sides]
     if len(sides[0]) != size:
-        sides = [_downscaled(side, size) for side in sides]
+        # as uint16: the same levels as from uint8, a fifth faster
+        wide = [
+            cv2.resize(side.astype(np.uint16), (size, size), interpolation=cv2.INTER_AREA) for side in sides
+        ]
+        sides = [side.astype(np.uint8) for side in wide]
     if rng.random() < recipe.sharpen_prob:
         deviation, amount = (rng.uniform(*bounds) for bounds in SHARPENING)
-        sides = [_sharpened(side, deviation, amount) for side in sides]
+        blurred = [cv2.GaussianBlur(side, (0, 0), deviation) for side in sides]
+        sides = [cv2.addWeighted(a, 1 + amount, b, -amount, 0) for a, b in zip(sides, blurred, strict=True)]
     if jpeg:
         quality = int(rng.integers(*JPEG_QUALITY))
         sides = [_compressed(side, quality) for side in sides]
@@ -114,15 +112,6 @@ def _difference(rainy: np.ndarray, clean: np.ndarray | None = None) -> np.ndarra
     """One layer for all channels: the largest difference is the one that was clipped least."""
     red, green, blue = cv2.split(rainy if clean is None else cv2.subtract(rainy, clean))
     return cv2.max(cv2.max(red, green), blue)
-
-
-def _downscaled(image: np.ndarray, size: int) -> np.ndarray:
-    # as uint16: the same levels as from uint8, a fifth faster
-    return cv2.resize(image.astype(np.uint16), (size, size), interpolation=cv2.INTER_AREA).astype(np.uint8)
-
-
-def _sharpened(image: np.ndarray, deviation: float, amount: float) -> np.ndarray:
-    return cv2.addWeighted(image, 1 + amount, cv2.GaussianBlur(image, (0, 0), deviation), -amount, 0)
 
 
 def _compressed(image: np.ndarray, quality: int) -> np.ndarray:
@@ -140,14 +129,11 @@ def random_crop(images: Sequence[np.ndarray], size: int, rng: np.random.Generato
     """The same random (size, size, C) window of images of equal size; smaller images are reflected."""
     height, width = images[0].shape[:2]
     top, left = (int(rng.integers(max(1, length - size + 1))) for length in (height, width))
-    return [_extended(image[top : top + size, left : left + size], size) for image in images]
-
-
-def _extended(image: np.ndarray, size: int) -> np.ndarray:
-    bottom, right = (size - length for length in image.shape[:2])
-    if not (bottom or right):
-        return image
-    return cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
+    windows = [image[top : top + size, left : left + size] for image in images]
+    if min(height, width) < size:
+        missing = ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0))
+        windows = [np.pad(window, missing, "reflect") for window in windows]
+    return windows
 
 
 def _random_warp(
@@ -180,7 +166,7 @@ def _reflected(low: float, high: float, length: int) -> slice:
 
 
 def _warped(layer: np.ndarray, warp: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) to (size, size). The border is reflected, as in `_extended`."""
+    """(H, W) to (size, size). The border is reflected, as in `random_crop`."""
     wide = layer.astype(np.int16)
     warped = cv2.warpAffine(wide, warp, (size, size), borderMode=cv2.BORDER_REFLECT_101)
     return warped.astype(layer.dtype)
@@ -216,6 +202,7 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
     """
 
     tag = RandomStream.CROP
+    sets: Sequence["Crops"] = ()
     held_back: PairSet | None = None
 
     def __init__(
@@ -235,14 +222,13 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
         sources = [each.pairs for each in (found, *backgrounds) if each is not found or each.pairs[0].clean]
         self.backgrounds = ConcatDataset[Pair](sources) if recombine else None  # type: ignore[arg-type]
         self.summary = [found.describe()]
-        self.cached = cache.keep(_files(found.pairs))
-        self.messages = [*self.summary, self.cached]
+        self.messages = [*self.summary, f"{found.root}: {cache.keep(_files(found.pairs))}"]
         self.counts = {"pairs": _count(found.pairs)}
 
     def larger(self, patch_size: int) -> Self:
         """The same crops, of another size."""
         other = copy.copy(self)
-        other.patch_size = patch_size
+        other.patch_size, other.sets = patch_size, [each.larger(patch_size) for each in self.sets]
         return other
 
     def __len__(self) -> int:
@@ -331,11 +317,6 @@ class MixedCrops(Crops):
         orders = (_generator(recipe.seed, number, RandomStream.SHARE) for number in range(len(sets)))
         self.orders = [rng.permutation(len(each)) for rng, each in zip(orders, sets, strict=True)]
 
-    def larger(self, patch_size: int) -> Self:
-        other = copy.copy(self)
-        other.sets = [each.larger(patch_size) for each in self.sets]
-        return other
-
     def __len__(self) -> int:
         return self.ends[-1]
 
@@ -355,16 +336,13 @@ class RealCrops(Crops):
 
     def __init__(self, found: PairSet, recipe: Training, cache: ImageCache) -> None:
         super().__init__(found, recipe, cache)
-        self.messages = [*self.summary, *(f"note: {each}" for each in found.warnings), f"real {self.cached}"]
+        self.messages[1:1] = [f"note: {each}" for each in found.warnings]
         self.counts = {"real images": self.counts["pairs"]}
 
     @classmethod
     def of(cls, recipe: Student, cache: ImageCache) -> Self:
-        """Unlabelled images of a student's recipe; by default also those of the released layout."""
-        folders = recipe.real_path
-        if folders == REAL and not any(path.exists() for path in folders):
-            folders = tuple(filter(None, map(released_real_folder, recipe.data_path))) or folders
-        return cls(find_images(folders), recipe, cache)
+        """Unlabelled images of a student's recipe."""
+        return cls(find_images(recipe.real_path), recipe, cache)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         rng = _generator(self.seed, *key, RandomStream.REAL)
@@ -432,7 +410,7 @@ def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
         )
     crops = MixedCrops(parts, recipe) if len(parts) > 1 else parts[0]
     crops.summary += [each.describe() for each in grounds]
-    crops.messages = [*crops.summary, *messages, *(f"{each.roots[0]}: {each.cached}" for each in parts)]
+    crops.messages = [*crops.summary, *messages, *(each.messages[-1] for each in parts)]
     crops.messages += [f"{each.root}: {cache.keep(_files(each.pairs))}" for each in grounds]
     crops.counts |= {f"backgrounds {n}": _count(each.pairs) for n, each in enumerate(grounds, 1)}
     crops.held_back = held_back
@@ -441,11 +419,8 @@ def pair_crops(recipe: Training, cache: ImageCache) -> Crops:
 
 def find_set(recipe: Training, path: Path, split: str) -> PairSet:
     """One set of a recipe; if there are several, each is identified by its folders."""
-    if len(recipe.data_path) == 1:
-        return find_pairs(path, split, recipe.dataset, recipe.rainy_side)
-    found = find_pairs(path, split, "", recipe.rainy_side)
-    told = recognised(found)
-    return find_pairs(path, split, told, recipe.rainy_side) if told else found
+    dataset = recipe.dataset if len(recipe.data_path) == 1 else ""
+    return find_pairs(path, split, dataset, recipe.rainy_side)
 
 
 def hold_back_scenes(
@@ -458,26 +433,19 @@ def hold_back_scenes(
     """
     held = [replace(each, pairs=[each.pairs[i] for i in sample(len(each.pairs), count)]) for each in sets]
     scenes = [pair.clean for each in held for pair in each.pairs if pair.clean]
-    everything = [each for each in (*sets, *backgrounds) if not _is_long_list(each.pairs)]
-    images = [pair.clean or pair.rainy for each in everything for pair in each.pairs]
-    known = dict(zip(images, show_scene_of(images, scenes), strict=True))
 
     def kept(found: PairSet) -> PairSet:
         pairs = found.pairs
         if isinstance(pairs, ListedPairs) and _is_long_list(pairs):
             return replace(found, pairs=pairs.without(sample(len(pairs), count)))
-        left = [pair for pair in pairs if not known[pair.clean or pair.rainy]]
+        shown = show_scene_of([pair.clean or pair.rainy for pair in pairs], scenes)
+        left = [pair for pair, gone in zip(pairs, shown, strict=True) if not gone]
         if not left:
             raise UserError(f"--hold_back {count} leaves none of {found.root}'s {len(pairs)} pairs")
         return replace(found, pairs=left)
 
     left, grounds = [kept(each) for each in sets], [kept(each) for each in backgrounds]
-    pairs_gone, grounds_gone = (
-        sum(len(each.pairs) for each in before) - sum(len(each.pairs) for each in after)
-        for before, after in ((sets, left), (backgrounds, grounds))
-    )
-    message = (
-        f"held back: {len(scenes)} pairs; {pairs_gone - len(scenes)} other pairs and {grounds_gone} "
-        "backgrounds show their scenes, and are not trained on"
-    )
+    both = zip((*sets, *backgrounds), (*left, *grounds), strict=True)
+    gone = sum(len(before.pairs) - len(after.pairs) for before, after in both) - len(scenes)
+    message = f"held back: {len(scenes)} pairs; {gone} other images show their scenes, and are not trained on"
     return left, grounds, merged(held), message

@@ -65,7 +65,7 @@ figure: .venv/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt -c constraints.txt
 	touch $@
 
-# videos, the page and ONNX have tests too
+# videos and the page have tests too
 .venv/extras: .venv/ready photographs/requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r photographs/requirements.txt -c constraints.txt
 	touch $@

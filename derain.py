@@ -32,8 +32,6 @@ RECORD = ".inputs"  # in --save_path: a line per result, "SHA-256 of its input  
 
 @dataclass(frozen=True)
 class Derain(Machine):
-    """The options of this script."""
-
     inputs: tuple[Path, ...] = option((), "photographs, folders of photographs, videos", positional=True)
     logdir: Path = option(DEFAULT_MODEL, "the model: a checkpoint or its folder")
     save_path: Path = option(Path("results/derained"), "folder of the results")
@@ -43,8 +41,7 @@ class Derain(Machine):
         ("same", *FORMATS),
     )
     strength: float = option(1.0, "fraction of the rain to remove", min=0, max=1)
-    compare: bool = option(False, "also write before | after of each photograph, and a page with sliders")
-    streaks: bool = option(False, "also write what is removed from each photograph")
+    compare: bool = option(False, "also write a page with before/after sliders")
     again: bool = option(False, "overwrite existing results")
     self_ensemble: bool = option(False, "average over eight flips and rotations: eight times slower")
     tile: int = option(0, "side of the tiles of large images, in pixels; 0: as the free memory allows", min=0)
@@ -62,8 +59,6 @@ class Derain(Machine):
             return "nothing to derain: give photographs, folders or videos, or --serve"
         if self.serve and self.inputs:
             return f"--serve takes its photographs from the browser: leave out {self.inputs[0]}"
-        if self.serve and (self.compare or self.streaks or self.again or self.format != "same"):
-            return "--serve writes nothing here: leave out --compare, --streaks, --again and --format"
         return super().validate()
 
 
@@ -102,12 +97,12 @@ def is_video(path: Path) -> bool:
 def find_inputs(options: Derain) -> Iterator[tuple[Path, Path]]:
     """Each file to derain, and its place below --save_path. A folder is searched with all folders below it.
 
-    Raises UserError if an input does not exist or is unsupported, if a folder has no photographs, and if
-    --save_path is the folder of an input.
+    Raises UserError if an input does not exist, is unsupported or lies in --save_path, and if a folder has no
+    photographs.
     """
     save_path = os.path.realpath(options.save_path)
     for path in options.inputs:
-        if save_path in (os.path.realpath(path), str(Path(os.path.realpath(path)).parent)):
+        if Path(os.path.realpath(path)).is_relative_to(save_path):
             raise UserError(f"--save_path {options.save_path} contains the input {path}: give another")
         if path.is_dir():
             yield from find_below(path, save_path)
@@ -137,29 +132,22 @@ def find_below(folder: Path, save_path: str) -> Iterator[tuple[Path, Path]]:
         raise UserError(f"{folder} has no photographs ({', '.join(sorted(utils.IMAGE_SUFFIXES))})")
 
 
-def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, dict[str, Path]]:
-    """Each input's result files by kind: "" and, of a photograph, "_compare" and "_streaks" if asked for.
+def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, Path]:
+    """The result of each input.
 
     Inputs whose results would have one name keep their suffix: 1.jpg.png, 1.webp.png. Raises UserError if
-    two results have the same name, or if a result has the name of an input.
+    two results have the same name.
     """
-    kinds = ["", *["_compare"] * options.compare, *["_streaks"] * options.streaks]
     count = Counter(place.with_suffix("") for place in inputs.values())
     results = {}
     for path, place in inputs.items():
         stem = place.stem if count[place.with_suffix("")] == 1 else place.name
         given = path.suffix.lower()
         suffix = videos.CONTAINERS.get(given) or FORMATS.get(options.format) or LOSSLESS.get(given, ".png")
-        results[path] = {
-            kind: options.save_path / place.parent / f"{stem}{kind}{suffix}"
-            for kind in (kinds[:1] if is_video(path) else kinds)
-        }
-    written = Counter(file for files in results.values() for file in files.values())
-    if twice := [file for file, number in written.items() if number > 1]:
-        raise UserError(f"several inputs would become {twice[0]}: derain them one after the other")
-    read = {os.path.realpath(path) for path in inputs}
-    if over := [file for file in written if os.path.realpath(file) in read]:
-        raise UserError(f"{over[0]} is an input and would be overwritten: give another --save_path")
+        results[path] = options.save_path / place.parent / f"{stem}{suffix}"
+    for file, number in Counter(results.values()).items():
+        if number > 1:
+            raise UserError(f"several inputs would become {file}: derain them one after the other")
     return results
 
 
@@ -169,9 +157,9 @@ def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, dict[str
 class Session:
     """One call: derains what it can, and reports at the end what was derained, skipped and failed."""
 
-    def __init__(self, options: Derain, derain: Derainer, results: dict[Path, dict[str, Path]]) -> None:
+    def __init__(self, options: Derain, derain: Derainer, results: dict[Path, Path]) -> None:
         self.options, self.derain, self.results = options, derain, results
-        self.derained, self.skipped, self.failed = list[Path](), list[Path](), list[Path]()
+        self.derained, self.skipped, self.failed = 0, 0, list[Path]()
         self.page: PageWriter | None = None
         if options.compare:
             note = f"{derain.path}, --strength {options.strength:g}"
@@ -184,12 +172,12 @@ class Session:
         """Raises UserError at the end if anything has failed."""
         self.photographs([path for path in self.results if not is_video(path)])
         for path in filter(is_video, self.results):
-            self.attempt(path, partial(self.video, path))
+            if write := self.attempt(path, partial(self.begin, path)):
+                self.attempt(path, write)
         if self.page and self.derained + self.skipped:
             print(f"page: {self.page.finish()}")
-        derained, skipped, failed = map(len, (self.derained, self.skipped, self.failed))
-        there = " (they exist; --again overwrites them)" if skipped else ""
-        print(f"derained {derained}; skipped {skipped}{there}; failed {failed}")
+        failed, there = len(self.failed), " (they exist; --again overwrites them)" if self.skipped else ""
+        print(f"derained {self.derained}; skipped {self.skipped}{there}; failed {failed}")
         if self.failed:
             names = join_names(map(escape_unprintable, self.failed))
             raise UserError(f"{failed} of {len(self.results)} could not be derained: {names}")
@@ -204,7 +192,7 @@ class Session:
             written = writer.submit(bool)  # nothing yet
             for number, path in enumerate(paths):
                 self.derain.progress = partial(lambda begun, share: bar.update(begun + share - bar.n), number)
-                write = self.attempt(path, partial(self.photograph, path))
+                write = self.attempt(path, partial(self.begin, path))
                 written.result()
                 if write:
                     written = writer.submit(self.attempt, path, write)
@@ -222,58 +210,47 @@ class Session:
             tqdm.write(f"failed: {error}")
             return None
 
-    def photograph(self, path: Path) -> Callable[[], object]:
-        """Derains a photograph unless its results exist; returns a function that writes and shows them."""
+    def begin(self, path: Path) -> Callable[[], object]:
+        """Derains a photograph unless its result exists; returns what is left to do: all of a video."""
         if self.is_done(path):
             return partial(self.finish, path)
-        before = read_picture(path)
-        return partial(self.write, path, before, self.derain.photograph(before))
+        if is_video(path):
+            return partial(self.video, path)
+        return partial(self.write, path, self.derain.photograph(read_picture(path)))
 
     def video(self, path: Path) -> None:
-        if self.is_done(path):
-            self.finish(path)
-            return
         lost: list[str] = []
         write = partial(videos.rewrite, path, paint=self.derain)
-        utils.write_atomically(self.results[path][""], lambda unfinished: lost.extend(write(unfinished)))
+        utils.write_atomically(self.results[path], lambda unfinished: lost.extend(write(unfinished)))
         self.finish(path, lost)
 
     def is_done(self, path: Path) -> bool:
-        """Whether all results exist. Raises UserError if they are those of another photograph."""
-        files = self.results[path].values()
-        there = [file for file in files if os.path.lexists(file)]
-        if self.options.again or not there:
+        """Whether its result exists. Raises UserError if that is of another file."""
+        if self.options.again or not os.path.lexists(self.results[path]):
             return False
-        digest = utils.digest_of(path)
+        file, digest = self.results[path], utils.digest_of(path)
         if self.inputs.get(self.name_of(path), digest) != digest:
             raise UserError(
-                f"{path}: {there[0]} was made from another file: give another --save_path, or --again to "
+                f"{path}: {file} was made from another file: give another --save_path, or --again to "
                 "overwrite it"
             )
-        return len(there) == len(files)
+        return True
 
-    def write(self, path: Path, before: Picture, after: Picture) -> None:
-        make: dict[str, Callable[[], Picture]] = {
-            "": lambda: after,
-            "_compare": lambda: before.hconcat(after),
-            "_streaks": lambda: before.with_pixels(before.tensor() - after.tensor()),
-        }
-        lost: list[str] = []
-        for kind, file in self.results[path].items():
-            if self.options.again or not os.path.lexists(file):
-                data, lost = encoded(make[kind](), file.suffix)
-                utils.write_atomically(file, partial(Path.write_bytes, data=data))
+    def write(self, path: Path, picture: Picture) -> None:
+        data, lost = encoded(picture, self.results[path].suffix)
+        utils.write_atomically(self.results[path], partial(Path.write_bytes, data=data))
         self.finish(path, lost)
 
     def finish(self, path: Path, lost: list[str] | None = None) -> None:
         """Adds a result to the page; records its input and prints what it has `lost` (None: skipped)."""
-        file = self.results[path][""]
+        file = self.results[path]
         if self.page and not is_video(path):
             before, after = map(read_picture, (path, file))
             self.page.add({"name": path.name}, before.to_display(), after.to_display())
-        (self.skipped if lost is None else self.derained).append(path)
         if lost is None:
+            self.skipped += 1
             return
+        self.derained += 1
         with (self.options.save_path / RECORD).open("a", encoding="utf-8") as record:
             record.write(f"{utils.digest_of(path)}  {self.name_of(path)}\n")
         without = f", without {'; '.join(lost)}" if lost else ""
@@ -281,7 +258,7 @@ class Session:
 
     def name_of(self, path: Path) -> str:
         """The result of an input, as the record calls it."""
-        return escape_unprintable(self.results[path][""].relative_to(self.options.save_path).as_posix())
+        return escape_unprintable(self.results[path].relative_to(self.options.save_path).as_posix())
 
 
 if __name__ == "__main__":

@@ -1,62 +1,39 @@
-"""Export a trained model: the network alone in float16, with its recipe, log and curves, or as ONNX.
+"""Export a trained model: the network alone in float16, with its recipe, log and curves.
 
     python export.py --logdir trained_model/Rain200H          trained_model/Rain200H/pretrained/
-    python export.py --logdir trained_model/Rain200H --save_path derain.onnx
 
 The checkpoint loads like any other (`--logdir`, `--teacher`), in float32; it lacks what `--resume` needs.
 TensorBoard's curves are copied; its images and texts, which show a dataset and name folders of a machine, are
 left out.
-
-An ONNX file maps 'rainy' (N, 3, H, W), float32 RGB in [0, 1], sides of at least 32 pixels, to 'derained', not
-clamped; it is checked against PyTorch on odd sizes. ONNX needs photographs/requirements.txt.
 """
 
 import os
 import shutil
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from unittest.mock import patch
 
-import numpy as np
-import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import Tensor, nn
 
-import networks
 from machinery.checkpoints import LATEST, SHIPPED, find_checkpoint, load_checkpoint, save_checkpoint
-from machinery.inference import Derainer
 from machinery.options import Options, option, parse
 from machinery.runlog import LOG, files_of_run
-from utils import UserError, file_errors, run, write_atomically
+from utils import UserError, file_errors, run
 
 KEPT = ("network", "step", "recipe", "data", "counts", "initialized_from", "released")
-TOLERANCE = 1e-4  # of values in [0, 1]: 1/40 of an 8-bit level
-TRACED = (2, 3, 103, 111)  # odd sides at every resolution, so that no shortcut for even sides is traced
-CHECKED = (TRACED, (1, 3, 37, 51), (1, 3, 32, 32), (3, 3, 40, 64), (1, 3, 114, 57))
 
 
 @dataclass(frozen=True)
 class Export(Options):
-    """The options of this script."""
-
     logdir: Path = option(Path(), "folder of the run, or its checkpoint", required=True)
-    save_path: Path = option(
-        Path(), "a new folder, or a file that ends in .onnx; default: pretrained/ in --logdir"
-    )
+    save_path: Path = option(Path(), "a new folder; default: pretrained/ in --logdir")
 
 
 def main() -> None:
     options = parse(Export(), __doc__)
     path = find_checkpoint(options.logdir, "give the folder of a training run")
     save_path = options.save_path if options.save_path != Path() else path.parent / SHIPPED
-    if save_path.suffix == ".onnx":
-        to_onnx(path, save_path)
-        return
     target = Path(os.path.realpath(save_path)) / LATEST
     if taken := files_of_run(target.parent):
         raise UserError(f"{target.parent} already has a {taken[0].name}: give another --save_path")
@@ -79,77 +56,6 @@ def copy_curves(events: Path, target: Path) -> None:
         for record in RawEventFileLoader(str(events)).Load():
             if all(value.HasField("simple_value") for value in Event.FromString(record).summary.value):
                 writer.write(record)
-
-
-# ------------------------------------------------------------------------------------------------- as ONNX
-
-
-def to_onnx(path: Path, file: Path) -> None:
-    """Writes the network as ONNX. Raises UserError, and keeps an earlier `file`, if its results differ."""
-    if not all(map(find_spec, ("onnx", "onnxruntime"))):
-        raise UserError("onnx and onnxruntime are missing: pip install -r photographs/requirements.txt")
-    net = Derainer.open(path).net.net.eval()
-
-    def write(temporary: Path) -> None:
-        write_onnx(net, temporary)
-        error = max_difference(net, temporary)
-        if not error <= TOLERANCE:
-            raise UserError(f"{path}: onnxruntime's result differs from PyTorch's by {error:.1e}")
-        print(f"onnxruntime's results differ from PyTorch's by at most {error:.1e}")
-
-    write_atomically(file, write)
-    print(f"written: {file}")
-
-
-class Alone(nn.Module):
-    """rainy (N, 3, H, W) to derained alone."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, rainy: Tensor) -> Tensor:
-        return self.net(rainy).derained
-
-
-def write_onnx(net: nn.Module, path: Path) -> None:
-    """By the older of torch's two exporters: the newer one specialises on every branch."""
-    axes = {name: {0: "images", 2: "height", 3: "width"} for name in ("rainy", "derained")}
-    with warnings.catch_warnings(action="ignore"), patch.object(networks, "nearest", in_whole_numbers):
-        torch.onnx.export(
-            Alone(net),
-            (torch.rand(TRACED),),
-            str(path),
-            dynamo=False,
-            opset_version=18,
-            input_names=["rainy"],
-            output_names=["derained"],
-            dynamic_axes=axes,
-        )
-
-
-def in_whole_numbers(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Nearest upsampling in integers: ONNX's own divides by a rounded scale, and differs from PyTorch's at
-    sides of 114, 171 and more."""
-    for dim, to in ((2, size[0]), (3, size[1])):
-        x = x.index_select(dim, torch.arange(to) * x.shape[dim] // to)
-    return x
-
-
-def max_difference(net: nn.Module, path: Path) -> float:
-    """Largest absolute difference between the results of PyTorch and onnxruntime, over the sizes CHECKED."""
-    import onnxruntime  # an extra
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for shape in CHECKED:
-        rainy = torch.rand(shape, generator=generator)
-        with torch.inference_mode():
-            expected = net(rainy).derained.numpy()
-        (given,) = session.run(None, {"rainy": rainy.numpy()})
-        found.append(float(np.abs(given - expected).max()))
-    return max(found)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,13 @@
     python benchmarks/run.py                                        both backbones, with fresh weights
     python benchmarks/run.py --logdir trained_model/Rain200H trained_model/Rain200H-light --size 321,481
     python benchmarks/run.py --only steps --batch 12 48 --patch_size 120 --precision bfloat16 --compile
-    python benchmarks/run.py --loader Rain800 photographs           crops per second of one core
 
 The models run in turn (A B A B ...), so a machine that slows down slows all of them; the ratio to the first
 model is the median over rounds. Two runs of each are not counted: the first, which may compile, is reported;
 peak memory is that of the second. Each row says what ran: its arithmetic, and whether its units are compiled.
 
 A MAC is a multiplication with its addition, of convolutions and matrix products; biases, activations,
-pooling and resizing are not counted. FLOPs are twice as many. Derain-toolbox's "Flops" are MACs: at 256x256
-66.56 G for PReNet, 194.5 G for RCDNet. The MACs of DerainNet are those computed: its first 3x3 convolution
-runs as a 5x5 beside the other one, and a 1x1 fusion runs at the resolution of each input. The figure in the
-paper needs 5 % fewer.
+pooling and resizing are not counted. FLOPs are twice as many.
 """
 
 import contextlib
@@ -23,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from itertools import product
@@ -33,20 +29,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, from any folder
 
-from config import PHOTOGRAPHS, STUDENTS, TEACHERS
-from DerainDataset import pair_crops
+from config import STUDENTS, TEACHERS
 from engine import optimizer_of, training_step
 from machinery import distributed
 from machinery.backbones import BACKBONES, AutocastModel, network_from
 from machinery.checkpoints import find_checkpoint, load_checkpoint
-from machinery.distributed import World
-from machinery.inference import CPU, Derainer, best_precision, hardware
-from machinery.loading import Batches, ImageCache
+from machinery.inference import Derainer, best_precision, hardware
 from machinery.options import Machine, option, parse
 from networks import DerainNet
 from stages import SID, SSIDKD
@@ -61,8 +53,6 @@ STEPS = 10  # training steps on CUDA between two readings of the clock
 
 @dataclass(frozen=True)
 class Benchmark(Machine):
-    """The options of this script."""
-
     logdir: tuple[Path, ...] = option((), "checkpoints or their folders; none: fresh DerainNet and LightNet")
     only: tuple[str, ...] = option(("images", "steps"), "what to measure", ("images", "steps"))
     size: tuple[int, ...] = option(
@@ -76,10 +66,6 @@ class Benchmark(Machine):
     )
     compile: bool = option(False, "measure steps with compiled units too, on CUDA also with CUDA graphs")
     rounds: int = option(5, "timed runs of each model", min=1)
-    loader: tuple[str, ...] = option(
-        (), "measure the crops of these recipes instead (light, photographs)", (*TEACHERS, "photographs")
-    )
-    datasets: Path = option(Path("datasets"), "with --loader: where the datasets lie")
 
     def validate(self) -> str | None:
         if len(self.size) % 2:
@@ -102,9 +88,6 @@ def main() -> None:
     options = parse(Benchmark(), __doc__)
     device = distributed.device(options)
     print(f"{hardware(device)}, torch {torch.__version__}, {date.today().isoformat()}")
-    if options.loader:
-        measure_loader(options)
-        return
     models: dict[str, Make] = dict(map(_from_checkpoint, options.logdir))
     models = models or {name: partial(_fresh, name) for name in BACKBONES}
     cuda = device.type == "cuda"
@@ -233,27 +216,6 @@ def macs(net: nn.Module, size: Sequence[int]) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad():
         net(torch.empty(1, 3, *size, device=next(net.parameters()).device))
     return counter.get_total_flops() // 2
-
-
-def measure_loader(options: Benchmark) -> None:
-    """Crops per second of processor time, collating included, once the images are decoded."""
-    _print_row("recipe", "crops", "crops per second of one core", head=True)
-    for name in options.loader:
-        recipe = PHOTOGRAPHS["SID"] if name == "photographs" else TEACHERS[name].with_preset("light")
-        folders = {
-            field: tuple(options.datasets / each.name for each in getattr(recipe, field))
-            for field in ("data_path", "streaks", "backgrounds")
-        }
-        crops = pair_crops(replace(recipe, hold_back=0, **folders), ImageCache("on"))  # type: ignore[arg-type]
-        count, paces = 512 // recipe.batchSize, []
-        for number in range(options.rounds):
-            steps = range(number * count, (number + 1) * count)
-            began = time.process_time()
-            batches = Batches([crops], World(0, 1, CPU), steps, batch_size=recipe.batchSize)
-            loader: DataLoader = DataLoader(crops, batch_sampler=batches.keys(len(crops), crops.tag))
-            drawn = sum(len(batch["rainy"]) for batch in loader)
-            paces.append(drawn / (time.process_time() - began))
-        _print_row(name, f"{recipe.patch_size}x{recipe.patch_size}", _spread(paces))
 
 
 # ------------------------------------------------------------------------------------------------ the tables

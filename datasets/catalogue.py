@@ -27,12 +27,11 @@ class Entry:
     simulated: bool = False  # rendered by simulate.py: scores are marked as simulated
 
     # Layout on disk
-    called: str = ""  # pattern of other folder names that mean this set, lower case
+    called: str = ""  # pattern of other words in folders' names that mean this set, lower case
     sides: tuple[str, str] = ("", "")  # folders of rainy and of clean images
     rainy_half: str = ""  # of side-by-side images: left or right
     parts: tuple[str, ...] = ()  # folders that make up one split together
     list_file: str = ""  # file that lists the training pairs, "rainy clean" a line
-    photographs: str = ""  # its folder of real photographs, not pairs
 
     # File numbering, if not once through from 0 or 1
     series: Mapping[str, int] = field(default_factory=dict)  # split: how many times the numbering repeats
@@ -49,8 +48,8 @@ class Entry:
 
     def claims(self, folders: str) -> bool:
         """Whether folder names, as "downloads/DID-MDN-test", mean this set."""
-        own = rf"(?<![a-z0-9]){re.escape(self.name.lower())}(?![a-z0-9])" if self.name else ""
-        return any(re.search(pattern, folders.lower()) for pattern in (own, self.called) if pattern)
+        words = "|".join(filter(None, (re.escape(self.name.lower()), self.called)))
+        return bool(words and re.search(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])", folders.lower()))
 
 
 # in the order of the paper's tables
@@ -60,21 +59,14 @@ CATALOGUE: dict[str, Entry] = {
     for entry in (
         Entry("Rain200H", 1800, 200, tables=("psnr",), sides=_RAIN200),
         Entry("Rain200L", 1800, 200, tables=("psnr",), sides=_RAIN200),
-        Entry(
-            "Rain800",
-            700,
-            100,
-            tables=("psnr",),
-            called=r"test_syn|(?<![a-z])test100(?![0-9])",  # Test100: in Rain13K
-            rainy_half="right",
-            photographs="test_nature",
-        ),
+        # Rain13K calls the test sets of Rain800 and Rain1200 Test100 and Test1200
+        Entry("Rain800", 700, 100, tables=("psnr",), called="test_syn|test100", rainy_half="right"),
         Entry(
             "Rain1200",
             12_000,
             1_200,
             tables=("psnr",),
-            called=r"(?<![a-z])did(mdn|data)?(?![a-z])|train2018new|(?<![a-z])test1200(?![0-9])",
+            called="did(mdn|data)?|train2018new|test1200",
             rainy_half="left",
             parts=("Rain_Light", "Rain_Medium", "Rain_Heavy"),
             series={"train": 3},
@@ -84,7 +76,7 @@ CATALOGUE: dict[str, Entry] = {
             12_600,
             1_400,
             tables=("psnr",),
-            called=r"(?<![a-z])ddn(data)?(?![a-z])",
+            called="ddn(data)?",
             sides=("rainy_image", "ground_truth"),
             series={"train": 14, "test": 14},
             first={"test": 901},
@@ -133,9 +125,13 @@ def printed(dataset: str) -> str:
 
 
 def split_of(folder: Path) -> str:
-    """By its name. rain_data_train_Heavy, DID-MDN-training, RainTrainH: train; test_syn, Testing: test."""
+    """By its name. rain_data_train_Heavy, DID-MDN-training, RainTrainH: train; test_syn, Testing: test.
+
+    Rain800's test_nature, which holds photographs, is neither.
+    """
     for split in ("train", "test"):
-        if re.search(rf"(?:^|[^A-Za-z])(?:{split}|{split.upper()})|{split.title()}", folder.name):
+        pattern = rf"(?:^|[^A-Za-z])(?:{split}|{split.upper()})(?!_nature)|{split.title()}"
+        if re.search(pattern, folder.name):
             return split
     return ""
 
@@ -157,11 +153,6 @@ def rainy_folders() -> list[str]:
 def clean_folders() -> list[str]:
     named = (entry.sides[1] for entry in CATALOGUE.values())
     return ["norain", "clean", "target", "groundtruth", "reference", *named]
-
-
-def photographs() -> set[str]:
-    """Names of folders that hold real photographs within a set of pairs."""
-    return {entry.photographs for entry in CATALOGUE.values()}
 
 
 def is_simulated(path: Path, dataset: str = "") -> bool:

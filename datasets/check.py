@@ -19,7 +19,7 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # imports work from any folder
 
 from datasets.catalogue import CATALOGUE
-from datasets.layouts import find_images, pairs_and_lone
+from datasets.layouts import find_images, find_pairs
 from datasets.pairs import ListedPairs, Pair, PairSet, check_pairs, read_pair
 from machinery.options import Options, option, parse
 from utils import UserError, run
@@ -39,10 +39,10 @@ def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
     """The official names that the rainy `names` lack; [] if they are not numbered."""
     series: dict[tuple[str, str], dict[int, int]] = {}
     for name in names:
-        if numbered := re.fullmatch(r"(.*/)?(\D*)(\d+)(.*)", name):
-            folder, head, number, tail = numbered.groups(default="")
+        if numbered := re.fullmatch(r"((?:.*/)?\D*)(\d+)(.*)", name):
+            head, number, tail = numbered.groups()
             width = len(number) if number.startswith("0") else 0  # 001 is padded, 1 is not
-            series.setdefault((folder + head, tail), {})[int(number)] = width
+            series.setdefault((head, tail), {})[int(number)] = width
     entry = CATALOGUE[dataset]
     times = entry.series.get(split, 1)
     each = entry.counts[split] // times
@@ -54,22 +54,22 @@ def missing_names(dataset: str, split: str, names: Iterable[str]) -> list[str]:
     return missing
 
 
-def find_split(dataset: str, split: str, path: Path) -> tuple[PairSet, Sequence[Path]]:
-    """The set, and the rainy images without a clean one. Raises UserError if nothing is recognised."""
+def find_split(dataset: str, split: str, path: Path) -> PairSet:
+    """Raises UserError if nothing is recognised."""
     if CATALOGUE[dataset].labelled:
-        return pairs_and_lone(path, split, dataset)
-    return find_images([path], dataset, "the path"), ()
+        return find_pairs(path, split, dataset, incomplete=True)
+    return find_images([path], dataset, "the path")
 
 
-def check_split(dataset: str, split: str, found: PairSet, lone: Sequence[Path]) -> list[str]:
+def check_split(dataset: str, split: str, found: PairSet) -> list[str]:
     """Prints what was recognised; returns what is wrong with it."""
-    wrong = [f"{image} has no clean image" for image in lone]
+    wrong = [f"{image} has no clean image" for image in found.lone]
     if not found.pairs:
         return [f"{found.root} holds no pairs", *wrong]
     print(f"{dataset} {split}: {found.describe()}, officially {CATALOGUE[dataset].counts[split]:,}")
     wrong += check_pairs(found)
     if not isinstance(found.pairs, ListedPairs):
-        names = [pair.name for pair in found.pairs] + [image.stem for image in lone]
+        names = [pair.name for pair in found.pairs] + [image.stem for image in found.lone]
         wrong += [f"missing: {name}" for name in missing_names(dataset, split, names)]
     return [*wrong, *unreadable(found.pairs)]
 
@@ -92,21 +92,21 @@ def unreadable(pairs: Sequence[Pair]) -> list[str]:
 def main() -> None:
     options = parse(Check(), __doc__)
     problems: dict[str, list[str]] = {}
-    found: dict[str, tuple[PairSet, Sequence[Path]]] = {}
+    found: dict[str, PairSet] = {}
     counts = CATALOGUE[options.dataset].counts
     for split in counts:
         try:
             found[split] = find_split(options.dataset, split, options.path)
         except UserError as error:
-            problems[split], unrecognised = [str(error)], error
+            problems[split] = [str(error)]
     if not found:
-        raise unrecognised
-    if len({(each.root, each.layout) for each, _ in found.values()}) < len(found):
-        one = found["test"][0]  # one part, which no folder's name tells
+        raise UserError(problems.popitem()[1][0])
+    if len({(each.root, each.layout) for each in found.values()}) < len(found):
+        one = found["test"]  # one part, which no folder's name tells
         other = max(counts, key=lambda split: abs(counts[split] - len(one.pairs)))
         del found[other]
         problems[other] = [f"{one.root} is not divided into train and test: {len(one.pairs):,} pairs in all"]
-    problems |= {split: check_split(options.dataset, split, *each) for split, each in found.items()}
+    problems |= {split: check_split(options.dataset, split, each) for split, each in found.items()}
     for split, wrong in problems.items():
         print(f"{options.dataset} {split}: {f'{len(wrong):,} problems' if wrong else 'complete'}")
         for text in wrong:

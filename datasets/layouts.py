@@ -1,7 +1,6 @@
 """How datasets lie on the disk: recognises the layout of a folder and pairs its rainy and clean images.
 
-`find_pairs` takes a download as it is (--data_path), and writes nothing. First the layouts and their table,
-then the search for a folder that has one, then unlabelled images.
+`find_pairs` takes a download as it is (--data_path), and writes nothing.
 """
 
 import os
@@ -12,13 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import catalogue
 from datasets.catalogue import (
     CATALOGUE,
     Entry,
     clean_folders,
     density_of,
-    photographs,
+    get_entry,
     rainy_folders,
     split_of,
 )
@@ -37,16 +35,16 @@ from datasets.pairs import (
 )
 from utils import UserError, file_errors, is_file, is_folder, join_names, list_images, natural_key
 
-OTHER_SPLIT = {"train": "test", "test": "train"}
-WHERE = "datasets/README.md says where to download the sets"
+WHERE = "datasets/README.md says where to download the sets and which layouts are recognised"
 
 
 class SplitQuery(NamedTuple):
-    """What to look for: "train" or "test", the set ("": any), the rainy half ("auto", "left", "right")."""
+    """What to look for: "train" or "test", the other of these, the set, the rainy half or "auto"."""
 
     split: str
-    dataset: str = ""
-    rainy_side: str = "auto"
+    other: str
+    entry: Entry
+    rainy_side: str
 
 
 @dataclass(frozen=True)
@@ -66,27 +64,17 @@ class Folder:
     def images(self) -> list[Path]:
         return list_images(self.path)
 
-    @cached_property
-    def halved(self) -> bool:
-        """Whether each image holds a pair side by side."""
-        return bool(self.images) and halves_agree(self.images)
-
     def named(self, names: Iterable[str]) -> list[Path]:
         """The sub-folders of these names, in the order of the names, ignoring case."""
         there = {folder.name.lower(): folder for folder in self.folders}
         return [there[name.lower()] for name in names if name.lower() in there]
 
 
-# the pairs of a folder; the rainy images without a clean one; the clean images without a rainy one
-Gathered = tuple[Sequence[Pair], Sequence[Path], Sequence[Path]]
-
-
 class LayoutMatch(NamedTuple):
     """A recognised folder. `gather` lists and pairs its images, once it is the one to use."""
 
     folder: Path
-    layout: str
-    gather: Callable[[], Gathered]
+    gather: Callable[[], PairSet]
 
 
 # ------------------------------------------------------------------------------------------------ the layouts
@@ -97,9 +85,18 @@ def two_sides(folder: Folder, _: SplitQuery) -> LayoutMatch | None:
     rainy, clean = _side(folder, rainy_folders(), "rain"), _side(folder, clean_folders(), "norain")
     if not (rainy and clean):
         return None
-    return LayoutMatch(
-        folder.path, f"{rainy[0]} + {clean[0]}", lambda: _matched(folder.path, rainy[1](), clean[1]())
-    )
+
+    def gather() -> PairSet:
+        matched = match(rainy[1](), clean[1]())
+        names = distinct_names([image for image, _ in matched.pairs], folder.path)
+        pairs = [
+            Pair(name, ImageRef(r), ImageRef(c)) for name, (r, c) in zip(names, matched.pairs, strict=True)
+        ]
+        unused = join_names(path.name for path in matched.lone_clean)
+        warnings = (f"clean images without a rainy one, not used: {unused}",) if unused else ()
+        return PairSet(f"{rainy[0]} + {clean[0]}", folder.path, pairs, warnings, matched.lone)
+
+    return LayoutMatch(folder.path, gather)
 
 
 def _side(folder: Folder, names: Iterable[str], prefix: str) -> tuple[str, Callable[[], list[Path]]] | None:
@@ -112,83 +109,47 @@ def _side(folder: Folder, names: Iterable[str], prefix: str) -> tuple[str, Calla
     return (f"{prefix}-N", lambda: files) if files else None
 
 
-def parts_side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
-    """Rain1200's training set: a folder for each density, with side-by-side images in it or one deeper."""
-    for entry in CATALOGUE.values():
-        if parts := folder.named(entry.parts):
-            origin = f"{entry.name}, {', '.join(part.name for part in parts)}"
-            return _side_by_side(
-                folder.path,
-                origin,
-                entry.rainy_half,
-                query,
-                lambda: [path for part in parts for path in _images_in(part, *Folder(part).folders)],
-            )
-    return None
-
-
 def side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
-    """One image a pair. Names tell the rainy half; of an unknown set it is measured."""
-    if not folder.halved:
+    """One image a pair: in the folder, or in a folder for each density or one deeper (Rain1200, training).
+
+    Names tell the set and its rainy half; of an unknown set it is measured.
+    """
+    divided = [(entry, parts) for entry in CATALOGUE.values() if (parts := folder.named(entry.parts))]
+    if not (divided or halves_agree(folder.images)):
         return None
-    known = [*_named_halves(folder), catalogue.get_entry(query.dataset)][0]
-    origin = known.name if known.rainy_half else "unknown set"
-    return _side_by_side(folder.path, origin, known.rainy_half, query, lambda: folder.images)
+    entry, parts = divided[0] if divided else (_halved_set(folder) or query.entry, [])
+
+    def gather() -> PairSet:
+        files = [path for part in parts for path in _images_in(part, *Folder(part).folders)] or folder.images
+        half, how = entry.rainy_half, ""
+        if query.rainy_side != "auto":
+            half, how = query.rainy_side, " as requested"
+        elif not half:
+            swapped = looks_swapped(_halves(files, folder.path, "left"))
+            half, how = "right" if swapped else "left", " as measured"
+        origin = entry.name if entry.rainy_half else "unknown set"
+        layout = f"{origin}, side by side, rainy {half}{how}"
+        return PairSet(layout, folder.path, _halves(files, folder.path, half))
+
+    return LayoutMatch(folder.path, gather)
 
 
 MERGED = Entry("released merged layout", rainy_half="right")  # of the released code: norain-N, clean left
 
 
-def _named_halves(folder: Folder) -> list[Entry]:
-    """The sets of side-by-side images that a folder's images may be, by the names of files and folders."""
+def _halved_set(folder: Folder) -> Entry | None:
+    """The set of side-by-side images that a folder's images are, by the names of files and folders."""
     if folder.images and all(path.name.lower().startswith("norain") for path in folder.images):
-        return [MERGED]
-    places = folder.path.absolute(), folder.path.resolve()  # of a link, its own name and its target's
-    names = " ".join(f"{place.parent.name}/{place.name}" for place in places)
-    return [entry for entry in CATALOGUE.values() if entry.rainy_half and entry.claims(names)]
+        return MERGED
+    entry = get_entry(named_set(folder.path, levels=2))
+    return entry if entry.rainy_half else None
 
 
-# tried in this order: what it looks like, for messages; the function that recognises it
-LAYOUTS: dict[str, Callable[[Folder, SplitQuery], LayoutMatch | None]] = {
-    "rain/ or rain/X2/ + norain/, rainy_image/ + ground_truth/, rain/ + gt/, input/ + target/, "
-    "rainy/ + clean/ or groundtruth/, lq/ + gt/, degraded/ + reference/, "
-    "norain-N with rain-N or rainy/": two_sides,
-    "Rain_{Light,Medium,Heavy}/": parts_side_by_side,
-    "side-by-side images, or the released code's norain-N": side_by_side,
-}
-
-
-def _recognise(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
-    if folder.path.name in photographs():
-        return None
-    return next(filter(None, (recognise(folder, query) for recognise in LAYOUTS.values())), None)
-
-
-def _side_by_side(
-    folder: Path, origin: str, half: str, query: SplitQuery, files: Callable[[], Sequence[Path]]
-) -> LayoutMatch:
-    how = ""
-    if query.rainy_side != "auto":
-        half, how = query.rainy_side, " as requested"
-    elif not half:
-        swapped = looks_swapped(_halves(folder, files(), "left"))
-        half, how = "right" if swapped else "left", " as measured"
-    layout = f"{origin}, side by side, rainy {half}{how}"
-    return LayoutMatch(folder, layout, lambda: (_halves(folder, files(), half), (), ()))
-
-
-def _halves(root: Path, files: Sequence[Path], rainy_half: str) -> list[Pair]:
+def _halves(files: Sequence[Path], root: Path, rainy_half: str) -> list[Pair]:
     return [
         Pair(name, ImageRef(path, rainy_half), ImageRef(path, OTHER_HALF[rainy_half]))
         for name, path in zip(distinct_names(files, root), files, strict=True)
     ]
-
-
-def _matched(root: Path, rainy: Sequence[Path], clean: Sequence[Path]) -> Gathered:
-    matched = match(rainy, clean)
-    names = distinct_names([r for r, _ in matched.pairs], root)
-    pairs = [Pair(name, ImageRef(r), ImageRef(c)) for name, (r, c) in zip(names, matched.pairs, strict=True)]
-    return pairs, matched.lone, matched.lone_clean
 
 
 def _images_in(*folders: Path) -> list[Path]:
@@ -196,6 +157,9 @@ def _images_in(*folders: Path) -> list[Path]:
     if not files:
         raise UserError(f"{folders[0]} holds no images: download the set again")
     return files
+
+
+LAYOUTS = (two_sides, side_by_side)  # tried in this order
 
 
 def _list_in(path: Path) -> Path | None:
@@ -207,43 +171,37 @@ def _list_in(path: Path) -> Path | None:
 
 
 def _listed(file: Path) -> LayoutMatch:
-    return LayoutMatch(file.parent, f"list {file.name}", lambda: (ListedPairs(file), (), ()))
+    return LayoutMatch(file.parent, lambda: PairSet(f"list {file.name}", file.parent, ListedPairs(file)))
 
 
 # ------------------------------------------------------------------------------------------------- the search
 
 
-def find_pairs(data_path: Path, split: str, dataset: str = "", rainy_side: str = "auto") -> PairSet:
+def find_pairs(
+    data_path: Path, split: str, dataset: str = "", rainy_side: str = "auto", *, incomplete: bool = False
+) -> PairSet:
     """Recognises the layout of `data_path` and returns its `split` ("train" or "test").
 
     `data_path`: a set's own folder, the folder of its split, one that holds the set, or a list file.
     `dataset` (a name of the catalogue, or ""): the set to choose where a folder holds several, and whose
-    count to expect. `rainy_side`: the rainy half of side-by-side images, "left" or "right"; "auto" goes by
-    the set, else by measurement. Raises UserError, naming the file: nothing recognised, several sets, a rainy
-    image without its clean one, an empty folder.
+    count to expect; by default the recognised one's. `rainy_side`: the rainy half of side-by-side images,
+    "left" or "right"; "auto" goes by the set, else by measurement. Raises UserError, naming the file: nothing
+    recognised, several sets, an empty folder, and, unless `incomplete`, a rainy image without its clean one.
     """
-    found, lone = pairs_and_lone(Path(data_path), split, dataset, rainy_side)
-    if lone:
-        more = f" (and {len(lone) - 1} more)" if len(lone) > 1 else ""
-        raise UserError(f"{lone[0]} has no clean image of that name or number{more}: download the set again")
-    return found
-
-
-def pairs_and_lone(
-    data_path: Path, split: str, dataset: str, rainy_side: str = "auto"
-) -> tuple[PairSet, Sequence[Path]]:
-    """As `find_pairs`, but returns the rainy images without a clean one besides."""
-    found, warnings = _locate(data_path, SplitQuery(split, dataset, rainy_side))
-    pairs, lone_rainy, lone_clean = found.gather()
-    if lone_clean:
-        names = join_names(path.name for path in lone_clean)
-        warnings.append(f"clean images without a rainy one, not used: {names}")
-    expected = catalogue.get_entry(dataset).counts.get(split)
-    if expected and len(pairs) != expected:
-        warnings.append(
-            f"{found.folder} holds {len(pairs):,} pairs; {dataset}'s official {split} set has {expected:,}"
+    other = "train" if split == "test" else "test"
+    place, warnings = _locate(data_path, SplitQuery(split, other, get_entry(dataset), rainy_side))
+    found = place.gather()
+    if found.lone and not incomplete:
+        more = f" (and {len(found.lone) - 1} more)" if len(found.lone) > 1 else ""
+        raise UserError(
+            f"{found.lone[0]} has no clean image of that name or number{more}: download the set again"
         )
-    return PairSet(found.layout, found.folder, pairs, tuple(warnings), dataset), lone_rainy
+    dataset = dataset or recognised(found)
+    expected = get_entry(dataset).counts.get(split)
+    if expected and len(found.pairs) != expected:
+        count = f"{len(found.pairs):,} pairs"
+        warnings.append(f"{found.root} holds {count}; {dataset}'s official {split} set has {expected:,}")
+    return replace(found, warnings=(*found.warnings, *warnings))
 
 
 def _locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]:
@@ -251,10 +209,9 @@ def _locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]
     if is_file(data_path) and (list_file := _list_in(data_path)):
         return _listed(list_file), []
     warnings: list[str] = []
-    entry, other = catalogue.get_entry(query.dataset), OTHER_SPLIT[query.split]
-    named = any(entry.claims(each.name) for each in _inside_out(data_path)[:2])
+    named = any(query.entry.claims(each.name) for each in _inside_out(data_path, levels=2))
     places = _places(_existing(data_path, "--data_path"), query, named)
-    if not places and split_of(data_path) == other:
+    if not places and split_of(data_path) == query.other:
         beside = [
             path
             for path in Folder(data_path.parent).folders
@@ -262,24 +219,23 @@ def _locate(data_path: Path, query: SplitQuery) -> tuple[LayoutMatch, list[str]]
         ]
         places = [found for path in beside for found in _places(path, query, named)]
         if places:
-            warnings.append(f"{data_path} is a {other} folder: took the {query.split} folder beside it")
+            warnings.append(f"{data_path} is a {query.other} folder: took the {query.split} folder beside it")
     if not places:
         raise UserError(
-            f"no {query.split} pairs in {data_path}{_hint(Folder(data_path), query.split)}; looked for "
-            f"{', '.join(LAYOUTS)}, {' '.join(e.list_file for e in CATALOGUE.values() if e.list_file)}; "
-            "alone or under train and test folders"
+            f"no {query.split} pairs in {data_path}{_hint(Folder(data_path), query.split)}; {WHERE}"
         )
     if len(places) > 1:
-        places = [each for each in places if entry.claims(str(below(each.folder, data_path)))] or places
+        places = [each for each in places if query.entry.claims(str(below(each.folder, data_path)))] or places
+    own = density_of(Path(query.entry.name))
     if sorted(densities := [density_of(each.folder) for each in places]) == ["heavy", "light"]:
-        same = density_of(Path(query.dataset))  # Rain200H and Rain200L, in a folder that names neither
-        places = [places[densities.index(same)]] if same else places
+        # Rain200H and Rain200L, in a folder that names neither
+        places = [places[densities.index(own)]] if own else places
     if len(places) > 1:
         several = join_names(found.folder for found in places)
         raise UserError(f"{data_path} holds several sets ({several}): point --data_path at one of them")
     density = density_of(places[0].folder)
-    if density and density_of(Path(query.dataset)) not in ("", density):
-        warnings.append(f"{places[0].folder} is {density} rain by its name, and {query.dataset} is not")
+    if density and own not in ("", density):
+        warnings.append(f"{places[0].folder} is {density} rain by its name, and {query.entry.name} is not")
     return places[0], warnings
 
 
@@ -292,22 +248,20 @@ def _places(path: Path, query: SplitQuery, named: bool, depth: int = 3) -> list[
     list_file = _list_in(path)
     if list_file and query.split == "train":
         return [_listed(list_file)]
-    folder, other = Folder(path), OTHER_SPLIT[query.split]
-    here = split_of(path) != other
-    children = [child for child in folder.folders if split_of(child) != other] if depth else []
+    folder, here = Folder(path), split_of(path) != query.other
+    children = [child for child in folder.folders if split_of(child) != query.other] if depth else []
     divided = [child for child in children if split_of(child) == query.split]
-    found = _recognise(folder, query) if here else None
+    found = next(filter(None, (layout(folder, query) for layout in LAYOUTS if here)), None)
     if found and not divided:
         return [found]
     if list_file or not here:  # below a list file lie hundreds of thousands of images
         children = divided
-    entry = catalogue.get_entry(query.dataset)
     if not named:
-        children = [child for child in children if entry.claims(child.name)] or children
+        children = [child for child in children if query.entry.claims(child.name)] or children
     places = [
         place
         for child in children
-        for place in _places(child, query, named or entry.claims(child.name), depth - 1)
+        for place in _places(child, query, named or query.entry.claims(child.name), depth - 1)
     ]
     return places or ([found] if found else [])
 
@@ -324,13 +278,15 @@ def _hint(folder: Folder, split: str) -> str:
     return ""
 
 
+# ----------------------------------------------------------------------------------- which set a folder holds
+
+
 def recognised(found: PairSet) -> str:
     """The catalogue's set by the names of folders and by the layout, not by what was requested; else ""."""
+    named = named_set(found.root)
     if isinstance(found.pairs, ListedPairs):
-        names = {entry.list_file: entry.name for entry in CATALOGUE.values()}
-        if name := names.get(found.pairs.list_file.name):
-            return name
-    named = next(filter(None, map(claimed_by, _inside_out(found.root))), "")
+        lists = {entry.list_file: entry.name for entry in CATALOGUE.values()}
+        return lists.get(found.pairs.list_file.name, named)
     laid = [
         entry.name
         for entry in CATALOGUE.values()
@@ -348,6 +304,17 @@ def claimed_by(folder: Path) -> str:
     return claims[0] if len(claims) == 1 else ""
 
 
+def named_set(folder: Path, levels: int = 4) -> str:
+    """The set that the innermost of the folders around is named after, or ""."""
+    return next(filter(None, map(claimed_by, _inside_out(folder, levels))), "")
+
+
+def _inside_out(folder: Path, levels: int = 4) -> list[Path]:
+    """The folder and those around it, as deep as downloads lie; of a link, its own names and its target's."""
+    places = folder.absolute(), folder.resolve()
+    return list(dict.fromkeys(each for place in places for each in [place, *place.parents][:levels]))
+
+
 def in_test_part_of(folder: Path) -> str:
     """The set in whose test part `folder` lies, if the set has a training part too; else "".
 
@@ -355,7 +322,7 @@ def in_test_part_of(folder: Path) -> str:
     """
     test = False
     for each in _inside_out(folder):
-        if (split := split_of(each)) == "train" or each.name in photographs():
+        if (split := split_of(each)) == "train":
             return ""
         test = test or split == "test"
         if name := claimed_by(each):
@@ -366,16 +333,11 @@ def in_test_part_of(folder: Path) -> str:
     return ""
 
 
-def _inside_out(folder: Path) -> list[Path]:
-    """The folder and three levels around it: as deep as downloads lie."""
-    return [folder.resolve(), *folder.resolve().parents][:4]
-
-
 # ------------------------------------------------------------------------------------------ unlabelled images
 
 
 def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--real_path") -> PairSet:
-    """Unlabelled real images of any size: files, folders with all below them, or a list file's rainy column.
+    """Unlabelled real images of any size: all below some folders, or a list file's rainy column.
 
     Takes only the rainy side of pairs, and the rainy half of side-by-side images. `option`: the one that gave
     the folders. Images to train on (--real_path) leave out the test part of a set that has a training part.
@@ -383,29 +345,28 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     """
     if not folders:
         raise UserError(f"{option} names no folder of real images: add one; {WHERE}")
-    tops = list(map(Path, folders))
-    if len(tops) == 1 and (list_file := _list_in(tops[0])):
+    if len(folders) == 1 and (list_file := _list_in(folders[0])):
         listed = ListedPairs(list_file, labelled=False)
-        return PairSet(f"rainy images of {list_file.name}", list_file.parent, listed, (), dataset)
+        return PairSet(f"rainy images of {list_file.name}", list_file.parent, listed)
     warnings: list[str] = []
     refs: list[ImageRef] = []
-    for top in tops:
-        known = len(warnings)
-        found = _images_at(top if is_file(top) else _existing(top, option), option == "--real_path", warnings)
+    for top in folders:
+        found, left_out = _images_below(_existing(top, option), training=option == "--real_path")
         if not found:
-            why = "; ".join(warnings[known:]) or f"{option} takes folders of images; {WHERE}"
+            why = "; ".join(left_out) or f"{option} takes folders of images; {WHERE}"
             raise UserError(f"{top} holds no images: {why}")
         refs += found
+        warnings += left_out
     if len({ref.path.is_absolute() for ref in refs}) > 1:
         refs = [ImageRef(ref.path.absolute(), ref.half) for ref in refs]
     refs = list(dict.fromkeys(refs))  # a folder given twice, or inside another
     root = Path(os.path.commonpath([ref.path.parent for ref in refs]))
     names = distinct_names([ref.path for ref in refs], root)
-    expected = sum(catalogue.get_entry(dataset).counts.values())
+    expected = sum(get_entry(dataset).counts.values())
     if expected and len(refs) != expected:
         warnings.append(f"{root} holds {len(refs):,} images; {dataset} officially has {expected:,}")
     pairs = [Pair(name, ref, None) for name, ref in zip(names, refs, strict=True)]
-    return PairSet("unlabelled", root, pairs, tuple(dict.fromkeys(warnings)), dataset)
+    return PairSet("unlabelled", root, pairs, tuple(dict.fromkeys(warnings)))
 
 
 def find_layers(folders: Sequence[Path]) -> PairSet:
@@ -430,9 +391,10 @@ def _existing(folder: Path, option: str) -> Path:
     raise UserError(f"{folder} is not a folder: {option} takes a folder of images; {WHERE}")
 
 
-def _images_at(top: Path, training: bool, warnings: list[str]) -> list[ImageRef]:
-    """The image `top`, or every image below it, each folder's own before those of its sub-folders."""
+def _images_below(top: Path, training: bool) -> tuple[list[ImageRef], list[str]]:
+    """Every image below `top`, each folder's own before those of its sub-folders, and what was left out."""
     refs: list[ImageRef] = []
+    warnings: list[str] = []
     waiting, seen = [top], set()
     while waiting:
         path = waiting.pop()
@@ -442,24 +404,21 @@ def _images_at(top: Path, training: bool, warnings: list[str]) -> list[ImageRef]
         if list_file := _list_in(path):
             refs += [pair.rainy for pair in ListedPairs(list_file, labelled=False)]
             continue
-        alone = is_file(path)
-        folder = Folder(path.parent if alone else path)
-        if training and (name := in_test_part_of(folder.path)):
-            warnings.append(f"{folder.path} is the test part of {name}: not used")
+        if training and (name := in_test_part_of(path)):
+            warnings.append(f"{path} is the test part of {name}: not used")
             continue
+        folder = Folder(path)
         if half := _half_by_name(folder):
-            warnings.append(f"{folder.path} holds pairs side by side: took the {half} halves, the rainy ones")
-        refs += [ImageRef(image, half) for image in ([path] if alone else folder.images)]
-        if alone:
-            continue
+            warnings.append(f"{path} holds pairs side by side: took the {half} halves, the rainy ones")
+        refs += [ImageRef(image, half) for image in folder.images]
         clean = folder.named(clean_folders()) if folder.named(rainy_folders()) else []
         left_out = dict.fromkeys(clean, "is the clean side of pairs")
         if training and any(split_of(child) == "train" for child in folder.folders):
-            tests = [c for c in folder.folders if split_of(c) == "test" and c.name not in photographs()]
+            tests = [child for child in folder.folders if split_of(child) == "test"]
             left_out |= dict.fromkeys(tests, "is the test part of a divided set")
         warnings += [f"{path} {why}: not used" for path, why in left_out.items()]
         waiting += [child for child in reversed(folder.folders) if child not in left_out]
-    return refs
+    return refs, warnings
 
 
 def _half_by_name(folder: Folder) -> str:
@@ -467,16 +426,5 @@ def _half_by_name(folder: Folder) -> str:
 
     Pixels alone do not tell: one photograph in seven has halves that look alike.
     """
-    known, place = _named_halves(folder), folder.path.resolve()
-    if known != [MERGED] and (not split_of(place) or place.name in photographs()):
-        return ""
-    halves = {entry.rainy_half for entry in known}
-    return halves.pop() if len(halves) == 1 and folder.halved else ""
-
-
-def released_real_folder(data_path: Path) -> Path | None:
-    """`Real/` of the released code's layout: in `data_path`, or beside the train or test folder it is."""
-    for folder in (data_path, data_path.parent) if split_of(data_path) else (data_path,):
-        if real := Folder(_existing(folder, "--data_path")).named(["Real"]):
-            return real[0]
-    return None
+    known = _halved_set(folder) if split_of(folder.path.resolve()) else None
+    return known.rainy_half if known and halves_agree(folder.images) else ""

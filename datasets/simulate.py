@@ -15,7 +15,7 @@ the code works; they say nothing about a benchmark.
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,14 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # imports work fro
 
 from datasets.catalogue import CATALOGUE, SIMULATED
 from datasets.layouts import find_backgrounds
-from datasets.pairs import read_side
-from datasets.scenes import show_scene_of
+from datasets.pairs import read_side, show_scene_of
 from machinery.options import Options, option, parse, to_dict
 from utils import UserError, escape_unprintable, file_errors, run, write_image, write_text
 
 # public domain (astronaut, rocket: NASA) or CC0 (coffee, chelsea)
 PHOTOGRAPHS = {"train": ("astronaut", "coffee"), "test": ("chelsea", "rocket")}
 WIDTH, HEIGHT = 240, 160
+LONGEST = 1024  # longer side of one's own photographs, in pixels
 
 Range = tuple[float, float]
 
@@ -61,21 +61,8 @@ LIGHT = Rain((3, 5), (-30, 30), 3, (10, 35), (0.6, 1.2), (0.004, 0.016), (0.22, 
 REAL = Rain((5, 8), (-15, 15), 2, (6, 60), (0.4, 1.4), (0.01, 0.04), (0.06, 0.35), haze=(0.15, 0.4))
 
 
-@dataclass(frozen=True)
-class Set:
-    """A simulated dataset. `kind`: the word in the names of Rain200's folders; "" for the plain layout."""
-
-    name: str
-    kind: str
-    rain: Rain
-    count: dict[str, int]
-
-
-SETS = (
-    Set("Simulated200H", "Heavy", HEAVY, CATALOGUE["Simulated200H"].counts),
-    Set("Simulated200L", "Light", LIGHT, CATALOGUE["Simulated200L"].counts),
-    Set("SimulatedReal", "", REAL, CATALOGUE["SimulatedReal"].counts),
-)
+# the word in the names of Rain200's folders ("": the plain layout), and the rain
+SETS = {"Simulated200H": ("Heavy", HEAVY), "Simulated200L": ("Light", LIGHT), "SimulatedReal": ("", REAL)}
 
 
 def streaks(rain: Rain, rng: np.random.Generator, size: tuple[int, ...] = (HEIGHT, WIDTH)) -> np.ndarray:
@@ -127,34 +114,37 @@ def rainy_image(clean: np.ndarray, rain: Rain, rng: np.random.Generator) -> np.n
     return np.minimum(255, hazy + layer).astype(np.uint8)
 
 
-def paths(made: Set, split: str, out: Path, number: int) -> tuple[Path, Path | None]:
-    """The files of a rainy image and its clean one; no clean one for unlabelled training images."""
-    if made.kind:
-        folder = out / made.name / f"rain_data_{split}_{made.kind}"
-        return folder / f"rain/X2/norain-{number}x2.png", folder / f"norain/norain-{number}.png"
-    folder = out / made.name / split
-    return folder / f"rain/{number}.png", folder / f"norain/{number}.png" if split == "test" else None
+# a part of a set, the files of a rainy image and its clean one (None: not written), the images themselves
+Job = tuple[str, Path, Path | None, np.ndarray, np.ndarray]
 
 
-def simulate(out: Path, seed: int, sets: Sequence[Set] = SETS) -> dict[str, float]:
-    """Writes the sets below `out`; returns the mean PSNR of rainy against clean by split, in dB."""
-    jobs = [(made, split, i) for made in sets for split, count in made.count.items() for i in range(count)]
+def write_pairs(jobs: Iterable[Job]) -> dict[str, float]:
+    """Returns the mean PSNR of rainy against clean by part, in dB."""
     psnr_of: dict[str, list[float]] = defaultdict(list)
-    for made, split, i in tqdm(jobs, desc="simulated images", unit="image", leave=False):
-        rng = np.random.default_rng((seed, *made.name.encode(), split == "test", i))
-        photograph = getattr(skimage.data, PHOTOGRAPHS[split][i % len(PHOTOGRAPHS[split])])()
-        clean = clean_image(photograph, rng)
-        rainy = rainy_image(clean, made.rain, rng)
-        psnr_of[f"{made.name} {split}"].append(_write_pair(*paths(made, split, out, i + 1), rainy, clean))
-    return {name: float(np.mean(each)) for name, each in psnr_of.items()}
+    for part, rainy_path, clean_path, rainy, clean in tqdm(jobs, "rainy images", unit="image", leave=False):
+        write_image(rainy_path, rainy)
+        if clean_path:
+            write_image(clean_path, clean)
+        psnr_of[part].append(cv2.PSNR(rainy, clean))
+    return {f"{part}, {len(each)} pairs": float(np.mean(each)) for part, each in psnr_of.items()}
 
 
-def _write_pair(rainy_path: Path, clean_path: Path | None, rainy: np.ndarray, clean: np.ndarray) -> float:
-    """Returns the PSNR of rainy against clean, in dB."""
-    write_image(rainy_path, rainy)
-    if clean_path:
-        write_image(clean_path, clean)
-    return cv2.PSNR(rainy, clean)
+def simulated(out: Path, seed: int) -> Iterator[Job]:
+    """The sets of the quick start, below `out`."""
+    for name, (kind, rain) in SETS.items():
+        files = (
+            ("rain/X2/norain-{}x2.png", "norain/norain-{}.png") if kind else ("rain/{}.png", "norain/{}.png")
+        )
+        for split, count in CATALOGUE[name].counts.items():
+            folder = out / name / (f"rain_data_{split}_{kind}" if kind else split)
+            for i in range(count):
+                rng = np.random.default_rng((seed, *name.encode(), split == "test", i))
+                photograph = getattr(skimage.data, PHOTOGRAPHS[split][i % len(PHOTOGRAPHS[split])])()
+                clean = clean_image(photograph, rng)
+                rainy_path, clean_path = (folder / file.format(i + 1) for file in files)
+                labelled = kind or split == "test"
+                rainy = rainy_image(clean, rain, rng)
+                yield f"{name} {split}", rainy_path, clean_path if labelled else None, rainy, clean
 
 
 @dataclass(frozen=True)
@@ -182,13 +172,6 @@ class Simulate(Options):
     haze: float = option(
         0.0, "largest fraction of the light replaced by haze on the rainy side", needs="clean", min=0, max=0.9
     )
-    size: int = option(
-        1024,
-        "reduce photographs to this many pixels on the longer side",
-        needs="clean",
-        min=64,
-        max=16384,
-    )
 
     def validate(self) -> str | None:
         if self.clean and self.save_path == Path():
@@ -196,11 +179,10 @@ class Simulate(Options):
         return super().validate()
 
 
-def from_photographs(options: Simulate) -> dict[str, float]:
-    """Writes pairs of the user's photographs below `save_path`; the last fifth is the test set.
+def photographs(options: Simulate) -> Iterator[Job]:
+    """Pairs of the user's photographs, below `save_path`; the last fifth is the test set.
 
-    Returns the mean PSNR of rainy against clean by split, in dB. Raises UserError for a `save_path` that is
-    not empty and for fewer than two photographs.
+    Raises UserError for a `save_path` that is not empty and for photographs of fewer than two scenes.
     """
     folder = options.save_path
     with file_errors(folder, done="written to"):
@@ -210,7 +192,7 @@ def from_photographs(options: Simulate) -> dict[str, float]:
     found = list(dict.fromkeys(found))
     split = len(found) - max(1, len(found) // 5)
     test = found[split:]
-    seen = show_scene_of(found[:split], test) if split else ()
+    seen = show_scene_of(found[:split], test)
     train = [photograph for photograph, too in zip(found[:split], seen, strict=True) if not too]
     if not train:
         raise UserError(
@@ -221,24 +203,26 @@ def from_photographs(options: Simulate) -> dict[str, float]:
     rain = replace(HEAVY, tilt=tilt, cover=cover, haze=(0.0, options.haze))
     # marks the scores as simulated
     write_text(folder / SIMULATED, escape_unprintable(to_dict(options)) + "\n")
-    psnr_of: dict[str, list[float]] = defaultdict(list)
-    jobs = [(part, *each) for part, of in (("train", train), ("test", test)) for each in enumerate(of, 1)]
-    for part, number, photograph in tqdm(jobs, desc="rainy photographs", unit="image", leave=False):
-        clean = read_side(photograph)
-        if (scale := options.size / max(clean.shape)) < 1:
-            height, width = (max(1, round(scale * side)) for side in clean.shape[:2])
-            clean = cv2.resize(clean, (width, height), interpolation=cv2.INTER_AREA)
-        rainy = rainy_image(clean, rain, np.random.default_rng((options.seed, part == "test", number)))
-        rainy_path, clean_path = (folder / part / side / f"{number}.png" for side in ("rain", "norain"))
-        psnr_of[part].append(_write_pair(rainy_path, clean_path, rainy, clean))
-    return {f"{part}, {len(each)} pairs": float(np.mean(each)) for part, each in psnr_of.items()}
+    for part, refs in (("train", train), ("test", test)):
+        for number, ref in enumerate(refs, 1):
+            clean = _reduced(read_side(ref))
+            rainy = rainy_image(clean, rain, np.random.default_rng((options.seed, part == "test", number)))
+            rainy_path, clean_path = (folder / part / side / f"{number}.png" for side in ("rain", "norain"))
+            yield part, rainy_path, clean_path, rainy, clean
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    if (scale := LONGEST / max(image.shape)) >= 1:
+        return image
+    height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def main() -> None:
     options = parse(Simulate(), __doc__)
-    psnr_of = from_photographs(options) if options.clean else simulate(options.out, options.seed)
-    for name, psnr in psnr_of.items():
-        print(f"{name:20s} rainy PSNR {psnr:5.2f} dB (simulated rain, RGB)")
+    jobs = photographs(options) if options.clean else simulated(options.out, options.seed)
+    for name, psnr in write_pairs(jobs).items():
+        print(f"{name:28s} rainy PSNR {psnr:5.2f} dB (simulated rain, RGB)")
     print(f"written to {options.save_path if options.clean else options.out}")
 
 

@@ -31,22 +31,22 @@ from machinery.options import parse
 from metrix_code.folders import images_in, matched_results
 from metrix_code.metrics import KEYS, METRICS
 from metrix_code.page import PageWriter
+from metrix_code.protocol import size
 from metrix_code.scores import SCORES, UNKNOWN, average, average_line, scores_line, write_scores
-from metrix_code.tables import published
 from utils import UserError, digest_of, escape_unprintable, file_errors, read_image, to_tensor, to_uint8
 
-Results = dict[str, Path]  # derained images of any method, by the names of their pairs
+# What an evaluation scores: a network, or another method's derained images by the names of their pairs.
+Model = Derainer | Mapping[str, Path]
 
 
 class Scored(NamedTuple):
-    """The images of a pair, uint8 RGB (H, W, 3), and their scores."""
+    """The images of a pair, uint8 RGB (H, W, 3), and the scores of the derained one."""
 
     rainy: np.ndarray
     clean: np.ndarray | None  # None: a real photograph
     derained: np.ndarray
-    scores: dict[str, float | None]  # by the keys of metrics.py; None: undefined for this image
+    scores: dict[str, float | None]  # by the keys of metrics.py; None: undefined for this image; "seconds"
     remarks: list[str]  # why a score is None
-    seconds: float | None  # of the network; None: the derained image was read from a file
 
 
 # --------------------------------------------------------------------------------------------- a whole set
@@ -70,8 +70,8 @@ def score(options: Evaluation, device: torch.device, stop: distributed.Stop | No
 
     PSNR and SSIM are of the saved 8-bit images, in every protocol of metrix_code/protocol.py. A set without
     clean images gets neither.
-    Images that cannot be scored are skipped and reported by a UserError at the end. If anything ends the
-    evaluation early, the scores so far are written.
+    Images that cannot be read or derained are skipped and reported by a UserError at the end. If anything
+    ends the evaluation early, the scores so far are written.
     """
     derainer = None
     if options.derained == Path():
@@ -88,12 +88,10 @@ def score(options: Evaluation, device: torch.device, stop: distributed.Stop | No
         print(f"on {device}: {labels['hardware']}, {options.precision}")
     pairs = [pair for pair in found.pairs if isinstance(model, Derainer) or pair.name in model]
     folder = place_for(options.save_path, labels)
-    lines = [describe_model(model, labels), found.describe(), *warnings_of(found, labels, options)]
+    lines = describe(model, found, labels, options)
     print("\n".join(lines))
     prepare_folder(folder, labels, options.derained)
-    title = f"{labels['dataset']}: {labels['method']}{' + self-ensemble' * labels['self_ensemble']}"
-    title += ", simulated rain" * labels["simulated"]
-    page = PageWriter(folder, title, page_note(lines, labels)) if options.page else None
+    page = page_of(folder, labels, lines) if options.page else None
     metrics = [key for key in KEYS if options.niqe or METRICS[key.removeprefix("rainy_")].against]
     rows: list[dict[str, Any]] = []
     failures: list[UserError] = []
@@ -107,7 +105,7 @@ def score(options: Evaluation, device: torch.device, stop: distributed.Stop | No
                 failures.append(error)
                 tqdm.write(f"{pair.name}  not scored: {error}")
                 continue
-            row = {"name": pair.name, "file": f"{pair.name}.png", "seconds": each.seconds, **each.scores}
+            row = {"name": pair.name, "file": f"{pair.name}.png", **each.scores}
             utils.write_image(folder / row["file"], each.derained)
             rows.append(row)
             for line in (scores_line(row), *each.remarks):
@@ -137,10 +135,13 @@ def find_test_set(options: Evaluation, dataset: str = "") -> PairSet:
     return found if dataset or told in ("", options.dataset) else find_test_set(options, told)
 
 
-def results_in(folder: Path, found: PairSet) -> Results:
-    """The images of `folder` that are results of the set. Raises UserError if two match one of its images."""
+def results_in(folder: Path, found: PairSet) -> dict[str, Path]:
+    """Derained images of any method in `folder`, by the names of their pairs.
+
+    Raises UserError if two match one image of the set.
+    """
     names = {pair.rainy.path: pair.name for pair in found.pairs}
-    results: Results = {}
+    results: dict[str, Path] = {}
     for file, rainy in matched_results(images_in(folder, "--derained"), list(names)):
         if (earlier := results.setdefault(names[rainy], file)) != file:
             raise UserError(f"{earlier} and {file} both match {rainy}: remove one of them")
@@ -152,10 +153,11 @@ def results_in(folder: Path, found: PairSet) -> Results:
 
 def place_for(save_path: Path, labels: Mapping[str, Any]) -> Path:
     """`save_path` with {dataset} and {method} filled in."""
-    method = labels["method"] + "+self-ensemble" * labels["self_ensemble"]
-    for key, name in (("{dataset}", labels["dataset"]), ("{method}", method)):
-        save_path = Path(str(save_path).replace(key, re.sub(r"[^\w+-]", "_", name)))
-    return save_path
+    method = labels["method"] + ("+self-ensemble" if labels["self_ensemble"] else "")
+    text = str(save_path)
+    for field, value in (("{dataset}", labels["dataset"]), ("{method}", method)):
+        text = text.replace(field, re.sub(r"[^\w+-]", "_", value))
+    return Path(text)
 
 
 def prepare_folder(folder: Path, labels: Mapping[str, Any], derained: Path) -> None:
@@ -182,37 +184,37 @@ def prepare_folder(folder: Path, labels: Mapping[str, Any], derained: Path) -> N
 # ------------------------------------------------------------------------------------------------- labels
 
 
-def labels_of(model: Derainer | Results, found: PairSet, options: Evaluation) -> dict[str, Any]:
+def labels_of(model: Model, found: PairSet, options: Evaluation) -> dict[str, Any]:
     """What scores.json says about method and set. Raises UserError if a folder of results has no --method."""
-    if not (isinstance(model, Derainer) or options.method):
-        raise UserError("--derained: name the method that made these images, --method NAME")
-    content, path = (model.content, str(model.path)) if isinstance(model, Derainer) else ({}, None)
+    derainer = model if isinstance(model, Derainer) else None
+    if not derainer and not options.method:
+        raise UserError(f"--derained {options.derained}: name the method of these images, --method NAME")
+    content = derainer.content if derainer else {}
     recipe = content.get("recipe", {})
     stage = escape_unprintable(recipe.get("stage", UNKNOWN))
     backbone = content.get("network", {}).get("backbone", "DerainNet")
     # the scores of another network must not pass for those of the paper's
     method = options.method or stage + ("" if backbone == "DerainNet" else f"-{backbone}")
-    sets, real = (recipe.get(key, []) for key in ("data_path", "real_path"))
-    sets, real = ([each] if isinstance(each, str) else each for each in (sets, real))  # as early checkpoints
-    trained_for = recipe.get("dataset", UNKNOWN)
-    if len(sets) > 1 and trained_for in catalogue.CATALOGUE:
+    sets, trained_for = recipe.get("data_path", []), recipe.get("dataset", UNKNOWN)
+    # early checkpoints record one folder as a text
+    if not isinstance(sets, str) and len(sets) > 1 and trained_for in catalogue.CATALOGUE:
         trained_for = " + ".join(Path(each).name for each in sets)
     trained_on = {
         "dataset": options.trained_on or escape_unprintable(trained_for),
-        "stage": stage if "stage" in recipe else None,
+        "stage": recipe.get("stage") and stage,
         "data": list(map(escape_unprintable, content.get("data", []))),
-        "real_path": list(map(escape_unprintable, real)),
+        "real_path": list(map(escape_unprintable, recipe.get("real_path", []))),
         "released": bool(content.get("released")),
     }
     dataset = name_of_set(found, options)
     return {
         "dataset": dataset,
         "method": method,
-        "self_ensemble": isinstance(model, Derainer) and options.self_ensemble,
+        "self_ensemble": bool(derainer) and options.self_ensemble,
         "simulated": catalogue.is_simulated(options.data_path, dataset),
         "trained_on": trained_on,
         "seen": seen_in_training(found, dataset, trained_on, method),
-        "checkpoint": path,
+        "checkpoint": str(derainer.path) if derainer else None,
         "checkpoint_step": content.get("step", 0),
         "data_path": str(options.data_path),
         "images_expected": catalogue.get_entry(dataset).counts.get("test"),
@@ -252,95 +254,94 @@ def seen_in_training(found: PairSet, dataset: str, trained_on: Mapping[str, Any]
 
 
 def count_in(scored: Sequence[Pair], folder: Path) -> int:
-    """How many of the scored rainy images are trained on with --real_path `folder`.
+    """How many of the scored rainy images are in a folder trained on, by content: a set may have been copied.
 
-    They are compared by content: a set may have been copied. 0 if there is no such folder on this machine,
-    or if it has a list of training images, hundreds of thousands.
+    0 for a folder that is not here, and for a list of training images: hundreds of thousands.
     """
     try:
-        trained = find_images([folder]).pairs
+        trained = find_images([folder], option="--real_path").pairs
     except UserError:
         return 0
     if isinstance(trained, ListedPairs):
         return 0
-    own, others = ({p.rainy.path for p in pairs if p.rainy.path.is_file()} for pairs in (scored, trained))
+    own, theirs = (
+        [pair.rainy.path for pair in pairs if pair.rainy.path.is_file()] for pairs in (scored, trained)
+    )
     sizes = {path.stat().st_size for path in own}
-    seen = {digest_of(path) for path in others if path.stat().st_size in sizes}
+    seen = {digest_of(path) for path in theirs if path.stat().st_size in sizes}
     return sum(digest_of(path) in seen for path in own) if seen else 0
 
 
 # --------------------------------------------------------------------------------------------- in words
 
 
-def describe_model(model: Derainer | Results, labels: Mapping[str, Any]) -> str:
-    if not isinstance(model, Derainer):
-        return f"results of {labels['method']}: {len(model)} images"
-    text = f"model: {model.path}, step {labels['checkpoint_step']}, {labels['method']}"
-    text += f", trained on {labels['trained_on']['dataset']}"
-    if UNKNOWN in (labels["method"], labels["trained_on"]["dataset"]):
-        text += " (not recorded in the checkpoint: give --method and --trained_on)"
-    return text
-
-
-def warnings_of(found: PairSet, labels: Mapping[str, Any], options: Evaluation) -> list[str]:
+def describe(model: Model, found: PairSet, labels: Mapping[str, Any], options: Evaluation) -> list[str]:
+    """The lines to print first: the model, the set, warnings."""
+    if isinstance(model, Derainer):
+        trained_on = labels["trained_on"]["dataset"]
+        line = f"model: {model.path}, step {labels['checkpoint_step']}, {labels['method']}"
+        line += f", trained on {trained_on}"
+        if UNKNOWN in (labels["method"], trained_on):
+            line += " (not recorded in the checkpoint: give --method and --trained_on)"
+    else:
+        line = f"results of {labels['method']}: {len(model)} images in {options.derained}"
     # unreadable images are reported when they are scored
-    lines = check_pairs(found) if options.labelled else list(found.warnings)
+    warnings = check_pairs(found) if options.labelled else list(found.warnings)
     if not labels["simulated"] and labels["dataset"] != options.dataset:
-        lines.append(f"scored as {labels['dataset']}, not as {options.dataset}: see --set_name")
+        warnings.append(f"scored as {labels['dataset']}, not as {options.dataset}: see --set_name")
     if labels["seen"]:
-        lines.append(f"not new to this model, and marked TRAINED ON in the tables: {labels['seen']}")
-    return [f"warning: {line}" for line in lines]
+        warnings.append(f"not new to this model, and marked TRAINED ON in the tables: {labels['seen']}")
+    return [line, found.describe(), *(f"warning: {each}" for each in warnings)]
 
 
-def page_note(lines: Sequence[str], labels: Mapping[str, Any]) -> str:
-    """The text above the page's images: the printed lines, the published scores, how this was measured."""
-    stage = "" if labels["simulated"] else str(labels["trained_on"]["stage"] or labels["method"])
-    hardware = f", {labels['hardware']}, {labels['precision']}" if "hardware" in labels else ""
-    measured = f"measured on {labels['date']}{hardware}"
-    known = published(labels["dataset"], stage)
-    return "\n".join([*lines, *known, measured, labels["command"]])
+def page_of(folder: Path, labels: Mapping[str, Any], lines: Sequence[str]) -> PageWriter:
+    """The page; the printed `lines` and how the scores were measured stand above its images."""
+    title = f"{labels['dataset']}: {labels['method']}"
+    title += ", mean over eight flips and rotations" * labels["self_ensemble"]
+    title += ", simulated rain" * labels["simulated"]
+    measured = [labels[key] for key in ("date", "hardware", "precision") if key in labels]
+    return PageWriter(
+        folder, title, "\n".join([*lines, f"measured: {', '.join(measured)}", labels["command"]])
+    )
 
 
 # --------------------------------------------------------------------------------------------- image by image
 
 
-def score_pair(pair: Pair, model: Derainer | Results, metrics: Sequence[str]) -> Scored:
-    """Derains a pair, unless that is done, and scores it by those of `metrics` that its kind has.
+def score_pair(pair: Pair, model: Model, metrics: Sequence[str]) -> Scored:
+    """Reads the images of a pair, derains the rainy one unless that is done, and scores the result.
 
-    `metrics` are keys of metrics.py. Raises UserError if an image cannot be read, if a result has another
-    size than its rainy image, and for NaN or Inf from the network.
+    `metrics` are keys of metrics.py; those that need an image which there is not are left out. Raises
+    UserError if an image cannot be read, if a result has another size than its rainy image, and for NaN or
+    Inf from the network.
     """
     rainy, clean = read_pair(pair)
-    seconds = output = None
+    scores: dict[str, float | None] = {}
+    output: np.ndarray | None = None
     if isinstance(model, Derainer):
         start = time.perf_counter()
-        output = model.derained(to_tensor(rainy))  # (3, H, W), not clamped
-        seconds = time.perf_counter() - start
-        derained = to_uint8(output)
+        tensor = model.derained(to_tensor(rainy))  # (3, H, W), not clamped
+        scores["seconds"] = time.perf_counter() - start
+        derained, output = to_uint8(tensor), 255 * tensor.permute(1, 2, 0).numpy()
     else:
         path = model[pair.name]
         derained = read_image(path)
         if derained.shape != rainy.shape:
-            own, its = (f"{image.shape[1]}x{image.shape[0]}" for image in (derained, rainy))
-            raise UserError(f"{path} is {own}, {pair.rainy.path} is {its}: not a result of that image")
-    scores: dict[str, float | None] = {}
+            own, other = size(derained), size(rainy)
+            raise UserError(f"{path} is {own}, {pair.rainy.path} is {other}: not a result of that image")
     remarks = []
     for key in metrics:
         metric = METRICS[key.removeprefix("rainy_")]
-        image = derained if key == metric.key else rainy
-        other = {"clean": clean, "rainy": rainy, "": None}[metric.against]
-        if metric.against and other is None:
+        image = output if metric.of_output else derained if key == metric.key else rainy
+        against = {"clean": clean, "rainy": rainy, "": rainy}[metric.against]
+        if image is None or against is None:
             continue
-        if metric.of_output:
-            if output is None or other is None:
-                continue
-            image, other = 255 * output.permute(1, 2, 0).numpy(), other.astype(np.float32)
         try:
-            scores[key] = metric(image, other)
+            scores[key] = metric(image, against.astype(image.dtype, copy=False))
         except UserError as error:  # too small, no texture
             scores[key] = None
             remarks.append(f"no {metric.name}{'' if key == metric.key else ' of the rainy image'}: {error}")
-    return Scored(rainy, clean, derained, scores, remarks, seconds)
+    return Scored(rainy, clean, derained, scores, remarks)
 
 
 # --------------------------------------------------------------------------------- validation of a training

@@ -5,7 +5,7 @@ For a row in the tables use an eval script instead: `eval_Rain200H.py --derained
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets.pairs import match, refuse_shift
@@ -39,21 +39,20 @@ def main(key: str, description: str | None) -> None:
     options = parse(DerainedAndClean() if metric.against else Derained(), description)
     derained = images_in(options.res_path, "--res_path")
     pairs: list[tuple[Path, ...]] = [(path,) for path in derained]
-    protocol: tuple[str, ...] = ()
     if isinstance(options, DerainedAndClean):
-        pairs, protocol = [*matched_results(derained, clean_images(options.gt_path))], (options.protocol,)
+        metric = replace(metric, protocol=options.protocol)
+        pairs = [*matched_results(derained, clean_images(options.gt_path))]
     values = []
     for paths in pairs:
         try:
-            values.append(metric.function(*map(read_image, paths), *protocol))
+            values.append(metric(*map(read_image, paths)))
         except UserError as error:
             raise UserError(f"{paths[0]} cannot be scored: {error}") from None
         print(f"{escape_unprintable(paths[0].name)}  {metric.text(values[-1])}")
     average, infinite = mean(values)
     assert average is not None
     perfect = f"; {infinite} identical to the clean image (inf), not in the average" if infinite else ""
-    name = f"{metric.title} ({', '.join(protocol) or metric.protocol})"
-    print(f"average {name} of {len(values)} images: {metric.text(average)}{perfect}")
+    print(f"average {metric.name} of {len(values)} images: {metric.text(average)}{perfect}")
 
 
 def images_in(folder: Path, option: str) -> list[Path]:

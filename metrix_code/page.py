@@ -48,15 +48,12 @@ class PageWriter:
 
         `row` holds "name"; optionally "file", the derained image's path relative to the folder (without it
         the page keeps a copy); and optionally scores, under the keys of metrics.py.
-        Raises UserError if the images differ in size.
         """
         height, width = derained.shape[:2]
         files = {"derained": row.get("file", "")}
         for side, image in (("rainy", rainy), ("derained", derained), ("clean", clean)):
             if image is None:
                 continue
-            if image.shape != derained.shape:
-                raise UserError(f"{row['name']}: the {side} image is not of the derained one's size")
             name = f"page/{len(self._rows):05}_{side}"
             files[f"{side}_small"] = f"{name}_small.jpg"
             write_image(self.folder / files[f"{side}_small"], _thumbnail(image))
@@ -85,9 +82,8 @@ class PageWriter:
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
-    if width <= THUMBNAIL_WIDTH:
-        return image
-    size = (THUMBNAIL_WIDTH, max(1, round(height * THUMBNAIL_WIDTH / width)))
+    small = min(width, THUMBNAIL_WIDTH)
+    size = (small, max(1, round(height * small / width)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 

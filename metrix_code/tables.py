@@ -8,6 +8,7 @@ the source). measured: from the scores.json files below --results. A cell that n
 """
 
 import csv
+import io
 import itertools
 import math
 import sys
@@ -28,6 +29,8 @@ from utils import UserError, escape_unprintable, run
 
 KINDS = ("published", "reproduced", "measured")
 RAINY = "rainy input"
+# what a measured score's source says of its evaluation, by the keys of scores.json
+DETAILS = {"precision": "{}", "tile": "tiles of {}", "seen": "TRAINED ON: {}", "hardware": "{}", "date": "{}"}
 QUALITY_NOTE = "PSNR and SSIM compare only within one protocol; metrix_code/protocol.py explains each."
 NIQE_NOTE = (
     "NIQE: lower is 'better', but untouched Real-275 already scores 3.66, so NIQE alone proves little. "
@@ -81,17 +84,12 @@ class Table:
 
     def notes(self) -> list[str]:
         """The sources, one line per evaluation or collection; then the table's note."""
-        origins: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
+        origins: dict[tuple[str, str], dict[str, None]] = {}
         for cell in self.cells:
-            source, place = cell.source, ""
-            if cell.kind != "measured":
-                source, _, place = source.partition(", ")
-            sets, places = origins.setdefault((cell.kind, source), ({}, {}))
-            sets[cell.dataset] = places[place] = None
-        notes = [
-            f"{kind}, {', '.join(sets)}: {', '.join(filter(None, (source, *places)))}"
-            for (kind, source), (sets, places) in origins.items()
-        ]
+            # of a collection without the file in it, which published.csv and reproduced.csv name
+            source = cell.source if cell.kind == "measured" else cell.source.partition(", ")[0]
+            origins.setdefault((cell.kind, source), {})[cell.dataset] = None
+        notes = [f"{kind}, {', '.join(sets)}: {source}" for (kind, source), sets in origins.items()]
         return [*notes, self.note]
 
 
@@ -161,6 +159,12 @@ def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
     for metric in METRICS.values():
         if metric.in_tables:
             protocols.setdefault(metric.protocol, []).append(metric)
+    simulated, released = scores["simulated"], scores.get("trained_on", {}).get("released")
+    # of simulated rain the folder's name, not that of the set that it imitates
+    folder = Path(scores.get("data_path") or scores["dataset"]).name
+    dataset = folder if simulated else printed(scores["dataset"])
+    whose = f" ({'released' if released else 'ours'})" if scores.get("checkpoint") else ""
+    method = f"{scores['method']}{whose}{' + self-ensemble' if scores.get('self_ensemble') else ''}"
     cells = []
     for of_rainy, (protocol, metrics) in itertools.product((False, True), protocols.items()):
         keys = [metric.rainy_key if of_rainy else metric.key for metric in metrics]
@@ -169,8 +173,8 @@ def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
             continue
         images = min(sum(image.get(key) is not None for image in scores["images"]) for key in keys)
         cell = Cell(
-            dataset=_dataset(scores),
-            method=RAINY if of_rainy else _method(scores),
+            dataset=escape_unprintable(dataset),
+            method=RAINY if of_rainy else escape_unprintable(method),
             kind="measured",
             protocol=protocol,
             scores={
@@ -181,34 +185,10 @@ def measured(path: Path, scores: dict[str, Any]) -> list[Cell]:
             remarks=_remarks(scores, keys, images, of_rainy),
             images=images,
             model="" if of_rainy else f"{scores.get('checkpoint')} {scores.get('checkpoint_step')}",
-            simulated=scores["simulated"],
+            simulated=simulated,
         )
         cells.append(cell)
     return cells
-
-
-def published(dataset: str, method: str) -> list[str]:
-    """The published scores of a method on a dataset, one line each: 'published for PReNet: 27.640 / ...'."""
-    whose = ", with the paper's network" if method in ("SID", "SSID-KD") else ""
-    return [
-        f"published for {cell.method}{whose}: {cell} ({cell.protocol}, {cell.source})"
-        for cell in from_others("published")
-        if (cell.dataset, cell.method) == (printed(dataset), method)
-    ]
-
-
-def _dataset(scores: dict[str, Any]) -> str:
-    """Its name as the paper writes it; of simulated rain the folder's name, not the set that it imitates."""
-    name = scores["dataset"]
-    if scores["simulated"]:
-        return escape_unprintable(Path(scores.get("data_path") or name).name)
-    return escape_unprintable(printed(name))
-
-
-def _method(scores: dict[str, Any]) -> str:
-    whose = "released" if scores.get("trained_on", {}).get("released") else "ours"
-    method = escape_unprintable(scores["method"]) + (f" ({whose})" if scores.get("checkpoint") else "")
-    return method + (" + self-ensemble" if scores.get("self_ensemble") else "")
 
 
 def _remarks(scores: dict[str, Any], keys: Sequence[str], scored: int, of_rainy: bool) -> tuple[str, ...]:
@@ -230,13 +210,7 @@ def _source(path: Path, scores: dict[str, Any]) -> str:
         trained_on = scores.get("trained_on", {}).get("dataset", UNKNOWN)
         parts.append(f"checkpoint {scores['checkpoint']} at step {scores.get('checkpoint_step')}")
         parts.append(f"training {UNKNOWN}" if trained_on == UNKNOWN else f"trained on {trained_on}")
-    if scores.get("precision", "float32") != "float32":
-        parts.append(str(scores["precision"]))
-    if scores.get("tile"):
-        parts.append(f"tiles of {scores['tile']}")
-    if scores.get("seen"):
-        parts.append(f"TRAINED ON: {scores['seen']}")
-    parts += [str(scores[key]) for key in ("hardware", "date") if scores.get(key)]
+    parts += [text.format(scores[key]) for key, text in DETAILS.items() if scores.get(key)]
     return escape_unprintable(", ".join(parts))
 
 
@@ -246,13 +220,21 @@ FORMATS = {"plain": "plain", "markdown": "github", "latex": "latex_booktabs"}  #
 
 
 def as_text(table: Table, format: str) -> str:
-    """A table as a terminal, Markdown or LaTeX (\\usepackage{booktabs}) shows it, with its sources."""
-    rows = table.rows()
-    if format != "plain":  # the others have no cells of several lines
-        rows = [[cell.replace("\n", "; ") for cell in row] for row in rows]
-    if format == "markdown":
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    header = ["method", "protocol", *table.datasets]
+    """A table with its sources, for a terminal, Markdown, LaTeX (\\usepackage{booktabs}) or as CSV."""
+
+    def in_format(cell: str) -> str:
+        if format == "markdown":
+            cell = cell.replace("|", "\\|")
+        if format == "csv" and cell[:1] in ("=", "+", "-", "@"):  # which a spreadsheet takes for a formula
+            cell = f"'{cell}"
+        return cell if format == "plain" else cell.replace("\n", "; ")
+
+    cells = [["method", "protocol", *table.datasets], *table.rows()]
+    header, *rows = (list(map(in_format, row)) for row in cells)
+    if format == "csv":
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([[table.title], header, *rows, *zip(table.notes())])
+        return file.getvalue()
     text = tabulate(rows, header, FORMATS[format], disable_numparse=True)
     before, after = {"plain": ("", ""), "markdown": ("### ", "- "), "latex": ("% ", "% ")}[format]
     notes = [after + note for note in table.notes()]
@@ -260,27 +242,8 @@ def as_text(table: Table, format: str) -> str:
     return whole.replace("<", "&lt;") if format == "markdown" else whole  # a name is text, not a tag
 
 
-def write_csv(found: Sequence[Table]) -> None:
-    """Prints one line per cell, so that each has its labels."""
-    labels = ["table", "dataset", "method", "kind", "protocol"]
-    titles = list(dict.fromkeys(metric.title.lower() for metric in METRICS.values() if metric.in_tables))
-    writer = csv.DictWriter(
-        sys.stdout, [*labels, *titles, "remarks", "source"], restval="", lineterminator="\n"
-    )
-    writer.writeheader()
-    for table in found:
-        for cell in table.cells:
-            row = {key: getattr(cell, key) for key in (*labels[1:], "source")}
-            row |= {"table": table.title, "remarks": "; ".join(cell.remarks)}
-            # a spreadsheet takes a text that begins with one of these for a formula
-            row = {key: f"'{text}" if text[:1] in ("=", "+", "-", "@") else text for key, text in row.items()}
-            writer.writerow(row | cell.scores)
-
-
 @dataclass(frozen=True)
 class Tables(Options):
-    """The options of this script."""
-
     results: Path = option(Path("results"), "folder of the evaluations")
     format: str = option("plain", "output format", (*FORMATS, "csv"))
     kinds: tuple[str, ...] = option(KINDS, "which rows, in which order", KINDS)
@@ -290,10 +253,7 @@ class Tables(Options):
 def main() -> None:
     options = parse(Tables(), __doc__)
     found = tables(options.results, options.kinds, options.protocol)
-    if options.format == "csv":
-        write_csv(found)
-    else:
-        print("\n".join(as_text(table, options.format) for table in found), end="")
+    print("\n".join(as_text(table, options.format) for table in found), end="")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825  # EXIF tags
 # model, software, date, artist, host computer, copyright, rating (two), and Windows' title to subject
 DESCRIPTIVE = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, 0x4746, 0x4749}
 DESCRIPTIVE |= {0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F}
-SIZES = (0xA002, 0xA003)  # EXIF tags of width and height, swapped where the picture is rotated
+SIZES = (0xA002, 0xA003)  # EXIF tags of width and height, wrong where the picture is rotated
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,6 @@ class Picture:
         image = image.mean(0).expand(3, -1, -1) if self.grey else image
         levels = (image.permute(1, 2, 0).clamp(0, 1) * _peak(self.pixels)).round_().numpy()
         return replace(self, pixels=levels.astype(self.pixels.dtype))
-
-    def hconcat(self, other: Self) -> Self:
-        """Both side by side, with this one's metadata."""
-        alphas = None if self.alpha is None or other.alpha is None else np.hstack([self.alpha, other.alpha])
-        return replace(self, pixels=np.hstack([self.pixels, other.pixels]), alpha=alphas)
 
     def in_eight_bits(self) -> Self:
         if self.pixels.dtype == np.uint8:
@@ -145,10 +140,6 @@ def read_picture(path: Path) -> Picture:
         icc = b""
     if not all(0 < each < 1 << 16 for each in dpi):
         dpi = ()
-    details = kept.get_ifd(EXIF_IFD)
-    for tag, side in zip(SIZES, pixels.shape[1::-1], strict=False):
-        if tag in details:
-            details[tag] = side
     alpha = pixels[..., 3] if pixels.shape[2] == 4 else None
     return Picture(np.ascontiguousarray(pixels[..., :3]), alpha, grey, icc, kept, dpi, tuple(lost))
 
@@ -182,7 +173,7 @@ def _kept_of(exif: Image.Exif) -> Image.Exif:
     kept.update({tag: exif[tag] for tag in DESCRIPTIVE if tag in exif})
     for folder in (EXIF_IFD, GPS_IFD):
         if inner := exif.get_ifd(folder):
-            kept.get_ifd(folder).update(inner)
+            kept.get_ifd(folder).update({tag: inner[tag] for tag in inner if tag not in SIZES})
     kept.tobytes()  # raises if broken
     return kept
 

@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-import skimage.data
-
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import
 
-from datasets.simulate import HEAVY, LIGHT, clean_image, rainy_image
 from machinery.checkpoints import LATEST, ROOT, SHIPPED
 from machinery.inference import DEFAULT_MODEL, Derainer
 from photographs.pictures import encoded, read_picture
@@ -44,15 +40,6 @@ def derain_file(derain: Derainer, file: Path) -> tuple[Path, Path, Path]:
     return files[0], files[1], files[2]
 
 
-def examples(folder: Path) -> list[Path]:
-    """Writes scikit-image's free photograph of a cat under light and heavy simulated rain into `folder`."""
-    rng, paths = np.random.default_rng(0), [folder / f"{name}.png" for name in ("light rain", "heavy rain")]
-    clean = clean_image(skimage.data.chelsea(), rng)
-    for path, rain in zip(paths, (LIGHT, HEAVY), strict=True):
-        write_image(path, rainy_image(clean, rain, rng))
-    return paths
-
-
 def other_models(used: Path) -> list[str]:
     """The folders of the project's trained_model with a shipped or trained model, except that of `used`."""
     folders = sorted((ROOT / DEFAULT_MODEL.parent).glob("*/"))
@@ -76,8 +63,8 @@ def own_origin(app: Any) -> Any:
     return checked
 
 
-def page(derain: Derainer, folder: Path, open_model: Callable[[Path], Derainer] = Derainer.open) -> Any:
-    """The page, a gradio.Blocks, with its examples in `folder`. Raises UserError without Gradio."""
+def page(derain: Derainer, open_model: Callable[[Path], Derainer] = Derainer.open) -> Any:
+    """The page, a gradio.Blocks. Raises UserError without Gradio."""
     try:
         import gradio
     except ImportError:
@@ -109,7 +96,6 @@ def page(derain: Derainer, folder: Path, open_model: Callable[[Path], Derainer] 
                 [*opened, *other_models(derain.path)], value=str(derain.path), label="Model"
             )
         result = gradio.File(label="The result, as PNG, with its colour profile and EXIF")
-        gradio.Examples([*map(str, examples(folder))], given, label="Simulated rain")
         changes = [given.change, strength.release, model.change]
         gradio.on(changes, show, [given, strength, model], [slider, result])
     return blocks
@@ -122,7 +108,7 @@ def serve(derain: Derainer, port: int, open_model: Callable[[Path], Derainer]) -
     try:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads; Gradio may serve files below it
-            blocks = page(derain, Path(folder), open_model)
+            blocks = page(derain, open_model)
             from starlette.middleware import Middleware
             from starlette.middleware.trustedhost import TrustedHostMiddleware
 

@@ -11,7 +11,7 @@ import benchmarks.run as benchmark
 from benchmarks.run import macs
 from machinery.inference import Derainer
 from networks import DerainNet, Fusion
-from tests import layouts, small
+from tests import small
 
 
 class PReNetsConvolutions(nn.Module):
@@ -136,13 +136,6 @@ def test_what_fails_is_a_row_and_does_not_end_the_others(models, rows, monkeypat
     assert found[0][3:] == ["failed: OutOfMemoryError: out of memory"]
     assert [len(row) for row in found[1:]] == [8, 8, 8] and all(float(row[3]) > 0 for row in found[1:])
     assert [bool(row[6]) for row in found[1:]] == [False, True, True]
-
-
-def test_crops_of_the_loader_are_counted(tmp_path, rows):
-    layouts.rain800(tmp_path / "Rain800")
-    _, out = rows("--loader", "Rain800", "--datasets", tmp_path, "--rounds", "2")
-    cells = out.splitlines()[-1].split("|")
-    assert cells[1:3] == [" Rain800 ", " 128x128 "] and float(cells[3].split()[0].replace(",", "")) > 10
 
 
 def test_peak_memory_is_that_of_the_call():

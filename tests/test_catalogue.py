@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datasets.catalogue import CATALOGUE, Entry, columns, get_entry, is_simulated, printed
-from datasets.layouts import find_images, find_pairs, released_real_folder
+from datasets.layouts import find_images, find_pairs
 from datasets.pairs import check_pairs
 from tests import layouts
 from tests.small import refusal
@@ -52,7 +52,7 @@ def test_a_new_sets_own_folders_and_list_are_known(tmp_path):
     (root / "fog.txt").write_text("".join(f"/x/Foggy/2X/{n}.png /x/Sharp/{n}.png\n" for n in (1, 2)))
     assert "list fog.txt: 2 pairs" in find_pairs(root, "train", "Fog").describe()
     said = refusal(find_pairs, layouts.real_images(tmp_path / "b"), "train")
-    assert "fog.txt" in said.partition("looked for ")[2]
+    assert "datasets/README.md says where" in said
 
 
 def test_a_new_set_is_a_column_of_the_tables_by_its_printed_name():
@@ -77,12 +77,3 @@ def test_every_entry_is_whole():
         assert entry.rainy_half in ("", "left", "right")
         assert set(entry.series) | set(entry.first) <= set(entry.counts)
         assert all(entry.counts[split] % times == 0 for split, times in entry.series.items())
-
-
-def test_the_released_layouts_real_images_are_found(tmp_path):
-    root = layouts.merged(tmp_path / "set")
-    for given in (root, root / "train", root / "test"):
-        assert released_real_folder(given) == root / "Real"
-    assert released_real_folder(root / "Real") is None
-    assert released_real_folder(layouts.rain200(tmp_path / "other")) is None
-    assert "nowhere is not a folder: --data_path takes" in refusal(released_real_folder, tmp_path / "nowhere")

@@ -1,16 +1,12 @@
-"""export.py: the small checkpoint, and ONNX."""
+"""export.py: the small checkpoint."""
 
-import numpy as np
-import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import export
 from machinery.checkpoints import find_checkpoint, load_checkpoint
 from machinery.inference import Derainer
 from tests import small
 from tests.test_golden import released_weights
-from utils import UserError
 
 
 def test_an_exported_model_is_small_derains_alike_and_gives_way_to_a_new_run(tmp_path, run_here):
@@ -58,26 +54,3 @@ def test_an_export_keeps_what_the_model_was_trained_on_and_never_writes_into_a_r
         assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
         before.pop(run / taken)
         (run / taken).unlink()
-
-
-@pytest.mark.parametrize("light", [False, True])
-def test_a_network_in_onnx_derains_any_size_as_pytorch_does(tmp_path, run_here, monkeypatch, light):
-    pytest.importorskip("onnx", reason="needs photographs/requirements.txt")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs photographs/requirements.txt")
-    small.trained(small.teacher(tmp_path, steps=1, **(small.LIGHT if light else {"units": (1, 1, 1)})))
-    words = ("--logdir", str(tmp_path / "teacher"), "--save_path", str(tmp_path / "it.onnx"))
-    assert run_here("export.py", *words) == 0
-    session = onnxruntime.InferenceSession(tmp_path / "it.onnx", providers=["CPUExecutionProvider"])
-    derain = Derainer.open(tmp_path / "teacher")
-    # at 171 and 228 ONNX's own nearest upsampling takes other pixels than PyTorch's
-    for shape in ((1, 3, 33, 171), (2, 3, 228, 36), (3, 3, 47, 64)):
-        rainy = torch.rand(shape)
-        (given,) = session.run(["derained"], {"rainy": rainy.numpy()})
-        assert np.abs(given - torch.stack([derain.derained(image) for image in rainy]).numpy()).max() < 1e-5
-    # what differs is not kept, and what lay there before stays
-    before = (tmp_path / "it.onnx").read_bytes()
-    monkeypatch.setattr(export, "TOLERANCE", 0.0)
-    monkeypatch.setattr(export, "write_onnx", lambda net, path: path.write_bytes(before))
-    with pytest.raises(UserError, match="differs from PyTorch's"):
-        export.to_onnx(tmp_path / "teacher/net_latest", tmp_path / "it.onnx")
-    assert (tmp_path / "it.onnx").read_bytes() == before

@@ -116,11 +116,6 @@ def test_infinite_scores_are_counted_and_sort_and_equal_gains_stand_by_name(tmp_
     assert "PSNR 21.000 dB (rainy 20.000)  (left out: infinite psnr: 3, " in elements.text
 
 
-def test_an_image_of_another_size_is_named(tmp_path):
-    with pytest.raises(UserError, match="seven: the rainy image"):
-        PageWriter(tmp_path, "t").add({"name": "seven", "file": "7.png"}, PICTURE[:-1], PICTURE)
-
-
 @pytest.mark.parametrize("scores", [{}, {"psnr": 20.0}, {"psnr": 20.0, "rainy_psnr": 18.0}])
 def test_sorting_is_offered_where_there_is_a_gain(tmp_path, scores):
     (label,) = shown(tmp_path, {"x": scores}).all("label")

@@ -49,7 +49,7 @@ def test_a_picture_is_set_upright_and_says_so(tmp_path, suffix, orientation):
     picture = read_picture(path)
     assert np.abs(picture.pixels.astype(int) - expected).max() <= 1  # two libraries decode a JPEG
     again = read_picture(written(tmp_path / "out", picture, ".png"))
-    assert again.exif.get(ORIENTATION, 1) == 1 and again.exif.get_ifd(EXIF_IFD)[WIDTH] == expected.shape[1]
+    assert again.exif.get(ORIENTATION, 1) == 1 and WIDTH not in again.exif.get_ifd(EXIF_IFD)
     assert np.array_equal(again.pixels, picture.pixels)
 
 

@@ -10,8 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import DerainDataset
 from datasets.layouts import find_pairs
-from datasets.pairs import ImageRef, ListedPairs, PairSet, read_pair, sample
-from datasets.scenes import show_scene_of
+from datasets.pairs import ImageRef, ListedPairs, PairSet, read_pair, sample, show_scene_of
 from machinery.evaluation import seen_in_training, validation_set
 from machinery.inference import Derainer
 from tests import layouts
@@ -122,7 +121,7 @@ def test_a_scene_is_held_back_from_every_set_and_background(tmp_path):
     left = [["norain-2x2", "norain-3x2", "norain-4x2"], ["c"]]
     assert [names(each.pairs) for each in crops.sets] == left
     assert [names(each) for each in crops.sets[0].backgrounds.datasets] == [*left, ["c"]]
-    assert "held back: 2 pairs; 1 other pairs and 2 backgrounds show their scenes" in "".join(crops.messages)
+    assert "held back: 2 pairs; 3 other images show their scenes" in "".join(crops.messages)
 
 
 def test_a_long_list_only_loses_the_pairs_that_are_held_back(tmp_path, monkeypatch):

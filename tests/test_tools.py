@@ -21,8 +21,6 @@ def test_the_demos_picture_has_a_row_a_photograph_and_a_column_a_model(tmp_path,
         for place, value in places.items():
             write_image(tmp_path / name / place / "1.png", np.full_like(image, value))
         monkeypatch.setitem(demo.SETS, name, tmp_path / name)
-        monkeypatch.setitem(demo.TEST, name, "rain")
-        monkeypatch.setitem(demo.CLEAN, name, "norain")
     monkeypatch.setattr(demo, "place", lambda data, name: tmp_path / data / name)
     height = image.shape[0]
     picture = demo.picture(["student"], height)

@@ -106,7 +106,7 @@ TABLE = [
         "{here}/" + TRAINED + " is not an image, or is cut short (100 bytes): ..."),
     Row("names too long to be added to",
         lambda here: (here / TESTED).rename((here / TESTED).with_name("n" * 251 + ".png")),
-        DERAIN + " --compare --streaks",
+        DERAIN + " --compare",
         "1 of 2 could not be derained: {here}/data/...nnn.png"),
     # ---- checkpoints
     Row("a CSV as a checkpoint", put(LATEST, b"a,b\n1,2\n"), EVAL, NO_CHECKPOINT),

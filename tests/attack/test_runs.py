@@ -129,7 +129,7 @@ WRITERS = [  # each with about how many bytes it writes
     (TRAIN + " --val_every 1", 80_000),
     (RESUME.replace("{here}/teacher", "{here}/out") + " --steps 4 --val_every 1 --keep_every 1", 80_000),
     (PAGE, 50_000),
-    (DERAIN + " --compare --streaks", 50_000),
+    (DERAIN + " --compare", 50_000),
     (EXPORT, 12_000),
 ]
 
