@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from machinery.muon import Muon
-from tests.small import LIGHT, lines, student, teacher, trained
+from tests.small import LIGHT, lines, teacher, trained
 
 ADAM: Any = {"betas": (0.9, 0.99), "weight_decay": 1e-2, "decoupled_weight_decay": True}
 
@@ -69,10 +69,3 @@ def test_a_weight_without_a_gradient_stays():
     before = copy.deepcopy(net.state_dict())
     Muon(net, 1e-3, 1e-3, weight_decay=0.1).step()
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-
-
-def test_a_student_has_the_context_that_its_teacher_has(tmp_path):
-    for context in (False, True):
-        trained(teacher(tmp_path, **LIGHT, context=context, steps=1))
-        run = trained(student(tmp_path, **LIGHT, context=not context, steps=1))
-        assert (run.net.net.context is not None) == context

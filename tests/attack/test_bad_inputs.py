@@ -104,10 +104,6 @@ TABLE = [
     # ---- pictures
     Row("a broken training image", cut(TRAINED, 100), TRAIN,
         "{here}/" + TRAINED + " is not an image, or is cut short (100 bytes): ..."),
-    Row("names too long to be added to",
-        lambda here: (here / TESTED).rename((here / TESTED).with_name("n" * 251 + ".png")),
-        DERAIN + " --compare",
-        "1 of 2 could not be derained: {here}/data/...nnn.png"),
     # ---- checkpoints
     Row("a CSV as a checkpoint", put(LATEST, b"a,b\n1,2\n"), EVAL, NO_CHECKPOINT),
     Row("an empty checkpoint", put(LATEST, b""), EVAL, NO_CHECKPOINT),
