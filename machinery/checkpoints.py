@@ -136,7 +136,8 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: Path) -> N
     """
     on_meta = any(value.is_meta for value in net.state_dict().values())
     floats = {key: value.float() for key, value in weights.items()}
-    with file_errors(path, "see --backbone, --channels, --units, --context", done="used here", kinds=(RuntimeError,)):
+    remedy = "see --backbone, --channels, --units and --context"
+    with file_errors(path, remedy, done="used here", kinds=(RuntimeError,)):
         net.load_state_dict(floats, assign=on_meta)
 
 

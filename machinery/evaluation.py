@@ -6,7 +6,6 @@ its folder; the rest is given by the user or recorded as unknown.
 
 import itertools
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -60,7 +59,7 @@ def evaluate(record: Evaluation) -> None:
         stop.listen()
         score(options, distributed.device(options), stop)
         if stop.asked:
-            sys.exit(130)
+            raise KeyboardInterrupt
 
     utils.run(main)
 
