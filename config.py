@@ -56,7 +56,7 @@ class Training(Machine):
     epochs: int = length(520, "length: epochs * pairs / batchSize steps, unless --steps is given", min=1)
     steps: int = length(0, "length in steps, milestones scaled to it; 0: by epochs", min=0)
     minutes: float = length(0.0, "length in minutes: a pilot run sets --steps by its pace; 0: off", min=0)
-    lr: float = schedule(5e-4, "learning rate of Adam", min=0, max=1)
+    lr: float = schedule(5e-4, "learning rate of Adam", min=1e-9, max=1)
     optimizer: str = extra("adam", "Adam, or Muon for the hidden convolutions", ("adam", "muon"))
     muon_lr: float = extra(0.0, "learning rate of Muon; 0: --lr", min=0, max=1)
     milestone: tuple[int, ...] = schedule(
@@ -132,6 +132,8 @@ class Training(Machine):
         sets = len(self.data_path) + bool(self.streaks)
         if self.shares and len(self.shares) != sets:
             return f"--shares needs one number per dataset, streaks included: {sets}, not {len(self.shares)}"
+        if not any(value for name, value in vars(self).items() if name.endswith("_weight")):
+            return "all weights of the loss are 0: give one another value"
         return super().validate()
 
 
@@ -193,7 +195,7 @@ class Student(Training):
 
     batchSize: int = schedule(2, "pairs, and as many real images, per step", min=1, max=1 << 16)
     epochs: int = length(10, "length: epochs * pairs / batchSize steps, unless --steps is given", min=1)
-    lr: float = schedule(1e-4, "learning rate of Adam", min=0, max=1)
+    lr: float = schedule(1e-4, "learning rate of Adam", min=1e-9, max=1)
     milestone: tuple[int, ...] = schedule((), "epochs after which the learning rate drops", min=1)
     val_every: float = record(1.0, "epochs between validations; 0: never", min=0)
 

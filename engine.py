@@ -188,7 +188,8 @@ class Run:
     def log_line(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
         if self.world.rank == 0:
-            tqdm.write(text)
+            with contextlib.suppress(OSError):  # after a hang-up there is no terminal
+                tqdm.write(text)
 
     def _build(self, path: Path | None) -> None:
         """Network, optimizer and auxiliary networks: new, from the weights at `path`, or resumed from it.

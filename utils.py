@@ -45,7 +45,7 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's main and exits: 0 done, 1 a bug (with its traceback), 2 a UserError, 130 Ctrl-C.
+    """Runs a script's main and exits: 0 done, 1 a bug (with its traceback), 2 a UserError, 130 stopped.
 
     Out of memory, a killed loader worker and an OSError that names a file also print one line and exit with
     2. Exit status 1 if stdout was closed (`| head`).
@@ -61,7 +61,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        message, code = "stopped by Ctrl-C", 130
+        message, code = "stopped", 130
     except Exception as error:
         message, code = one_line(error), 2
         if not message:

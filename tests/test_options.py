@@ -120,6 +120,17 @@ def test_epochs_and_draws_go_on_in_larger_batches(tmp_path):
     assert [epoch for epoch, _ in keys] == [n // 4 for n in range(16)]
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ssim_weight": 0.0}, "all weights of the loss are 0"),
+        ({"lr": 0.0}, "--lr 0.0 must be in [1e-09, 1]"),
+    ],
+)
+def test_a_training_that_could_not_learn_is_refused(changes, says):
+    assert says in (dataclasses.replace(TEACHERS["Rain200H"], **changes).validate() or "")
+
+
 def test_a_part_of_an_epoch_is_that_part_of_its_steps():
     recipe = dataclasses.replace(TEACHERS["Rain200H"], batchSize=10)
     schedules = (Schedule(dataclasses.replace(recipe, val_every=each), 1000) for each in (0.5, 3.76))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import signal
@@ -106,6 +107,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert out.splitlines()[-1].endswith("and saved; to continue, add --resume to the command")
     assert load_checkpoint(recipe.save_path / "net_latest")["step"] == lines(recipe.save_path)[-1]["step"]
+
+
+def test_a_run_whose_terminal_has_hung_up_validates_and_saves(tmp_path, monkeypatch):
+    def gone(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(engine.tqdm, "write", gone)
+    trained(teacher(tmp_path, val_every=1.5))
+    assert load_checkpoint(tmp_path / "teacher" / LATEST)["step"] == 6
 
 
 @pytest.mark.parametrize("killed_in", ["mean_scores", "save"])
