@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SIMULATED = "simulated.txt"  # simulate.py's options, in a set that it has rendered
+PHOTOGRAPHS = "test_nature"  # Rain800's folder of real photographs: no split, and never pairs
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ CATALOGUE: dict[str, Entry] = {
             12_000,
             1_200,
             tables=("psnr",),
-            called="did(mdn|data)?|train2018new|test1200",
+            called=r"did(mdn|data)?\d*|train2018new|test1200",
             rainy_half="left",
             parts=("Rain_Light", "Rain_Medium", "Rain_Heavy"),
             series={"train": 3},
@@ -76,7 +77,7 @@ CATALOGUE: dict[str, Entry] = {
             12_600,
             1_400,
             tables=("psnr",),
-            called="ddn(data)?",
+            called=r"ddn(data)?\d*",
             sides=("rainy_image", "ground_truth"),
             series={"train": 14, "test": 14},
             first={"test": 901},
@@ -125,13 +126,10 @@ def printed(dataset: str) -> str:
 
 
 def split_of(folder: Path) -> str:
-    """By its name. rain_data_train_Heavy, DID-MDN-training, RainTrainH: train; test_syn, Testing: test.
-
-    Rain800's test_nature, which holds photographs, is neither.
-    """
+    """By its name. rain_data_train_Heavy, DID-MDN-training, RainTrainH: train; test_syn, Testing: test."""
     for split in ("train", "test"):
-        pattern = rf"(?:^|[^A-Za-z])(?:{split}|{split.upper()})(?!_nature)|{split.title()}"
-        if re.search(pattern, folder.name):
+        pattern = rf"(?:^|[^A-Za-z])(?:{split}|{split.upper()})|{split.title()}"
+        if folder.name != PHOTOGRAPHS and re.search(pattern, folder.name):
             return split
     return ""
 

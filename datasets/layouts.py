@@ -3,6 +3,7 @@
 `find_pairs` takes a download as it is (--data_path), and writes nothing.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from datasets.catalogue import (
     CATALOGUE,
+    PHOTOGRAPHS,
     Entry,
     clean_folders,
     density_of,
@@ -115,7 +117,7 @@ def side_by_side(folder: Folder, query: SplitQuery) -> LayoutMatch | None:
     Names tell the set and its rainy half; of an unknown set it is measured.
     """
     divided = [(entry, parts) for entry in CATALOGUE.values() if (parts := folder.named(entry.parts))]
-    if not (divided or halves_agree(folder.images)):
+    if folder.path.name == PHOTOGRAPHS or not (divided or halves_agree(folder.images)):
         return None
     entry, parts = divided[0] if divided else (_halved_set(folder) or query.entry, [])
 
@@ -310,26 +312,33 @@ def named_set(folder: Path, levels: int = 4) -> str:
 
 
 def _inside_out(folder: Path, levels: int = 4) -> list[Path]:
-    """The folder and those around it, as deep as downloads lie; of a link, its own names and its target's."""
-    places = folder.absolute(), folder.resolve()
-    return list(dict.fromkeys(each for place in places for each in [place, *place.parents][:levels]))
+    """The folder and those around it, as deep as downloads lie; of a link, its own names and its target's.
+
+    Level by level: the folders around a link may be named after another set than its target.
+    """
+    places = ([place, *place.parents][:levels] for place in (folder.absolute(), folder.resolve()))
+    return list(dict.fromkeys(each for level in itertools.zip_longest(*places) for each in level if each))
 
 
 def in_test_part_of(folder: Path) -> str:
     """The set in whose test part `folder` lies, if the set has a training part too; else "".
 
-    SPA's training part is its list: there rain/ + gt/ are the test part.
+    SPA's training part is its list: there rain/ + gt/ are the test part. A link is judged by its own place
+    and by its target's.
     """
-    test = False
-    for each in _inside_out(folder):
-        if (split := split_of(each)) == "train":
-            return ""
-        test = test or split == "test"
-        if name := claimed_by(each):
-            entry = CATALOGUE[name]
-            pairs = folder.parent if folder.name in entry.sides else folder
-            listed = entry.list_file and all((pairs / side).is_dir() for side in entry.sides)
-            return name if entry.train and (test or listed) else ""
+    for place in (folder.absolute(), folder.resolve()):
+        test = False
+        for each in [place, *place.parents][:4]:
+            if (split := split_of(each)) == "train":
+                break
+            test = test or split == "test"
+            if name := claimed_by(each):
+                entry = CATALOGUE[name]
+                pairs = folder.parent if folder.name in entry.sides else folder
+                listed = entry.list_file and all((pairs / side).is_dir() for side in entry.sides)
+                if entry.train and (test or listed):
+                    return name
+                break
     return ""
 
 
@@ -351,7 +360,8 @@ def find_images(folders: Sequence[Path], dataset: str = "", option: str = "--rea
     warnings: list[str] = []
     refs: list[ImageRef] = []
     for top in folders:
-        found, left_out = _images_below(_existing(top, option), training=option == "--real_path")
+        place = top if _list_in(top) else _existing(top, option)
+        found, left_out = _images_below(place, training=option == "--real_path")
         if not found:
             why = "; ".join(left_out) or f"{option} takes folders of images; {WHERE}"
             raise UserError(f"{top} holds no images: {why}")
@@ -426,5 +436,6 @@ def _half_by_name(folder: Folder) -> str:
 
     Pixels alone do not tell: one photograph in seven has halves that look alike.
     """
-    known = _halved_set(folder) if split_of(folder.path.resolve()) else None
-    return known.rainy_half if known and halves_agree(folder.images) else ""
+    known = _halved_set(folder)
+    named = known is MERGED or split_of(folder.path.resolve())
+    return known.rainy_half if known and named and halves_agree(folder.images) else ""

@@ -159,7 +159,7 @@ class Simulate(Options):
         1.0,
         "amount of rain; 1: as dense as Rain200H's, 0.1: about Rain200L's",
         needs="clean",
-        min=0,
+        min=0.01,
         max=4,
     )
     angle: float = option(

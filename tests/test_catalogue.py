@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from datasets.catalogue import CATALOGUE, Entry, columns, get_entry, is_simulated, printed
-from datasets.layouts import find_images, find_pairs
+from datasets.layouts import claimed_by, find_images, find_pairs
 from datasets.pairs import check_pairs
 from tests import layouts
-from tests.small import refusal
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +50,15 @@ def test_a_new_sets_own_folders_and_list_are_known(tmp_path):
     assert {pair.rainy.path.parent.name for pair in find_images([root]).pairs} == {"2X"}
     (root / "fog.txt").write_text("".join(f"/x/Foggy/2X/{n}.png /x/Sharp/{n}.png\n" for n in (1, 2)))
     assert "list fog.txt: 2 pairs" in find_pairs(root, "train", "Fog").describe()
-    said = refusal(find_pairs, layouts.real_images(tmp_path / "b"), "train")
-    assert "datasets/README.md says where" in said
+
+
+def test_a_folders_name_means_its_set_with_a_year_or_a_count():
+    for name in ("DID-MDN-test", "DID2018", "DIDMDN1200", "Test1200"):
+        assert claimed_by(Path(name)) == "Rain1200"
+    for name in ("DDN-Data", "DDN1400", "Rain1400"):
+        assert claimed_by(Path(name)) == "Rain1400"
+    for name in ("candid", "Test2800", "Rain14000"):
+        assert claimed_by(Path(name)) == ""
 
 
 def test_a_new_set_is_a_column_of_the_tables_by_its_printed_name():

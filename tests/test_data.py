@@ -200,8 +200,11 @@ def test_of_pairs_only_the_rainy_side_is_real_rain(tmp_path):
     halved = find_images([both])
     assert {pair.rainy.half for pair in halved.pairs} == {"right"}
     assert "took the right halves" in halved.warnings[0]
+    loose = layouts.halves(tmp_path / "merged", "right", {"norain-{}.png": 3})
+    assert {pair.rainy.half for pair in find_images([loose]).pairs} == {"right"}
     listed = find_images([layouts.spa(tmp_path / "SPA")])
     assert len(listed.pairs) == 3
+    assert len(find_images([tmp_path / "SPA/real_world.txt", tmp_path / "set"]).pairs) == 3 + 3
     assert listed.pairs[0].clean is None
     crops = RealCrops(listed, Training(patch_size=16), ImageCache("off"))
     assert {tuple(crops[(0, i)]["real_rainy"].shape) for i in range(3)} == {(3, 16, 16)}
@@ -239,12 +242,32 @@ def test_spas_test_part_is_not_trained_on_and_its_list_is(tmp_path, monkeypatch)
     assert len(find_images([root / "real_world"]).pairs) == 3
 
 
+def test_a_link_is_judged_by_its_own_place_and_by_its_targets(tmp_path):
+    """The folders around it may be named as a split or as another set."""
+    rain800, rain200 = layouts.rain800(tmp_path / "sets/Rain800"), layouts.rain200(tmp_path / "sets/Rain200H")
+
+    def link(around, to):
+        (tmp_path / around).mkdir()
+        (tmp_path / around / "link").symlink_to(to)
+        return tmp_path / around / "link"
+
+    given = link("training", rain800 / "test_syn")
+    assert f"{given} is the test part of Rain800: not used" in refusal(find_images, [given])
+    assert len(find_images([link("test", rain200)]).pairs) == 4
+    given = link("Rain1400", rain800)
+    assert [recognised(find_pairs(given, split)) for split in ("train", "test")] == ["Rain800"] * 2
+
+
 @pytest.mark.parametrize("folder", ["Rain800_real", "Rain800/Real", "Rain800/test_nature", "Rain12/photos"])
 def test_photographs_are_never_halved_whatever_they_show(tmp_path, folder):
     alike = np.hstack([layouts.clean_image(1)] * 2)
     write_image(tmp_path / folder / "1.png", alike)
     (pair,) = find_images([tmp_path / folder]).pairs
     assert read_pair(pair)[0].shape == alike.shape
+    if folder == "Rain800/test_nature":
+        root = layouts.rain800(tmp_path / "Rain800")
+        for split, place in (("train", "training"), ("test", "test_syn")):
+            assert find_pairs(root, split).root == root / place
 
 
 def test_links_that_lead_back_up_end(tmp_path):
@@ -561,4 +584,6 @@ def test_rain_on_ones_own_photographs_overwrites_nothing_and_needs_two(tmp_path,
         words = ["--clean", tmp_path / clean, *(["--save_path", tmp_path / save_path] if save_path else [])]
         assert run_here("datasets/simulate.py", *map(str, words)) == 2
         assert message in capsys.readouterr().err
+    words = ["--clean", str(tmp_path / "alike"), "--save_path", str(tmp_path / "new"), "--strength", "0"]
+    assert run_here("datasets/simulate.py", *words) == 2 and "--strength" in capsys.readouterr().err
     assert tree(tmp_path) == before and not (tmp_path / "new").exists()
