@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Dataset
 
-from config import Student, Training
+from config import REAL, Student, Training
 from datasets.layouts import find_backgrounds, find_images, find_layers, find_pairs
 from datasets.pairs import (
     ListedPairs,
@@ -341,8 +341,12 @@ class RealCrops(Crops):
 
     @classmethod
     def of(cls, recipe: Student, cache: ImageCache) -> Self:
-        """Unlabelled images of a student's recipe."""
-        return cls(find_images(recipe.real_path), recipe, cache)
+        """Unlabelled images of a student's recipe; by default also `Real/` of the released layout."""
+        folders = recipe.real_path
+        if folders == REAL and not any(path.exists() for path in folders):
+            beside = (path / "Real" for each in recipe.data_path for path in (each, each.parent))
+            folders = tuple(path for path in beside if path.is_dir()) or folders
+        return cls(find_images(folders), recipe, cache)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         rng = _generator(self.seed, *key, RandomStream.REAL)

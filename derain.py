@@ -102,7 +102,8 @@ def find_inputs(options: Derain) -> Iterator[tuple[Path, Path]]:
     """
     save_path = os.path.realpath(options.save_path)
     for path in options.inputs:
-        if Path(os.path.realpath(path)).is_relative_to(save_path):
+        real = Path(os.path.realpath(path))
+        if Path(save_path) in (real, real.parent):
             raise UserError(f"--save_path {options.save_path} contains the input {path}: give another")
         if path.is_dir():
             yield from find_below(path, save_path)
@@ -136,7 +137,7 @@ def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, Path]:
     """The result of each input.
 
     Inputs whose results would have one name keep their suffix: 1.jpg.png, 1.webp.png. Raises UserError if
-    two results have the same name.
+    two results have the same name, or if a result has the name of an input.
     """
     count = Counter(place.with_suffix("") for place in inputs.values())
     results = {}
@@ -145,9 +146,12 @@ def results_of(inputs: dict[Path, Path], options: Derain) -> dict[Path, Path]:
         given = path.suffix.lower()
         suffix = videos.CONTAINERS.get(given) or FORMATS.get(options.format) or LOSSLESS.get(given, ".png")
         results[path] = options.save_path / place.parent / f"{stem}{suffix}"
+    read = {os.path.realpath(path) for path in inputs}
     for file, number in Counter(results.values()).items():
         if number > 1:
             raise UserError(f"several inputs would become {file}: derain them one after the other")
+        if os.path.realpath(file) in read:
+            raise UserError(f"{file} is an input and would be overwritten: give another --save_path")
     return results
 
 

@@ -285,6 +285,8 @@ class Run:
                 if recipe.keep_every and self.step % recipe.keep_every == 0:
                     self._save(f"net_{self.step}")
                 if validating:
+                    if stopped:  # a launcher may not wait for the validation
+                        self._save(LATEST)
                     self._validate()
                 if saving:
                     self._save(LATEST)

@@ -156,7 +156,9 @@ def refuse_unless_resumable(
     was, here = (f"{recipe.get('stage')} on {recipe.get('dataset')}" for recipe in (saved, given))
     if was != here:
         raise UserError(f"{path} is a run of {was}, and this script trains {here}: give another --save_path")
-    compared = {f"with --{name}": (saved.get(name), given[name]) for name in resume_keys}
+    if new := [name for name in resume_keys if name not in saved]:
+        raise UserError(f"{path} is of an earlier version, without --{new[0]}: start again without --resume")
+    compared = {f"with --{name}": (saved[name], given[name]) for name in resume_keys}
     for kind, count in counts.items():
         compared[f"on {kind}, number and checksum"] = content["counts"].get(kind), count
     for what, (before, now) in compared.items():

@@ -8,7 +8,6 @@ the source). measured: from the scores.json files below --results. A cell that n
 """
 
 import csv
-import io
 import itertools
 import math
 import sys
@@ -220,26 +219,37 @@ FORMATS = {"plain": "plain", "markdown": "github", "latex": "latex_booktabs"}  #
 
 
 def as_text(table: Table, format: str) -> str:
-    """A table with its sources, for a terminal, Markdown, LaTeX (\\usepackage{booktabs}) or as CSV."""
+    """A table with its sources, for a terminal, Markdown or LaTeX (\\usepackage{booktabs})."""
 
     def in_format(cell: str) -> str:
         if format == "markdown":
             cell = cell.replace("|", "\\|")
-        if format == "csv" and cell[:1] in ("=", "+", "-", "@"):  # which a spreadsheet takes for a formula
-            cell = f"'{cell}"
         return cell if format == "plain" else cell.replace("\n", "; ")
 
     cells = [["method", "protocol", *table.datasets], *table.rows()]
     header, *rows = (list(map(in_format, row)) for row in cells)
-    if format == "csv":
-        file = io.StringIO()
-        csv.writer(file, lineterminator="\n").writerows([[table.title], header, *rows, *zip(table.notes())])
-        return file.getvalue()
     text = tabulate(rows, header, FORMATS[format], disable_numparse=True)
     before, after = {"plain": ("", ""), "markdown": ("### ", "- "), "latex": ("% ", "% ")}[format]
     notes = [after + note for note in table.notes()]
     whole = "\n".join([before + table.title, "", text, "", *notes, ""])
     return whole.replace("<", "&lt;") if format == "markdown" else whole  # a name is text, not a tag
+
+
+def write_csv(found: Sequence[Table]) -> None:
+    """Prints one line per cell, so that each has its labels."""
+    labels = ["table", "dataset", "method", "kind", "protocol"]
+    titles = list(dict.fromkeys(metric.title.lower() for metric in METRICS.values() if metric.in_tables))
+    writer = csv.DictWriter(
+        sys.stdout, [*labels, *titles, "remarks", "source"], restval="", lineterminator="\n"
+    )
+    writer.writeheader()
+    for table in found:
+        for cell in table.cells:
+            row = {key: getattr(cell, key) for key in (*labels[1:], "source")}
+            row |= {"table": table.title, "remarks": "; ".join(cell.remarks)}
+            # a spreadsheet takes a text that begins with one of these for a formula
+            row = {key: f"'{text}" if text[:1] in ("=", "+", "-", "@") else text for key, text in row.items()}
+            writer.writerow(row | cell.scores)
 
 
 @dataclass(frozen=True)
@@ -253,7 +263,10 @@ class Tables(Options):
 def main() -> None:
     options = parse(Tables(), __doc__)
     found = tables(options.results, options.kinds, options.protocol)
-    print("\n".join(as_text(table, options.format) for table in found), end="")
+    if options.format == "csv":
+        write_csv(found)
+    else:
+        print("\n".join(as_text(table, options.format) for table in found), end="")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import DerainDataset
-from config import Training
+from config import REAL, Training
 from datasets.layouts import find_images, find_pairs
 from datasets.pairs import PairSet, read_pair
 from DerainDataset import PairCrops, RealCrops, random_crop
@@ -21,7 +21,7 @@ from machinery import loading
 from machinery.distributed import World
 from machinery.loading import Batches, ImageCache
 from tests import layouts
-from tests.small import ALONE, CPU
+from tests.small import ALONE, CPU, student
 from utils import UserError, to_tensor, write_image
 
 OFF = ImageCache("off")
@@ -196,6 +196,18 @@ def test_crops_survive_pickling_without_their_cache(pairs):
     packed = pickle.dumps(crops)
     assert len(packed) < 10_000
     assert same(pickle.loads(packed)[(1, 2)], crops[(1, 2)])
+
+
+def test_a_real_folder_beside_the_pairs_is_found_where_none_is_given(tmp_path, monkeypatch):
+    layouts.rain200(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    recipe = student(tmp_path, real_path=REAL)
+    with pytest.raises(UserError, match=r"datasets/Real is not a folder: --real_path takes"):
+        RealCrops.of(recipe, OFF)
+    layouts.real_images(tmp_path / "data/Real")
+    with pytest.raises(UserError, match=r"nowhere is not a folder"):  # given: nothing stands in for it
+        RealCrops.of(student(tmp_path, real_path=(tmp_path / "nowhere",)), OFF)
+    assert RealCrops.of(recipe, OFF).roots == [tmp_path / "data/Real"]
 
 
 # ------------------------------------------------------------------------------------------------------ order
