@@ -132,8 +132,9 @@ class Training(Machine):
         sets = len(self.data_path) + bool(self.streaks)
         if self.shares and len(self.shares) != sets:
             return f"--shares needs one number per dataset, streaks included: {sets}, not {len(self.shares)}"
-        if not any(value for name, value in vars(self).items() if name.endswith("_weight")):
-            return "all weights of the loss are 0: give one another value"
+        weights = {f"--{name}": value for name, value in vars(self).items() if name.endswith("_weight")}
+        if not any(weights.values()):
+            return f"{', '.join(weights)} are all 0: give one of them another value"
         return super().validate()
 
 

@@ -141,6 +141,8 @@ class ListedPairs(Sequence[Pair]):
         rainy, clean = (parts[drop:] for parts, drop in zip(self._names(index), self._drop, strict=True))
         # its path: stems may repeat across folders, and checking a whole list takes too long
         name = "/".join(part for part in rainy if part != "..").removesuffix(".png")
+        if self.labelled and rainy == clean:
+            raise UserError(f"{self.list_file} has {name} on both sides of a line: download it again")
         root = self.list_file.parent
         clean_side = ImageRef(root.joinpath(*clean)) if self.labelled else None
         return Pair(name, ImageRef(root.joinpath(*rainy)), clean_side)

@@ -307,8 +307,10 @@ def test_long_list_opens_without_listing_or_reading(tmp_path, monkeypatch):
 def test_bad_lists(tmp_path):
     root = layouts.spa(tmp_path / "SPA")
     listed = root / "real_world.txt"
-    listed.write_text(listed.read_text() + "\n/only/one.png\n")
+    twice = listed.read_text().split()[0]
+    listed.write_text(listed.read_text() + f"\n/only/one.png\n{twice} {twice}\n")
     bad = find_pairs(listed, "train").pairs
+    assert "on both sides of a line" in refusal(lambda: bad[4])
     assert "'/only/one.png' is not a rainy and a clean file name" in refusal(lambda: bad[3])
     incomplete = "/media/data/real_world/0/7.png /media/data/real_world_gt/0/7gt.png\n"
     listed.write_text(incomplete + incomplete.replace("7", "1"))

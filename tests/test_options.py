@@ -123,7 +123,7 @@ def test_epochs_and_draws_go_on_in_larger_batches(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"ssim_weight": 0.0}, "all weights of the loss are 0"),
+        ({"ssim_weight": 0.0}, "--ssim_weight, --l1_weight, --psnr_weight are all 0"),
         ({"lr": 0.0}, "--lr 0.0 must be in [1e-09, 1]"),
     ],
 )
