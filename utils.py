@@ -5,6 +5,7 @@ OpenCV's BGR never leaves this file.
 """
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import io
@@ -28,6 +29,8 @@ cv2.setNumThreads(0)  # the loader's workers and torch already share the cores
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 logging.getLogger("tifffile").disabled = True
 warnings.filterwarnings("ignore", module=r"PIL\.")
+with contextlib.suppress(AttributeError, OSError):  # where libtiff is a library of its own
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 # progress bars are redrawn often on a terminal and once a minute in a log file
 BAR: dict[str, Any] = {"mininterval": 0.1 if sys.stderr.isatty() else 60}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp"}

@@ -91,7 +91,10 @@ def test_cut_short_in_any_format(tmp_path, suffix):
         assert "is cut short" in refusal(read_image, path)
 
 
-@pytest.mark.parametrize(("suffix", "depth"), [(".png", np.uint8), (".png", np.uint16), (".jpg", np.uint8)])
+@pytest.mark.parametrize(
+    ("suffix", "depth"),
+    [(".png", np.uint8), (".png", np.uint16), (".jpg", np.uint8), (".tif", np.uint8), (".tif", np.uint16)],
+)
 def test_no_library_prints_lines_of_its_own(tmp_path, capfd, suffix, depth):
     path = tmp_path / f"1{suffix}"
     content = bytearray(cv2.imencode(suffix, layouts.clean_image(1).astype(depth))[1].tobytes())
