@@ -152,8 +152,11 @@ class Derainer:
         """
         height, width = rainy.shape[-2:]
         if self.tile is None and max(height, width) > 4 * OVERLAP:
-            fitting = tile_that_fits(bytes_a_pixel(self.net, self.device), memory_to_use(self.device))
-            self.tile = min(fitting, CPU_SIDE) if self.device.type == "cpu" else fitting
+            cpu = self.device.type == "cpu"
+            known = getattr(self.net.net, "bytes_a_pixel", None) if cpu else None  # CPU_SIDE is the limit
+            pixel = known or bytes_a_pixel(self.net, self.device)
+            fitting = tile_that_fits(pixel, memory_to_use(self.device))
+            self.tile = min(fitting, CPU_SIDE) if cpu else fitting
         if not self.tile or max(height, width) <= self.tile:
             image = self._network(rainy)
             self.progress(begun + share)

@@ -85,6 +85,8 @@ class LightNet(nn.Module):
         self.decode = nn.ModuleList(map(Level, channels[:-1], units[:-1]))
         self.tail = nn.Conv2d(channels[0], 3, 3, padding=1)
         self.context = nn.Conv2d(channels[-1], channels[-1], 1) if context else None
+        # an upper bound of the maps' peak in float32, without the second that it takes to measure it
+        self.bytes_a_pixel = 17 * sum(each / 4**level for level, each in enumerate(channels))
         for conv in filter(None, (self.tail, self.context)):  # starts as the identity
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]

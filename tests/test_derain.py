@@ -344,6 +344,14 @@ def test_bytes_a_pixel_do_not_count_autocast_copies_of_the_weights():
     assert 0.5 * single < half < 0.65 * single
 
 
+@pytest.mark.parametrize("channels", [(24, 48, 96, 144, 192), (8, 16, 24), (16, 128, 256)])
+def test_lightnet_states_an_upper_bound_of_its_bytes_a_pixel(channels):
+    net = LightNet(channels, [2] * len(channels), context=True)
+    assert 0.6 * net.bytes_a_pixel < bytes_a_pixel(AutocastModel(net), CPU) < net.bytes_a_pixel
+    if len(channels) == 5:
+        assert tile_that_fits(net.bytes_a_pixel, inference.MOST_MEMORY) >= inference.CPU_SIDE
+
+
 def test_no_map_of_a_tile_has_more_than_2_to_the_31_elements():
     assert tile_that_fits(bytes_a_pixel(Identity((4, 6, 8), (1, 1, 1)), CPU), 1e15) > 4096
     for pixel in (200, 2300):  # no map can have more elements than half of the bytes
