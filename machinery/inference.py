@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # no training imports it
 CPU = torch.device("cpu")
 DEFAULT_MODEL = Path("trained_model/photographs")  # of photographs and tools
 OVERLAP = 64  # of two tiles, in pixels
-KEPT = 9e8  # bytes of tiles' features, kept from the mean over their image until the tiles are derained
 # Limits of a tile on a CPU, its maps in bytes and its side in pixels: a 3840x2160 photograph then takes less
 # than 2.5 GB with torch itself. The maps of larger tiles leave the cache: 1,536 takes 15 % longer than 800.
 MOST_MEMORY, CPU_SIDE = 1.3e9, 800
@@ -122,26 +121,30 @@ class Derainer:
             )
         return derained
 
-    def _look(self, rainy: Tensor, grid: Grid) -> tuple[Tensor | None, dict[tuple[int, int], Encoded]]:
+    def _look(
+        self, rainy: Tensor, grid: Grid, begun: float, share: float
+    ) -> tuple[Tensor | None, dict[tuple[int, int], Encoded]]:
         """What tiles need of their whole image (3, H, W): its mean, or None; and what is encoded already.
 
-        The encoder's features are kept, so the mean costs nothing. If they do not fit in KEPT, every second
-        tile is looked at, as on a chessboard: on photographs of 7 and 9 megapixels that changed the result by
-        0.3 levels on average. A reduced image has other features: three levels.
+        The encoder's features are kept, so the mean costs nothing. If half of the memory of a tile does not
+        hold them, every second tile is looked at, as on a chessboard: on photographs of 7 and 9 megapixels
+        that changed the result by 0.3 levels on average. A reduced image has other features: three levels.
         """
+        room = memory_to_use(self.device) / 2
         known: dict[tuple[int, int], Encoded] = {}
         total, pixels, size = torch.zeros(()), 0, 0
-        for place in sorted(grid, key=lambda place: sum(place) % 2):
-            if size > KEPT and sum(place) % 2:
+        for number, place in enumerate(sorted(grid, key=lambda place: sum(place) % 2), 1):
+            if size > room and sum(place) % 2:
                 break
             tile = rainy[grid[place]]
             if (encoded := self.net.encoded(tile[None].to(self.device))) is None:
                 return None, {}
             mean = encoded.deepest.mean((2, 3), keepdim=True)
             total, pixels = total.to(mean) + mean * tile[0].numel(), pixels + tile[0].numel()
-            if size <= KEPT:
+            if size <= room:
                 known[place] = encoded
                 size += sum(each.nbytes for each in (encoded.deepest, *encoded.skips))
+            self.progress(begun + share * number / len(grid))
         return total / pixels, known
 
     def _in_tiles(self, rainy: Tensor, begun: float, share: float) -> Tensor:
@@ -163,7 +166,9 @@ class Derainer:
             return image
         spans = enumerate(self._spans(height)), enumerate(self._spans(width))
         grid: Grid = {(i, j): (..., rows, columns) for (i, rows), (j, columns) in itertools.product(*spans)}
-        mean, known = self._look(rainy, grid)
+        mean, known = self._look(rainy, grid, begun, share / 2)
+        if mean is not None:  # half of the work is done
+            begun, share = begun + share / 2, share / 2
         total, weights = torch.zeros_like(rainy), torch.zeros_like(rainy[:1])
         for number, (place, spot) in enumerate(grid.items(), 1):
             tile = rainy[spot]

@@ -374,10 +374,13 @@ class AsBrightAsTheImage(torch.nn.Module):
 
 @pytest.mark.parametrize("kept, looked_at", [(1e9, 30), (1e6, 15), (0, 15)])
 def test_tiles_know_the_mean_of_the_whole_image(monkeypatch, kept, looked_at):
-    monkeypatch.setattr(inference, "KEPT", kept)
+    monkeypatch.setattr(inference, "memory_to_use", lambda device: 2 * kept)
     net = AsBrightAsTheImage()
     rainy = torch.linspace(0, 1, 6 * 256).expand(3, 6 * 192, -1)
     with mock.patch.object(net, "encoded", wraps=net.encoded) as measured:
-        made = Derainer(net, tile=320).derained(rainy)
-    assert measured.call_count == looked_at
+        derainer, told = Derainer(net, tile=320), list[float]()
+        derainer.progress = told.append
+        made = derainer.derained(rainy)
+    assert measured.call_count == looked_at == len(told) - 30
+    assert told == sorted(told) and told[-1] == pytest.approx(1)
     assert torch.allclose(made, rainy.mean().expand_as(made), atol=0.03)
